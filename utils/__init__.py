@@ -1,0 +1,1 @@
+"""Ground layer: errors, atomic files, locks, progress, randomness, provenance. It knows no word of the domain."""

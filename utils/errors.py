@@ -1,0 +1,61 @@
+"""The one error that a user can mend, and the one place where it becomes a line on stderr and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend. Its message says what, where, and what to do, in one line."""
+
+
+class Interrupted(Exception):
+    """A signal ended the work after everything worth keeping was written.
+
+    Parameters
+    ----------
+    signum : number of the signal; the process ends with 128 + signum, as shells expect.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"interrupted by signal {signum}")
+        self.signum = signum
+
+
+def one_line(text: object) -> str:
+    """`text` without line breaks, so that every message stays one line whatever a hostile file put into it."""
+    return " ".join(str(text).split())
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run an entry point: a UserError becomes one line on stderr and exit code 2 (argparse's own code).
+
+    Notes
+    -----
+    MemoryError is the user's to mend too (a smaller size); Interrupted ends with 128 + signal.
+    SPLAT_TRACEBACK=1 shows the traceback instead.
+    """
+    try:
+        main()
+    except (UserError, MemoryError, Interrupted, KeyboardInterrupt) as error:
+        if os.environ.get("SPLAT_TRACEBACK"):
+            raise
+        code, text = _describe(error)
+        print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
+        sys.exit(code)
+    except RuntimeError as error:
+        # torch reports a failed allocation as RuntimeError with these words.
+        if os.environ.get("SPLAT_TRACEBACK") or "allocate memory" not in str(error):
+            raise
+        print(f"error: {_describe(MemoryError())[1]}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _describe(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, Interrupted):
+        return 128 + error.signum, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, MemoryError):
+        return 2, "out of memory: lower --max_memory (upsampling), --max_gaussians or -r (training), or free some memory"
+    return 2, str(error)
