@@ -1,0 +1,218 @@
+"""The rasterizer's definition in plain PyTorch: any dtype, every pixel against every Gaussian, autograd throughout.
+
+Slow and short on purpose: in float64 it is the oracle for the values and the gradients of the native kernels.
+
+Letters: N Gaussians (M of them drawn), P pixels; W (world to camera), J (Jacobian of the projection), S = 2D covariance
+[px^2]; T = transmittance in front of a Gaussian. Pixel (column i, row j) has its centre at (i + 1/2, j + 1/2) in K's
+units; positions below are relative to pixel *indices*, i.e. shifted by -1/2.
+
+Source: Kerbl et al., "3D Gaussian Splatting", SIGGRAPH 2023, sections 4 and 6, appendix A and C, with the thresholds of
+its released code; antialiasing: Yu et al., "Mip-Splatting", CVPR 2024, section 5.2.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from gaussian_renderer.splats import (
+    CameraLike,
+    GaussiansLike,
+    RenderOutput,
+    RenderSettings,
+    Splats,
+    covariances,
+    depth_map,
+    screen_means,
+    viewed_colors,
+)
+
+NEAR_Z = 0.2  # Gaussians with z <= this [world units] are culled; the only frustum test
+CLAMP_TAN = 1.3  # J is taken no further out than this times the tangent of half the field of view
+ALPHA_MIN = 1 / 255  # smaller contributions to a pixel are skipped
+ALPHA_MAX = 0.99
+T_MIN = 1e-4  # a pixel ends before the Gaussian that would take T below this
+COMPENSATION_MIN = 2.5e-5  # floor of det0 / det under the square root of antialiasing
+COVARIANCE_MAX_PX2 = 1e18  # larger (or NaN) screen covariances are culled
+TILE_PX = 16  # tile of the original code; only its visibility rule depends on it
+RADIUS_MAX_PX = 2**30
+PAIRS_AT_ONCE = 1 << 22  # pixel-Gaussian pairs evaluated together
+
+
+class Projection(NamedTuple):
+    """Gaussians on the screen: position [px], S without and with dilation's parts, camera depth."""
+
+    xy: Float[Tensor, "N 2"]
+    xx: Float[Tensor, " N"]
+    xy_cov: Float[Tensor, " N"]
+    yy: Float[Tensor, " N"]
+    det: Float[Tensor, " N"]
+    det_undilated: Float[Tensor, " N"]
+    z: Float[Tensor, " N"]
+
+
+def render_reference(
+    camera: CameraLike,
+    gaussians: GaussiansLike,
+    background: Float[Tensor, "3"],
+    *,
+    sh_degree: int | None = None,
+    scale_modifier: float = 1.0,
+    antialiasing: bool = False,
+    dilation: float = 0.3,
+    override_color: Float[Tensor, "N 3"] | None = None,
+) -> RenderOutput:
+    """Render stored (unactivated) Gaussians; see `rasterize`. sh_degree None = all bands that `shN` holds."""
+    sh = torch.cat([gaussians.sh0, gaussians.shN], dim=1) if override_color is None else None
+    stored = round((1 + gaussians.shN.shape[1]) ** 0.5) - 1
+    splats = Splats(
+        means=gaussians.means,
+        scales=gaussians.log_scales.exp(),
+        quats=gaussians.quats,
+        opacities=gaussians.logit_opacities.sigmoid(),
+        sh=sh,
+        colors=override_color,
+    )
+    degree = stored if sh_degree is None else sh_degree
+    return rasterize(camera, splats, RenderSettings(background, degree, scale_modifier, antialiasing, dilation))
+
+
+def rasterize(camera: CameraLike, splats: Splats, settings: RenderSettings) -> RenderOutput:
+    """Render activated Gaussians exactly as defined in the module docstring.
+
+    Parameters
+    ----------
+    camera : pinhole; the arithmetic is done in the dtype and on the device of `splats.means`.
+    splats, settings : see their classes; gradients reach every tensor in them.
+
+    Notes
+    -----
+    O(N W H) time; with gradients on also O(M W H) memory (about 100 bytes a pair).
+    """
+    means2d = screen_means(splats.means)
+    with (
+        torch.no_grad()
+    ):  # first pass: who is drawn, and radii; culled rows then never enter a gradient (0 * inf = NaN)
+        everything = project(camera, splats, settings)
+        sane = everything.xx + everything.yy <= COVARIANCE_MAX_PX2  # False for NaN
+        drawn = ((everything.z > NEAR_Z) & sane & (everything.det > 0)).nonzero()[:, 0]
+        near_first = drawn[torch.argsort(everything.z[drawn], stable=True)]  # ties: lower index first
+        radii = visible_radii(everything, drawn, camera.width, camera.height)
+    chosen = _rows(splats, near_first)
+    screen = project(camera, chosen, settings)
+    half_size = torch.tensor([camera.width / 2, camera.height / 2]).to(splats.means)
+    screen = screen._replace(xy=screen.xy + means2d[near_first, :2] * half_size)  # NDC -> px; adds zero
+    opacities = chosen.opacities[:, 0]
+    if settings.antialiasing:
+        opacities = opacities * (screen.det_undilated / screen.det).clamp(min=COMPENSATION_MIN).sqrt()
+    colors = chosen.colors
+    if colors is None:
+        assert chosen.sh is not None
+        colors = viewed_colors(camera, chosen.means, chosen.sh, settings.sh_degree)
+    features = torch.cat([colors, 1 / screen.z[:, None]], dim=1)  # [M, 4]
+    sums, transmittance = blend(screen, opacities, features, camera.width, camera.height)
+    alpha, inverse_depth = 1 - transmittance, sums[3]
+    color = sums[:3] + transmittance * settings.background.to(splats.means)[:, None, None]
+    return RenderOutput(color, alpha, inverse_depth, depth_map(alpha, inverse_depth), radii, means2d)
+
+
+def project(camera: CameraLike, splats: Splats, settings: RenderSettings) -> Projection:
+    """Means and covariances on the screen: S = J W Sigma W^T J^T + dilation I (EWA splatting, Zwicker et al. 2001).
+
+    Notes
+    -----
+    J is linearised at the mean, but no further out than 1.3 tan(fov/2), where the linearisation would explode. The
+    gradient is that of exactly this expression (the released code treats part of it as constant when clamped).
+    """
+    to_camera = torch.as_tensor(camera.world_to_camera).to(splats.means)  # [4, 4]
+    fx, fy, cx, cy = (float(v) for v in (camera.K[0, 0], camera.K[1, 1], camera.K[0, 2], camera.K[1, 2]))
+    x, y, z = (splats.means @ to_camera[:3, :3].T + to_camera[:3, 3]).unbind(-1)
+    limit_x, limit_y = CLAMP_TAN * camera.width / (2 * fx), CLAMP_TAN * camera.height / (2 * fy)
+    slope_x, slope_y = (x / z).clamp(-limit_x, limit_x), (y / z).clamp(-limit_y, limit_y)
+    zero = torch.zeros_like(z)
+    jacobian = torch.stack(
+        [
+            torch.stack([fx / z, zero, -fx * slope_x / z], dim=-1),
+            torch.stack([zero, fy / z, -fy * slope_y / z], dim=-1),
+        ],
+        dim=-2,
+    )  # [N, 2, 3]
+    sigma = splats.covariances
+    if sigma is None:
+        assert splats.scales is not None
+        assert splats.quats is not None
+        sigma = covariances(splats.scales, splats.quats, settings.scale_modifier)
+    full = sigma[:, (0, 1, 2, 1, 3, 4, 2, 4, 5)].reshape(-1, 3, 3)
+    half = jacobian @ to_camera[:3, :3]  # [N, 2, 3]
+    cov = half @ full @ half.transpose(1, 2)  # [N, 2, 2]
+    xx, xy_cov, yy = cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]
+    det_undilated = xx * yy - xy_cov * xy_cov
+    xx, yy = xx + settings.dilation, yy + settings.dilation
+    xy = torch.stack([fx * x / z + cx - 0.5, fy * y / z + cy - 0.5], dim=-1)
+    return Projection(xy, xx, xy_cov, yy, xx * yy - xy_cov * xy_cov, det_undilated, z)
+
+
+def visible_radii(screen: Projection, drawn: Int64[Tensor, " M"], width: int, height: int) -> Int32[Tensor, " N"]:
+    """Radii by the original's rule: 3 standard deviations of the long axis, rounded up; 0 = not visible.
+
+    Notes
+    -----
+    Visible = drawn, and the square of that radius touches at least one 16 x 16 tile of the image as the released code
+    rounds it: its last tile is (x + r + 15) // 16, so a square must reach pixel index 1 from the left. Opacity does not
+    matter here: densification counts views in which a Gaussian could be seen.
+    """
+    middle = 0.5 * (screen.xx + screen.yy)
+    longest = middle + (middle * middle - screen.det).clamp(min=0.1).sqrt()  # larger eigenvalue
+    radius = (3 * longest.sqrt()).ceil().clamp(max=RADIUS_MAX_PX)
+    visible = torch.zeros(len(radius), dtype=torch.bool, device=radius.device)
+    visible[drawn] = True
+    for centre, size in ((screen.xy[:, 0], width), (screen.xy[:, 1], height)):
+        tiles = -(-size // TILE_PX)
+        first = ((centre - radius) / TILE_PX).trunc().clamp(0, tiles)
+        last = ((centre + radius + TILE_PX - 1) / TILE_PX).trunc().clamp(0, tiles)
+        visible &= last > first
+    return torch.where(visible, radius, 0).to(torch.int32)
+
+
+def blend(
+    screen: Projection, opacities: Float[Tensor, " M"], features: Float[Tensor, "M F"], width: int, height: int
+) -> tuple[Float[Tensor, "F H W"], Float[Tensor, "H W"]]:
+    """Front-to-back alpha blending of Gaussians that come nearest first.
+
+    Returns
+    -------
+    sum of T alpha feature [F, H, W], and what is left of the transmittance [H, W].
+    """
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack([columns, rows], dim=-1).reshape(-1, 2).to(screen.xy)  # [H W, 2]
+    sums, left = [], []
+    for some in pixels.split(max(1, PAIRS_AT_ONCE // max(1, len(opacities)))):
+        weights, transmittance = _weights(screen, opacities, some)  # [M, P], [P]
+        sums.append(features.T @ weights)
+        left.append(transmittance)
+    return torch.cat(sums, dim=1).reshape(-1, height, width), torch.cat(left).reshape(height, width)
+
+
+def _weights(
+    screen: Projection, opacities: Float[Tensor, " M"], pixels: Float[Tensor, "P 2"]
+) -> tuple[Float[Tensor, "M P"], Float[Tensor, " P"]]:
+    """Weight T alpha of every Gaussian in every pixel, and the transmittance behind all of them."""
+    dx = pixels[None, :, 0] - screen.xy[:, 0, None]  # [M, P]
+    dy = pixels[None, :, 1] - screen.xy[:, 1, None]
+    distance = screen.yy[:, None] * dx * dx - 2 * screen.xy_cov[:, None] * dx * dy + screen.xx[:, None] * dy * dy
+    raw = opacities[:, None] * (-0.5 * distance / screen.det[:, None]).exp()
+    # The cap is straight-through in the released code: capped alphas keep the gradient of the uncapped value.
+    alpha = raw + (raw.clamp(max=ALPHA_MAX) - raw).detach()
+    alpha = torch.where(raw >= ALPHA_MIN, alpha, 0.0)
+    # T only falls, so "T behind this one is below the limit" is also true for every later one: the pixel has ended.
+    behind = (1 - alpha.detach()).cumprod(dim=0)
+    alpha = torch.where(behind >= T_MIN, alpha, 0.0)
+    passed = torch.cat([torch.ones_like(alpha[:1]), 1 - alpha] if len(alpha) else [alpha.new_ones(1, len(pixels))])
+    transmittance = passed.cumprod(dim=0)  # [M + 1, P]: in front of each one, and behind the last
+    return transmittance[:-1] * alpha, transmittance[-1]
+
+
+def _rows(splats: Splats, index: Int64[Tensor, " M"]) -> Splats:
+    return replace(splats, **{k: v[index] for k, v in vars(splats).items() if v is not None})
