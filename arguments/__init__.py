@@ -1,0 +1,1 @@
+"""Settings: one frozen dataclass a concern is the only place where a default stands; flags and TOML derive from it."""

@@ -1,0 +1,48 @@
+"""What all tests share: where the development data lie, and that nothing talks to the network."""
+
+import os
+import socket
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads starve each other
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+if (SHARED / "data").is_dir():
+    os.environ.setdefault("SEQSPLAT_DATA", str(SHARED / "data"))
+if (SHARED / "weights").is_dir():
+    os.environ.setdefault("SEQSPLAT_WEIGHTS", str(SHARED / "weights"))
+
+
+def _folder(variable: str) -> Path:
+    path = Path(os.environ.get(variable, ""))
+    if not os.environ.get(variable) or not path.is_dir():
+        pytest.skip(f"{variable} names no folder: the development data are not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real test data (lego, bonsai, Vid4, COLMAP fixture)."""
+    return _folder("SEQSPLAT_DATA")
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """Single-image networks."""
+    return _folder("SEQSPLAT_WEIGHTS")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to reach beyond this machine fails the test that made it."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = address[0] if isinstance(address, tuple) else address
+            assert str(host) in ("localhost", "::1") or str(host).startswith("127."), f"a test reached for {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

@@ -1,0 +1,48 @@
+"""What a result was made from: hashes of files and of source code, versions of packages."""
+
+import hashlib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+PROJECT = Path(__file__).resolve().parent.parent
+SOURCES = {".py", ".h", ".cpp", ".inl", ".cu", ".toml"}
+PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "scipy", "gsplat")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file's contents. Raises UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def hash_files(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """Count, and one SHA-256 over names and contents of `paths` in the order given, whatever folder they lie in."""
+    total, count = hashlib.sha256(), 0
+    for path in map(Path, paths):
+        total.update(f"{path.name}\0{sha256(path)}\n".encode())
+        count += 1
+    return {"files": count, "sha256": total.hexdigest()}
+
+
+def hash_code(packages: Iterable[str]) -> str:
+    """One SHA-256 over the project's sources in `packages` (folders below its root)."""
+    files = [p for name in sorted(packages) for p in sorted((PROJECT / name).rglob("*")) if p.suffix in SOURCES]
+    return hash_files(files)["sha256"]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that can change a result, without importing them."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
