@@ -57,8 +57,5 @@ def _describe(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, MemoryError):
-        return (
-            2,
-            "out of memory: lower --max_memory (upsampling), --max_gaussians or -r (training), or free some memory",
-        )
+        return 2, "out of memory: lower --max_memory (upsampling), --max_gaussians or -r (training)"
     return 2, str(error)

@@ -74,9 +74,8 @@ class Progress:
         speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s/{self.unit}"
         extra = "".join(f"  {name} {value}" for name, value in fields.items())
         text = f"{self.label}  {done}/{self.total}  {100 * done // max(self.total, 1)}%  {speed}  ETA {eta}{extra}"
-        print(
-            ("\r\033[K" if self.terminal else "") + text, end="" if self.terminal else "\n", file=sys.stderr, flush=True
-        )
+        start, end = ("\r\033[K", "") if self.terminal else ("", "\n")
+        print(start + text, end=end, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the line on a terminal."""

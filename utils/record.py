@@ -6,9 +6,6 @@ same key may keep partial outputs (`Run.resume`), any other must make them anew.
 """
 
 import json
-import platform
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from utils import __version__
 from utils.atomic import read_json, write_json
 from utils.errors import UserError
-from utils.hashing import hash_code, hash_files, package_versions, sha256
 from utils.locks import locked
 from utils.log import note
+from utils.provenance import hash_code, hash_files, process_facts, sha256
 
 RECORD_NAME = "run.json"
 SCHEMA = 1
@@ -84,8 +80,8 @@ def step(
             return
         if old and old["settings"] != key["settings"] and not common.overwrite:
             raise UserError(f"{out} holds step {name} made with other settings ({reason}); --overwrite replaces it")
-        unfinished = read_json(started) if started.exists() else old
-        run.resume = bool(unfinished) and all(unfinished.get(k) == v for k, v in key.items())
+        before = (read_json(started) if started.exists() else old) or {}
+        run.resume = all(before.get(name) == value for name, value in key.items())
         note(f"{name}: {'continues' if run.resume and not old else 'runs'} because {reason or 'it was asked for'}")
         write_json(started, key)
         begin = time.time()
@@ -145,17 +141,8 @@ def _why(old: dict[str, Any] | None, key: dict[str, Any], out: Path) -> str | No
 
 
 def _facts(out: Path, run: Run, begin: float) -> dict[str, Any]:
-    home = str(Path.home())
-    return {
-        "seconds": round(time.time() - begin, 3),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "started": time.strftime("%FT%T%z", time.localtime(begin)),
-        "command": [word.replace(home, "~") for word in sys.argv],
-        "versions": {"seqsplat": __version__, "python": platform.python_version(), **package_versions()},
-        "machine": f"{platform.system()} {platform.machine()}",
+    files = sorted({Path(p) for p in run.outputs})
+    return process_facts(begin) | {
         "notes": run.notes,
-        "outputs": {
-            str(path.relative_to(out)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted({Path(p) for p in run.outputs})
-        },
+        "outputs": {str(p.relative_to(out)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
     }

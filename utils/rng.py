@@ -1,4 +1,4 @@
-"""One seed for everything, and every generator's state as plain tensors and JSON, so that a run can be continued exactly."""
+"""One seed for everything, and every generator's state as tensors and JSON, so that a run continues exactly."""
 
 import hashlib
 import random

@@ -1,11 +1,16 @@
-"""What a result was made from: hashes of files and of source code, versions of packages."""
+"""What a result was made from and by: hashes of files and of source code, versions, time and memory."""
 
 import hashlib
+import platform
+import resource
+import sys
+import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from utils import __version__
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -46,3 +51,19 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def process_facts(begin: float) -> dict[str, Any]:
+    """What this process did since `begin` (seconds since the epoch): time, peak memory, command, versions.
+
+    The home folder is shortened to ~ and the environment is left out: records are meant to be shared.
+    """
+    home = str(Path.home())
+    return {
+        "seconds": round(time.time() - begin, 3),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "started": time.strftime("%FT%T%z", time.localtime(begin)),
+        "command": [word.replace(home, "~") for word in sys.argv],
+        "versions": {"seqsplat": __version__, "python": platform.python_version(), **package_versions()},
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
