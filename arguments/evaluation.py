@@ -1,0 +1,30 @@
+"""Settings of metrics.py."""
+
+from dataclasses import dataclass
+
+from arguments.flags import opt
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class MetricsParams:
+    """What is measured"""
+
+    model_paths: tuple[str, ...] = opt((), "folders that render.py wrote to, one or more", "-m", result=False)
+    no_lpips: bool = opt(False, "leave LPIPS out (its weights are then not needed)")
+    lpips: tuple[str, ...] = opt(
+        ("LPIPS", "LPIPS_vgg", "LPIPS_alex"),
+        "variants: LPIPS as the 3DGS code computes it, LPIPS_vgg and LPIPS_alex correctly scaled",
+        choices=("LPIPS", "LPIPS_vgg", "LPIPS_alex"),
+    )
+    train: bool = opt(False, "also measure the train views, where they were rendered")
+    frames: str = opt("", "pseudo-HR frames to compare with the HR truth; default: hr/ of the model", result=False)
+    no_frames: bool = opt(False, "do not measure pseudo-HR frames")
+    hr_root: str = opt("", "folder with the high-resolution truth of the frames; default: as rendered", result=False)
+    no_report: bool = opt(False, "do not write report/index.html", result=False)
+    link: bool = opt(False, "keep the report's images beside it instead of inside it", result=False)
+    tsv: bool = opt(False, "print the table tab-separated", result=False)
+
+    def __post_init__(self) -> None:
+        if len(set(self.model_paths)) < len(self.model_paths):
+            raise UserError("--model_paths names a folder twice")

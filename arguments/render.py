@@ -1,0 +1,34 @@
+"""Settings of render.py. What is left out comes from the model's own cfg_args and run.json."""
+
+from dataclasses import dataclass
+
+from arguments.flags import opt
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class RenderParams:
+    """What is rendered"""
+
+    iteration: int = opt(-1, "iteration of the model; -1 = the latest")
+    skip_train: bool = opt(False, "leave out the train views")
+    skip_test: bool = opt(False, "leave out the test views")
+    keep_names: bool = opt(False, "name PNGs after the images instead of 00000.png, 00001.png, ...")
+    background: str = opt(
+        "", "black or white, independent of training; default: as the model was trained", choices=("", "black", "white")
+    )
+    output_path: str = opt("", "folder to write to; default: the model's", result=False)
+    depth: bool = opt(False, "also write the depth of each view: depth/*.npy (z) and depth/*.png (near = bright)")
+    geometry: bool = opt(False, "write geometry/NAME.npz (z-depth and alpha of every view at LR size), nothing else")
+    flight: bool = opt(False, "write flight.mp4, a smooth flight through the train cameras, nothing else")
+    flight_seconds: float = opt(8.0, "length of the flight [s]")
+    flight_fps: int = opt(30, "frames per second of the flight")
+    scale_modifier: float = opt(1.0, "factor on the size of all splats")
+
+    def __post_init__(self) -> None:
+        if self.iteration < -1:
+            raise UserError(f"--iteration {self.iteration}: -1 (latest) or a number of steps is expected")
+        if not 0 < self.flight_seconds <= 3600 or not 1 <= self.flight_fps <= 240:
+            raise UserError("--flight_seconds up to 3600 and --flight_fps from 1 to 240 are expected")
+        if not 0 < self.scale_modifier < 1e6:
+            raise UserError(f"--scale_modifier {self.scale_modifier}: a positive number is expected")

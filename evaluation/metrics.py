@@ -1,0 +1,70 @@
+"""PSNR, SSIM and LPIPS of images against their truths, per view and mean. Gets images, never a model."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from evaluation.lpips import Lpips
+from utils.errors import UserError
+from utils.psnr import psnr
+from utils.ssim import ssim
+
+PSNR_CAP_DB = 100.0  # equal images have an infinite PSNR, which neither a mean nor JSON can hold
+
+
+def as_tensor(image: UInt8[np.ndarray, "H W c"]) -> Tensor:
+    """Return RGB of an 8-bit image as float32 [3, H, W] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image[..., :3])).permute(2, 0, 1).float() / 255
+
+
+def capped_psnr(image: Tensor, truth: Tensor) -> float:
+    """Compute the PSNR [dB] of two [3, H, W] images in [0, 1], at most 100."""
+    return min(float(psnr(image, truth)), PSNR_CAP_DB)
+
+
+def measure(
+    image: UInt8[np.ndarray, "H W c"], truth: UInt8[np.ndarray, "H W c"], lpips: Lpips | None, where: str = "image"
+) -> dict[str, float]:
+    """Measure one 8-bit image against its truth.
+
+    Parameters
+    ----------
+    image, truth : [H, W, 3 or more], the first three channels are RGB.
+    lpips : the networks, or None to leave LPIPS out. Truths are remembered by content.
+    where : names the image in messages.
+
+    Returns
+    -------
+    {"PSNR": dB, "SSIM": 0-1, and every variant of `lpips`}.
+
+    Raises
+    ------
+    UserError : the sizes differ.
+    """
+    if image.shape[:2] != truth.shape[:2]:
+        raise UserError(
+            f"{where}: {image.shape[1]}x{image.shape[0]} px, its truth has {truth.shape[1]}x{truth.shape[0]}: render again"
+        )
+    a, b = as_tensor(image), as_tensor(truth)
+    values = {"PSNR": capped_psnr(a, b), "SSIM": float(ssim(a, b))}
+    if lpips is not None:
+        values |= lpips(a, b, hashlib.sha256(truth.tobytes()).hexdigest())
+    return values
+
+
+def mean(views: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Average each metric over the views, exactly rounded (math.fsum), so that the order of views has no influence.
+
+    Raises
+    ------
+    UserError : no views.
+    """
+    views = list(views)
+    if not views:
+        raise UserError("no views to average: render some first (render.py)")
+    return {key: math.fsum(view[key] for view in views) / len(views) for key in views[0]}
