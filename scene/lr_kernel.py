@@ -61,7 +61,7 @@ def resample_matrix(n_in: int, n_out: int, kernel: str, border: str) -> Float64[
         taps = np.arange(-margin, n_in + margin)
         weights = _cubic((taps[None, :] + 0.5 - centre) / scale)  # [n_out, n_in + 2 margin]
         period = taps % (2 * n_in)  # a reflected image has period 2 n_in
-        np.add.at(matrix, (slice(None), np.where(period < n_in, period, 2 * n_in - 1 - period)), weights)
+        np.add.at(matrix.T, np.where(period < n_in, period, 2 * n_in - 1 - period), weights.T)
     matrix /= matrix.sum(axis=1, keepdims=True)
     matrix.setflags(write=False)
     return matrix
@@ -237,7 +237,7 @@ class LRKernelFile:
     kernel, border : of the LRKernel.
     scale : HR size / LR size that was asked for; 0 = not known.
     rounding : to 8 bit, "round" or "truncate".
-    alpha : "none", "straight" (filtered premultiplied, stored straight) or "composited" (on `background`, then filtered).
+    alpha : "none", "straight" (filtered premultiplied, stored straight) or "composited" (on `background` first).
     background : RGB 0-1 that "composited" used.
     hr_root : folder of the HR scene, absolute or relative to the LR scene; "" = none.
     sizes : one entry for each distinct pair: {"hr": [W, H], "used": [W, H] after the crop, "lr": [w, h]}.
@@ -275,7 +275,8 @@ class LRKernelFile:
         for name, allowed in (("kernel", KERNELS), ("border", BORDERS), ("rounding", ROUNDINGS), ("alpha", ALPHAS)):
             if name in values and values[name] not in allowed:
                 raise UserError(f"{path}: {name} = {values[name]!r}; one of {', '.join(allowed)} is expected")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
 
 
 def json_lines(values: dict[str, Any]) -> str:
@@ -311,6 +312,7 @@ def resolve_kernel(scene: HasKernelFile, flag: str) -> tuple[str, str]:
         return found.kernel, found.border
     if scene.kernel_file is None:
         raise UserError(
-            f"{scene.root}: no {FILE_NAME} says how its LR views were made; give --lr_kernel bicubic, area or a JSON file"
+            f"{scene.root}: no {FILE_NAME} says how its LR views were made; "
+            "give --lr_kernel bicubic, area or a JSON file"
         )
     return scene.kernel_file.kernel, scene.kernel_file.border
