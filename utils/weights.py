@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from utils.downloads import MAX_BYTES, fetch
-from utils.errors import UserError
+from utils.errors import UserError, run
 from utils.log import note, say
 from utils.weight_table import WEIGHTS, Spec
 
@@ -54,7 +54,9 @@ def resolve(id: str, path: str | Path | None = None, *, download: bool = False, 
     ------
     UserError : unknown id, nothing found, or the bytes are not the published ones.
     """
-    spec = _spec(id)
+    spec = WEIGHTS.get(id)
+    if spec is None:
+        raise UserError(f"no weights named {id!r}; known: {', '.join(WEIGHTS)}")
     if path:
         return _verified(spec, Path(path), "--weights", trust, siblings=True)
     places = _places(spec)
@@ -69,12 +71,6 @@ def resolve(id: str, path: str | Path | None = None, *, download: bool = False, 
 def cache_folder() -> Path:
     """Folder of downloaded and converted weights."""
     return Path(os.environ.get("SEQSPLAT_CACHE") or Path.home() / ".cache" / "seqsplat") / "weights"
-
-
-def _spec(id: str) -> Spec:
-    if id not in WEIGHTS:
-        raise UserError(f"no weights named {id!r}; known: {', '.join(WEIGHTS)}")
-    return WEIGHTS[id]
 
 
 def _places(spec: Spec) -> list[tuple[Path, str]]:
@@ -149,6 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from utils.errors import run
-
     run(main)
