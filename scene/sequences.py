@@ -7,7 +7,6 @@ nothing is computed from them, and a hand-edited file may leave them out.
 
 import difflib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from utils.errors import UserError
 FILE_NAME = "sequences.json"
 FORMAT = "seqsplat-sequences"
 VERSION = 1
+MAX_STEP = 1e30  # larger step costs are nonsense, and integers of any length would not fit a float
 _FRAME_KEYS = {"name", "save", "cost", "angle_deg"}
 
 
@@ -211,8 +211,8 @@ def _check_row(row: Any, where: str) -> None:
         number = row.get(key)
         if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
             raise UserError(f"{where}: {key} = {number!r}; a number or null is expected")
-        if number is not None and not math.isfinite(number):
-            raise UserError(f"{where}: {key} = {number!r} is not finite")
+        if number is not None and not -MAX_STEP < number < MAX_STEP:
+            raise UserError(f"{where}: {key} is beyond {MAX_STEP}")
 
 
 def _steps(rows: Sequence[dict[str, Any]], key: str) -> tuple[float | None, ...]:
