@@ -1,10 +1,11 @@
-"""PLY files: the layout of the original 3DGS, and coloured point clouds. Own parser, because the bytes left in the file must bound every allocation.
+"""PLY files: the layout of the original 3DGS, and coloured point clouds.
 
-Reads `binary_little_endian`, `binary_big_endian` and `ascii`, any scalar types, properties by NAME (other writers reorder them, drop the normals, or
+The parser is ours, because the bytes left in the file must bound every allocation. It reads `binary_little_endian`,
+`binary_big_endian` and `ascii`, any scalar types, properties by NAME (other writers reorder them, drop the normals, or
 add their own, which are ignored). Elements other than `vertex` may follow it and are skipped.
 
-Stored layout of a splat (section "PLY" of docs/formats.md): x y z nx ny nz f_dc_0..2 f_rest_0..3K-1 opacity scale_0..2 rot_0..3, all float32;
-f_rest is channel-major: f_rest[c * K + k] is coefficient k + 1 of channel c.
+Stored layout of a splat: x y z nx ny nz f_dc_0..2 f_rest_0..3K-1 opacity scale_0..2 rot_0..3, all float32; f_rest is
+channel-major: f_rest[c * K + k] is coefficient k + 1 of channel c.
 """
 
 import os
@@ -23,27 +24,16 @@ from utils.errors import UserError
 
 MAX_HEADER_BYTES = 64 * 1024
 _TYPES = {
-    **{
-        "char": "i1",
-        "int8": "i1",
-        "uchar": "u1",
-        "uint8": "u1",
-        "short": "i2",
-        "int16": "i2",
-        "ushort": "u2",
-        "uint16": "u2",
-    },
-    **{
-        "int": "i4",
-        "int32": "i4",
-        "uint": "u4",
-        "uint32": "u4",
-        "float": "f4",
-        "float32": "f4",
-        "double": "f8",
-        "float64": "f8",
-    },
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
 }
+_COLOURS = ("red", "green", "blue")
 _FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 _ASCII_BLOCK_BYTES = 1 << 20
 _ASCII_MAX_DIGITS = 64
@@ -63,7 +53,7 @@ class _Element:
         return sum(int(kind[1]) for _, kind in self.properties)
 
 
-def write_gaussians(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
+def write_gaussians(path: str | Path, gaussians: Gaussians) -> None:
     """Write splats in the layout that every 3DGS viewer opens (binary little-endian, normals zero), atomically."""
     n, degree_terms = gaussians.num, gaussians.shN.shape[1]
     names = _gaussian_properties(degree_terms)
@@ -85,13 +75,13 @@ def write_gaussians(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
         file.write(table.data)
 
 
-def read_gaussians(path: str | os.PathLike[str], drop_invalid: bool = False) -> Gaussians:
+def read_gaussians(path: str | Path, drop_invalid: bool = False) -> Gaussians:
     """Read splats; the SH degree comes from the number of f_rest properties.
 
     Parameters
     ----------
     path : a PLY in the 3DGS layout, in any order and number type, normals and unknown properties optional.
-    drop_invalid : remove splats with NaN, Inf or a zero quaternion (a warning counts them) instead of refusing the file.
+    drop_invalid : remove splats with NaN, Inf or a zero quaternion (with a warning) instead of refusing the file.
 
     Raises
     ------
@@ -127,24 +117,18 @@ def read_gaussians(path: str | os.PathLike[str], drop_invalid: bool = False) -> 
     return _without_invalid(path, gaussians, drop_invalid)
 
 
-def write_points(path: str | os.PathLike[str], points: PointCloud) -> None:
+def write_points(path: str | Path, points: PointCloud) -> None:
     """Write a cloud as x y z nx ny nz (float, normals zero) red green blue (uchar), atomically."""
-    names = ("x", "y", "z", "nx", "ny", "nz")
-    table = np.zeros(
-        len(points.xyz),
-        dtype=[*((name, "<f4") for name in names), *((name, "u1") for name in ("red", "green", "blue"))],
-    )
+    kinds = [*((name, "float") for name in ("x", "y", "z", "nx", "ny", "nz")), *((name, "uchar") for name in _COLOURS)]
+    table = np.zeros(len(points.xyz), dtype=[(name, "<" + _TYPES[kind]) for name, kind in kinds])
     for axis, name in enumerate("xyz"):
         table[name] = points.xyz[:, axis]
-    for channel, name in enumerate(("red", "green", "blue")):
+    for channel, name in enumerate(_COLOURS):
         table[name] = points.rgb[:, channel]
-    header = _header(
-        len(table), [*(("float", name) for name in names), *(("uchar", name) for name in ("red", "green", "blue"))]
-    )
-    atomic.write_bytes(path, header + table.tobytes())
+    atomic.write_bytes(path, _header(len(table), [(kind, name) for name, kind in kinds]) + table.tobytes())
 
 
-def read_points(path: str | os.PathLike[str], drop_invalid: bool = False) -> PointCloud:
+def read_points(path: str | Path, drop_invalid: bool = False) -> PointCloud:
     """Read a coloured point cloud (x y z in any type, red green blue as 8-bit integers).
 
     Raises
@@ -153,13 +137,13 @@ def read_points(path: str | os.PathLike[str], drop_invalid: bool = False) -> Poi
     """
     path = Path(path)
     columns = _read_vertices(path)
-    for name in ("x", "y", "z", "red", "green", "blue"):
+    for name in ("x", "y", "z", *_COLOURS):
         if name not in columns:
             raise UserError(f"{path}: property {name} is missing; a point cloud needs x y z red green blue")
-        if name in ("red", "green", "blue") and columns[name].dtype != np.uint8:
+        if name in _COLOURS and columns[name].dtype != np.uint8:
             raise UserError(f"{path}: property {name} is {columns[name].dtype}; colours must be 8 bit (uchar)")
     xyz = np.stack([columns[name] for name in "xyz"], axis=1)
-    rgb = np.stack([columns[name] for name in ("red", "green", "blue")], axis=1)
+    rgb = np.stack([columns[name] for name in _COLOURS], axis=1)
     points, kept = finite_points(xyz, rgb)
     _refuse_or_warn(path, ~kept, drop_invalid, "points")
     return points
@@ -199,7 +183,8 @@ def _without_invalid(path: Path, gaussians: Gaussians, drop_invalid: bool) -> Ga
 def _refuse_or_warn(path: Path, bad: Bool[np.ndarray, "N"], drop_invalid: bool, what: str) -> None:
     if not bad.any():
         return
-    found = f"{path}: {int(bad.sum())} of {len(bad)} {what} hold NaN, Inf or a zero quaternion, the first is number {int(bad.argmax())}"
+    first = int(bad.argmax())
+    found = f"{path}: {int(bad.sum())} of {len(bad)} {what} hold NaN, Inf or no rotation, the first is number {first}"
     if not drop_invalid:
         raise UserError(f"{found}; --drop_invalid removes them")
     log.warn(f"{found}; dropped")
@@ -279,7 +264,7 @@ def _read_binary(
     total = sum(element.count * element.stride_bytes() for element in elements) if scalar_only else need
     if need > left or (scalar_only and total != left):
         raise UserError(
-            f"{path}: {vertex.count} vertices need {total} bytes of data, the file holds {left}; it is cut short or damaged"
+            f"{path}: {vertex.count} vertices need {total} bytes, the file has {left}; it is cut short or damaged"
         )
     table = np.fromfile(file, dtype=[(name, order + kind) for name, kind in vertex.properties], count=vertex.count)
     if len(table) != vertex.count:

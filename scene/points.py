@@ -76,5 +76,5 @@ def finite_points(xyz: Shaped[np.ndarray, "N 3"], rgb: UInt8[np.ndarray, "N 3"])
     """The finite points as a cloud, and the boolean mask [N] of those kept (positions must also fit float32)."""
     with np.errstate(over="ignore"):
         xyz32 = xyz.astype(np.float32)
-    keep: np.ndarray = np.isfinite(xyz32).all(axis=1)
+    keep = np.asarray(np.isfinite(xyz32).all(axis=1))
     return PointCloud(np.ascontiguousarray(xyz32[keep]), np.ascontiguousarray(rgb[keep])), keep

@@ -1,0 +1,52 @@
+"""Opacity: `straight` alpha is what files hold (colour and opacity apart); filters run on `premultiplied` colour.
+
+The colour under alpha 0 is arbitrary, so filtering straight colour would smear it into the picture.
+"""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+def composite(
+    image: UInt8[np.ndarray, "H W C"],
+    background: tuple[float, float, float],
+    quantise: bool = True,
+    *,
+    truncate: bool = False,
+) -> Float[np.ndarray, "H W 3"]:
+    """Put an image on a background: float32 [H, W, 3] in 0-1.
+
+    Parameters
+    ----------
+    image : uint8, straight alpha where it has four channels; three channels pass through.
+    background : RGB, 0-1.
+    quantise : round the composited colour to 8 bit, as a composited file on disk would have it.
+    truncate : with quantise, drop the fraction instead (quirk Q33 of the paper's release).
+    """
+    if image.shape[2] == 3:
+        return image.astype(np.float32) / np.float32(255.0)
+    if quantise and truncate:
+        scaled = image / 255.0  # float64, and this order of operations: the floor must fall as the release's does
+        mixed = scaled[..., :3] * scaled[..., 3:] + np.asarray(background) * (1.0 - scaled[..., 3:])
+        return (np.floor(mixed * 255.0) / 255.0).astype(np.float32)
+    alpha = image[..., 3:].astype(np.float32) / np.float32(255.0)
+    levels = np.asarray(background, np.float32) * np.float32(255.0)
+    mixed = levels + alpha * (image[..., :3] - levels)
+    return (np.rint(mixed) if quantise else mixed) / np.float32(255.0)
+
+
+def premultiplied(image: UInt8[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:
+    """float32 in 0-1, colour multiplied by alpha where there is one."""
+    scaled = image.astype(np.float32) / np.float32(255.0)
+    if image.shape[2] == 4:
+        scaled[..., :3] *= scaled[..., 3:]
+    return scaled
+
+
+def straight(image: Float[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W C"]:
+    """uint8 with straight alpha from premultiplied floats: clipped, rounded once, colour 0 where alpha rounds to 0."""
+    if image.shape[2] == 3:
+        return np.rint(image.clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    alpha = image[..., 3:].clip(0.0, 1.0)
+    colour = np.divide(image[..., :3], alpha, out=np.zeros_like(image[..., :3]), where=alpha > 0.5 / 255.0)
+    return np.rint(np.concatenate([colour.clip(0.0, 1.0), alpha], axis=2) * 255.0).astype(np.uint8)
