@@ -14,18 +14,21 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from gaussian_renderer.splats import (
+    DILATION_PX2,
     CameraLike,
     GaussiansLike,
     RenderOutput,
     RenderSettings,
     Splats,
+    activated,
     covariances,
     depth_map,
     screen_means,
+    stored_degree,
     viewed_colors,
 )
 
@@ -61,21 +64,12 @@ def render_reference(
     sh_degree: int | None = None,
     scale_modifier: float = 1.0,
     antialiasing: bool = False,
-    dilation: float = 0.3,
+    dilation: float = DILATION_PX2,
     override_color: Float[Tensor, "N 3"] | None = None,
 ) -> RenderOutput:
-    """Render stored (unactivated) Gaussians; see `rasterize`. sh_degree None = all bands that `shN` holds."""
-    sh = torch.cat([gaussians.sh0, gaussians.shN], dim=1) if override_color is None else None
-    stored = round((1 + gaussians.shN.shape[1]) ** 0.5) - 1
-    splats = Splats(
-        means=gaussians.means,
-        scales=gaussians.log_scales.exp(),
-        quats=gaussians.quats,
-        opacities=gaussians.logit_opacities.sigmoid(),
-        sh=sh,
-        colors=override_color,
-    )
-    degree = stored if sh_degree is None else sh_degree
+    """Render stored (unactivated) Gaussians of any dtype; see `rasterize`. sh_degree None = all stored bands."""
+    degree = stored_degree(gaussians) if sh_degree is None else sh_degree
+    splats = activated(gaussians, override_color=override_color)
     return rasterize(camera, splats, RenderSettings(background, degree, scale_modifier, antialiasing, dilation))
 
 
@@ -92,14 +86,13 @@ def rasterize(camera: CameraLike, splats: Splats, settings: RenderSettings) -> R
     O(N W H) time; with gradients on also O(M W H) memory (about 100 bytes a pair).
     """
     means2d = screen_means(splats.means)
-    with (
-        torch.no_grad()
-    ):  # first pass: who is drawn, and radii; culled rows then never enter a gradient (0 * inf = NaN)
+    # First pass: who is drawn. Culled rows never enter the second, where 0 * inf in a gradient would be NaN.
+    with torch.no_grad():
         everything = project(camera, splats, settings)
-        sane = everything.xx + everything.yy <= COVARIANCE_MAX_PX2  # False for NaN
-        drawn = ((everything.z > NEAR_Z) & sane & (everything.det > 0)).nonzero()[:, 0]
-        near_first = drawn[torch.argsort(everything.z[drawn], stable=True)]  # ties: lower index first
-        radii = visible_radii(everything, drawn, camera.width, camera.height)
+        drawn = is_drawn(everything)
+        index = drawn.nonzero()[:, 0]
+        near_first = index[torch.argsort(everything.z[index], stable=True)]  # ties: lower index first
+        sizes = visible_radii(everything, drawn, camera.width, camera.height)
     chosen = _rows(splats, near_first)
     screen = project(camera, chosen, settings)
     half_size = torch.tensor([camera.width / 2, camera.height / 2]).to(splats.means)
@@ -115,7 +108,7 @@ def rasterize(camera: CameraLike, splats: Splats, settings: RenderSettings) -> R
     sums, transmittance = blend(screen, opacities, features, camera.width, camera.height)
     alpha, inverse_depth = 1 - transmittance, sums[3]
     color = sums[:3] + transmittance * settings.background.to(splats.means)[:, None, None]
-    return RenderOutput(color, alpha, inverse_depth, depth_map(alpha, inverse_depth), radii, means2d)
+    return RenderOutput(color, alpha, inverse_depth, depth_map(alpha, inverse_depth), sizes, means2d)
 
 
 def project(camera: CameraLike, splats: Splats, settings: RenderSettings) -> Projection:
@@ -154,7 +147,19 @@ def project(camera: CameraLike, splats: Splats, settings: RenderSettings) -> Pro
     return Projection(xy, xx, xy_cov, yy, xx * yy - xy_cov * xy_cov, det_undilated, z)
 
 
-def visible_radii(screen: Projection, drawn: Int64[Tensor, " M"], width: int, height: int) -> Int32[Tensor, " N"]:
+def is_drawn(screen: Projection) -> Bool[Tensor, " N"]:
+    """In front of the near plane, with a covariance that can be inverted (False for NaN)."""
+    return (screen.z > NEAR_Z) & (screen.xx + screen.yy <= COVARIANCE_MAX_PX2) & (screen.det > 0)
+
+
+@torch.no_grad()
+def radii(camera: CameraLike, splats: Splats, settings: RenderSettings) -> Int32[Tensor, " N"]:
+    """Radii of all Gaussians in this view by the original's rule, see `visible_radii`."""
+    screen = project(camera, splats, settings)
+    return visible_radii(screen, is_drawn(screen), camera.width, camera.height)
+
+
+def visible_radii(screen: Projection, drawn: Bool[Tensor, " N"], width: int, height: int) -> Int32[Tensor, " N"]:
     """Radii by the original's rule: 3 standard deviations of the long axis, rounded up; 0 = not visible.
 
     Notes
@@ -166,8 +171,7 @@ def visible_radii(screen: Projection, drawn: Int64[Tensor, " M"], width: int, he
     middle = 0.5 * (screen.xx + screen.yy)
     longest = middle + (middle * middle - screen.det).clamp(min=0.1).sqrt()  # larger eigenvalue
     radius = (3 * longest.sqrt()).ceil().clamp(max=RADIUS_MAX_PX)
-    visible = torch.zeros(len(radius), dtype=torch.bool, device=radius.device)
-    visible[drawn] = True
+    visible = drawn.clone()
     for centre, size in ((screen.xy[:, 0], width), (screen.xy[:, 1], height)):
         tiles = -(-size // TILE_PX)
         first = ((centre - radius) / TILE_PX).trunc().clamp(0, tiles)

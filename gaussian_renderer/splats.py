@@ -5,6 +5,7 @@ deviations and opacities, not their logarithms and logits.
 """
 
 from dataclasses import dataclass
+from math import isqrt
 from typing import Protocol
 
 import numpy as np
@@ -93,6 +94,23 @@ class RenderOutput:
     depth: Float[Tensor, "H W"]
     radii: Int32[Tensor, " N"]
     means2d: Float[Tensor, "N 3"]
+
+
+def stored_degree(gaussians: GaussiansLike) -> int:
+    """The highest spherical-harmonics degree that the Gaussians have coefficients for."""
+    return isqrt(gaussians.shN.shape[1] + 1) - 1
+
+
+def activated(gaussians: GaussiansLike, *, override_color: Float[Tensor, "N 3"] | None = None) -> Splats:
+    """What is rasterized of stored parameters: exp, sigmoid, colour coefficients side by side; differentiable."""
+    return Splats(
+        means=gaussians.means,
+        scales=gaussians.log_scales.exp(),
+        quats=gaussians.quats,
+        opacities=gaussians.logit_opacities.sigmoid(),
+        sh=torch.cat([gaussians.sh0, gaussians.shN], dim=1) if override_color is None else None,
+        colors=override_color,
+    )
 
 
 def depth_map(alpha: Float[Tensor, "H W"], inverse_depth: Float[Tensor, "H W"]) -> Float[Tensor, "H W"]:

@@ -1,0 +1,127 @@
+"""The rasterizers that `render` can choose from: our native one, the gsplat package on a GPU, the plain reference.
+
+All take activated Splats and give the same RenderOutput; radii and the gradient of `means2d` follow the original
+3DGS code whatever the backend, because densification counts on them.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gaussian_renderer import reference
+from gaussian_renderer.splats import (
+    CameraLike,
+    RenderOutput,
+    RenderSettings,
+    Splats,
+    depth_map,
+    screen_means,
+    viewed_colors,
+)
+from utils.errors import UserError
+
+
+class Rasterizer(Protocol):
+    """Splats seen by a camera become an image; differentiable in every tensor of `splats`."""
+
+    def __call__(self, camera: CameraLike, splats: Splats, settings: RenderSettings) -> RenderOutput: ...
+
+
+def gsplat_arguments(camera: CameraLike, splats: Splats, settings: RenderSettings) -> dict[str, Any]:
+    """Keyword arguments of `gsplat.rasterization` (1.4 and later) for one view.
+
+    Returns
+    -------
+    means [N, 3]; quats [N, 4] (w x y z) and scales [N, 3], or covars [N, 3, 3]; opacities [N]; colors [N, 4]: RGB as
+    seen by the camera and 1 / z; viewmats [1, 4, 4] world to camera, OpenCV axes; Ks [1, 3, 3] pixels, corner origin
+    (gsplat too samples pixel i at i + 1/2); backgrounds [1, 4]; sizes and modes.
+
+    Notes
+    -----
+    Colours are evaluated here, not by gsplat, so that 1 / z can be blended as a fourth channel: gsplat's own depth
+    modes give sum(w z), from which the inverse depth of the original code, sum(w / z), cannot be had.
+    """
+    means = splats.means
+    to_camera = torch.as_tensor(camera.world_to_camera).to(means)  # [4, 4]
+    z = means @ to_camera[2, :3] + to_camera[2, 3]
+    in_front = z > reference.NEAR_Z  # the others are culled; no infinities may enter the gradient of z
+    colors = splats.colors
+    if colors is None:
+        assert splats.sh is not None
+        colors = viewed_colors(camera, means, splats.sh, settings.sh_degree)
+    inverse_z = torch.where(in_front, 1 / torch.where(in_front, z, 1.0), 0.0)
+    shape: dict[str, Tensor | None]
+    if splats.covariances is not None:
+        full = splats.covariances[:, (0, 1, 2, 1, 3, 4, 2, 4, 5)].reshape(-1, 3, 3)
+        shape = {"quats": None, "scales": None, "covars": full}
+    else:
+        assert splats.scales is not None
+        shape = {"quats": splats.quats, "scales": splats.scales * settings.scale_modifier}
+    return {
+        "means": means,
+        **shape,
+        "opacities": splats.opacities[:, 0],
+        "colors": torch.cat([colors, inverse_z[:, None]], dim=1),  # [N, 4]
+        "viewmats": to_camera[None],
+        "Ks": torch.as_tensor(camera.K).to(means)[None],
+        "width": camera.width,
+        "height": camera.height,
+        "near_plane": reference.NEAR_Z,
+        "eps2d": settings.dilation,
+        "sh_degree": None,
+        "packed": False,
+        "backgrounds": torch.cat([settings.background.to(means), means.new_zeros(1)])[None],
+        "render_mode": "RGB",
+        "rasterize_mode": "antialiased" if settings.antialiasing else "classic",
+    }
+
+
+def gsplat_rasterizer(camera: CameraLike, splats: Splats, settings: RenderSettings) -> RenderOutput:
+    """Render through the registry's gsplat package.
+
+    Raises
+    ------
+    UserError : the tensors are not on a GPU, or the package is not installed.
+
+    Notes
+    -----
+    Known differences from `native`: gsplat limits the Jacobian at the image's own borders + 0.3 tan(fov/2) (other only
+    for off-centre principal points), passes no gradient where alpha is capped, and its antialiasing has no floor.
+    """
+    if not splats.means.is_cuda:
+        raise UserError(
+            f"--rasterizer gsplat: the Gaussians are on {splats.means.device}; it needs an NVIDIA GPU (--device cuda), "
+            "or use --rasterizer native"
+        )
+    try:
+        from gsplat import rasterization
+    except ImportError as error:
+        raise UserError(f"--rasterizer gsplat: {error}; pip install gsplat, or use --rasterizer native") from error
+    means2d = screen_means(splats.means)
+    images, alphas, meta = rasterization(**gsplat_arguments(camera, splats, settings))
+    _collect_screen_gradient(meta["means2d"], means2d, camera)
+    image = images[0].permute(2, 0, 1)  # [4, H, W]
+    alpha = alphas[0, :, :, 0]
+    radii = reference.radii(camera, splats, settings)
+    return RenderOutput(image[:3], alpha, image[3], depth_map(alpha, image[3]), radii, means2d)
+
+
+def _collect_screen_gradient(pixels: Tensor, means2d: Tensor, camera: CameraLike) -> None:
+    """Add gsplat's gradient of the projected means [1, N, 2] (pixels) to `means2d.grad` (normalised coordinates)."""
+    if not pixels.requires_grad:
+        return
+    half_size = pixels.new_tensor([camera.width / 2, camera.height / 2])
+
+    def add(gradient: Tensor) -> None:
+        if means2d.grad is None:
+            means2d.grad = torch.zeros_like(means2d)
+        means2d.grad[:, :2] += gradient[0] * half_size
+
+    pixels.register_hook(add)
+
+
+RASTERIZERS: dict[str, Rasterizer] = {
+    "gsplat": gsplat_rasterizer,
+    "reference": reference.rasterize,
+}
