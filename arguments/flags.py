@@ -47,10 +47,14 @@ class _Parser(ArgumentParser):
         raise UserError(f"{self.prog}: {one_line(message)}")
 
 
-def add_flags(parser: ArgumentParser, cls: type) -> None:
-    """One flag per field of `cls`. Flags the user leaves out stay out of the namespace, so `make` can tell."""
+def add_flags(parser: ArgumentParser, cls: type, taken: set[str] | None = None) -> None:
+    """One flag per field of `cls` but for names in `taken`, which grows. Flags the user leaves out stay out."""
+    taken = set() if taken is None else taken
     group = parser.add_argument_group(cls.__doc__.strip().splitlines()[0] if cls.__doc__ else cls.__name__)
     for f in fields(cls):
+        if f.name in taken:
+            continue
+        taken.add(f.name)
         kw = {k: v for k, v in f.metadata.items() if k not in ("short", "result", "help")}
         names = [n for n in (f"--{f.name}", f.metadata["short"]) if n]
         # %-signs are argparse's own format characters
@@ -82,23 +86,36 @@ def make(cls: type[T], given: Mapping[str, Any]) -> T:
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known})
 
 
+def parse_given(
+    prog: str, description: str, groups: Sequence[type], argv: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Parse `argv` (default: sys.argv); only what the user gave is in the result, `config` among it.
+
+    Raises
+    ------
+    UserError : unknown flag or wrong value.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", default=SUPPRESS, metavar="FILE", help="TOML file; the command line wins")
+    taken: set[str] = set()
+    for cls in groups:
+        add_flags(parser, cls, taken)
+    return vars(parser.parse_args(underscored(sys.argv[1:] if argv is None else argv)))
+
+
 def parse_groups(
     prog: str, description: str, groups: Sequence[type], argv: Sequence[str] | None = None, section: str = ""
 ) -> tuple[Any, ...]:
     """Parse `argv` (default: sys.argv) into one instance of each of `groups`, in order.
 
-    `--config FILE.toml` sets defaults from the table [section] (other tables belong to other steps).
+    `--config FILE.toml` sets defaults from its table [section]; other tables belong to other steps.
 
     Raises
     ------
     UserError : unknown flag or key, value of the wrong type or range.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", default="", metavar="FILE", help="TOML file; the command line wins")
-    for cls in groups:
-        add_flags(parser, cls)
-    given = vars(parser.parse_args(underscored(sys.argv[1:] if argv is None else argv)))
-    path = given.pop("config")
+    given = parse_given(prog, description, groups, argv)
+    path = given.pop("config", "")
     if path:
         given = checked(read_toml(path).get(section, {}), groups, f"{path} [{section}]") | given
     return tuple(make(cls, given) for cls in groups)

