@@ -1,0 +1,45 @@
+"""Settings of the upsampling step."""
+
+from dataclasses import dataclass
+
+from arguments.flags import opt
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class UpsamplingParams:
+    """Which network makes the HR frames, and how"""
+
+    upsampler: str = opt(
+        "basicvsr", "network (basicvsr, rlfn, span), filter (bicubic, lanczos), or importable callable MODULE:NAME"
+    )
+    sequences: str = opt("", "sequences.json; default: the one in the output folder", result=False)
+    frames: str = opt("", "plain folder of frames to upsample instead of a scene, sorted by name", result=False)
+    output_path: str = opt("", "output folder of --frames", "-o", result=False)
+    propagation: str = opt(
+        "path", "path: features run along each sequence; none: every frame alone (T = 1)", choices=("path", "none")
+    )
+    scale: int = opt(4, "magnification; networks do 4, filters any")
+    weights: str = opt("", "weights: a file, or a name of the table (python -m utils.weights lists it)")
+    download: bool = opt(False, "fetch missing weights from their official address", result=False)
+    trust_weights: str = opt("", "SHA-256 of a weight file whose source publishes none", result=False)
+    precision: str = opt(
+        "auto",
+        "of convolutions: bf16, fp32, or auto = bf16 on processors with bfloat16 units (0.01 dB lower, half the time)",
+        choices=("auto", "fp32", "bf16"),
+    )
+    alpha: str = opt(
+        "network",
+        "how an alpha channel is upsampled: network (a second pass) or bicubic",
+        choices=("network", "bicubic"),
+    )
+    max_memory: float = opt(4.0, "GB of working memory; larger clips are cut into tiles and chunks that overlap")
+    random_weights: bool = opt(False, "for tests only: untrained network, every result is stamped RANDOM WEIGHTS")
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise UserError(f"--scale {self.scale}: a whole number from 1 is expected")
+        if not self.max_memory > 0:
+            raise UserError(f"--max_memory {self.max_memory}: gigabytes, more than 0, are expected")
+        if bool(self.frames) != bool(self.output_path):
+            raise UserError("--frames DIR and --output_path DIR (-o) go together: frames in, frames out")
