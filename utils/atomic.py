@@ -80,8 +80,13 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES, *, constants: bool = False) -> Any:
     """Read JSON strictly.
+
+    Parameters
+    ----------
+    path, max_bytes : file and its largest size.
+    constants : let NaN and Infinity through as floats, for readers that say in which record they stand.
 
     Raises
     ------
@@ -92,14 +97,14 @@ def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
         size = path.stat().st_size
         if size > max_bytes:
             raise UserError(f"{path}: {size} bytes, more than the {max_bytes} that such a file may have")
-        return parse_json(path.read_bytes().decode(), str(path))
+        return parse_json(path.read_bytes().decode(), str(path), constants=constants)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, constants: bool = False) -> Any:
     """Parse JSON as `read_json` does; `where` names the source in messages."""
     depth = 0
     in_string = escaped = False
@@ -115,7 +120,7 @@ def parse_json(text: str, where: str) -> Any:
         elif char in "]}":
             depth -= 1
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        return json.loads(text, parse_constant=float if constants else _refuse_constant, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from error
 
