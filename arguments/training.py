@@ -1,0 +1,101 @@
+"""Settings of training: the optimiser of the original 3DGS code (2023 defaults) and the super-resolution objective."""
+
+from dataclasses import dataclass
+
+from arguments.flags import opt
+from utils.errors import UserError
+
+NOT_NEGATIVE = (
+    *("position_lr_init", "position_lr_final", "feature_lr", "opacity_lr", "scaling_lr", "rotation_lr"),
+    *("percent_dense", "densify_grad_threshold", "min_opacity", "prune_screen_px", "max_gaussians"),
+    *("densify_from_iter", "densify_until_iter"),
+)
+
+
+@dataclass(frozen=True)
+class OptimizationParams:
+    """How Gaussians are optimised"""
+
+    iterations: int = opt(30_000, "optimisation steps")
+    position_lr_init: float = opt(0.00016, "learning rate of the means at the start, times the scene's extent")
+    position_lr_final: float = opt(0.0000016, "learning rate of the means at the end, times the scene's extent")
+    position_lr_delay_mult: float = opt(
+        0.01, "factor on the first steps; as in the original, without a delay no effect"
+    )
+    position_lr_max_steps: int = opt(30_000, "steps over which the means' learning rate decays")
+    feature_lr: float = opt(0.0025, "learning rate of the base colours; the higher bands get a twentieth")
+    opacity_lr: float = opt(0.05, "learning rate of the opacity logits")
+    scaling_lr: float = opt(0.005, "learning rate of the log scales")
+    rotation_lr: float = opt(0.001, "learning rate of the quaternions")
+    percent_dense: float = opt(0.01, "size that separates cloning from splitting, as a fraction of the extent")
+    lambda_dssim: float = opt(0.2, "weight of 1 - SSIM in each loss; L1 has the rest")
+    densification_interval: int = opt(100, "iterations between densifications")
+    opacity_reset_interval: int = opt(3000, "iterations between opacity resets")
+    densify_from_iter: int = opt(500, "no densification up to this iteration")
+    densify_until_iter: int = opt(15_000, "no densification from this iteration on")
+    densify_grad_threshold: float = opt(0.0002, "mean screen-space gradient from which a Gaussian is densified")
+    random_background: bool = opt(False, "a random background colour in each iteration")
+    min_opacity: float = opt(0.005, "Gaussians fainter than this are pruned when densifying")
+    prune_screen_px: float = opt(
+        0.0,
+        "prune Gaussians of a larger screen radius after the first opacity reset; 20 is the 3DGS paper's rule, 0 = off"
+        " as in the released code, whose rule never fires",
+    )
+    sh_interval: int = opt(1000, "iterations after which one more band of spherical harmonics is used")
+    max_gaussians: int = opt(0, "densify no further than this; those with the largest gradients go first; 0 = no limit")
+    lambda_tex: float = opt(0.6, "weight of the pseudo-HR frames' loss; the LR views' loss has the rest")
+    lambda_tex_final: float = opt(-1.0, "weight of the frames' loss at the end of a linear schedule; -1 = constant")
+    lambda_tex_anneal: float = opt(0.8, "fraction of the iterations over which the weight changes")
+    subpixel: str = opt(
+        "",
+        "downscale of the LR loss: bicubic or avg; default: as the LR views were made",
+        choices=("", "bicubic", "avg"),
+    )
+
+    def __post_init__(self) -> None:
+        for name, low in (("iterations", 1), ("position_lr_max_steps", 1), ("densification_interval", 1)):
+            _at_least(self, name, low)
+        for name in ("opacity_reset_interval", "sh_interval"):
+            _at_least(self, name, 1)
+        for name in NOT_NEGATIVE:
+            _at_least(self, name, 0)
+        for name in ("lambda_dssim", "lambda_tex", "lambda_tex_anneal"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: a number from 0 to 1 is expected")
+        if self.lambda_tex_final != -1 and not 0 <= self.lambda_tex_final <= 1:
+            raise UserError(f"--lambda_tex_final {self.lambda_tex_final}: -1 or a number from 0 to 1 is expected")
+
+
+@dataclass(frozen=True)
+class TrainingParams:
+    """What is trained on, tested, and kept"""
+
+    frames: str = opt(
+        "", "folder of pseudo-HR frames; default: OUT/hr where it is; none = train on the scene's own", result=False
+    )
+    scale: int = opt(0, "HR size over LR size; 0 = from the frames; with --lambda_tex 0 no frames are needed")
+    init_ply: str = opt("", "start from the Gaussians of this PLY", result=False)
+    start_checkpoint: str = opt("", "continue from this checkpoint, or from the latest", result=False)
+    test_iterations: tuple[int, ...] = opt((7000, 30_000), "iterations at which views are measured", result=False)
+    save_iterations: tuple[int, ...] = opt((7000, 30_000), "iterations at which a PLY is written; the last always is")
+    checkpoint_iterations: tuple[int, ...] = opt((), "iterations whose checkpoint is kept", type=int, result=False)
+    checkpoint_interval: int = opt(1000, "iterations between rolling checkpoints, the last two are kept", result=False)
+    allow_mismatch: bool = opt(False, "continue from a checkpoint that was made from other things", result=False)
+    log_interval: int = opt(10, "iterations between lines of log.jsonl", result=False)
+    tensorboard: bool = opt(False, "write TensorBoard events (needs the tensorboard package)", result=False)
+    ip: str = opt("127.0.0.1", "accepted for scripts written for 3DGS; no effect", result=False)
+    port: int = opt(6009, "accepted for scripts written for 3DGS; no effect", result=False)
+    debug_from: int = opt(-1, "accepted for scripts written for 3DGS; no effect", result=False)
+    detect_anomaly: bool = opt(False, "accepted for scripts written for 3DGS; no effect", result=False)
+    disable_viewer: bool = opt(False, "accepted for scripts written for 3DGS; no effect", result=False)
+
+    def __post_init__(self) -> None:
+        _at_least(self, "scale", 0)
+        _at_least(self, "checkpoint_interval", 1)
+        _at_least(self, "log_interval", 1)
+
+
+def _at_least(group: object, name: str, low: int) -> None:
+    value = getattr(group, name)
+    if not value >= low:  # written so that NaN is refused
+        raise UserError(f"--{name} {value}: {low} or more is expected")

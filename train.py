@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Train 3D Gaussians on a scene, or on pseudo-HR frames under LR consistency."""
+
+from arguments.steps import parse
+from training.output_folder import output_folder
+from training.signals import StopRequest
+from utils import errors
+from utils.locks import locked
+from utils.log import say
+
+
+def main() -> None:
+    common, model, pipeline, optimisation, training = parse("train")
+    out = output_folder(model)
+    stop = StopRequest()
+    if out.is_dir() and not common.dry_run:
+        with locked(out):  # a folder in use is refused at once, before PyTorch is loaded
+            pass
+    from training.job import Settings
+    from training.report import measurer
+    from training.session import train
+
+    ply = train(Settings(common, model, pipeline, optimisation, training), out, stop, measurer)
+    if ply is not None:
+        say(f"wrote {ply}")
+        say(f"next: python render.py -m {out}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,174 @@
+"""checkpoints/iteration_N.safetensors: everything an exact resume needs, written whole or not at all.
+
+Rolling checkpoints: the last two are kept, an older one is removed only after the new one was written and read back.
+A `fingerprint` says what the run is made from (settings, seed, hashes of views and frames, ISA, device); continuing
+from a checkpoint of another fingerprint would not give the same bits, so it is refused unless asked for.
+"""
+
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scene.gaussians import FIELDS
+from training.state import STATISTICS
+from utils.errors import UserError
+from utils.log import warn
+from utils.state import load_state, save_state
+
+KIND = "seqsplat training checkpoint"
+SCHEMA = 1
+ROLLING_KEPT = 2
+NAME = re.compile(r"iteration_(\d+)\.safetensors")
+GENERATORS = ("rng.torch", "generator.views", "generator.split", "generator.background")
+INFO_TYPES: dict[str, type | tuple[type, ...]] = {
+    "iteration": int,
+    "adam_steps": dict,
+    "views_left": list,
+    "smoothed_loss": (int, float),
+    "skipped": list,
+    "rollbacks": int,
+    "log_bytes": int,
+    "python": list,
+    "fingerprint": dict,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder of one run's checkpoints.
+
+    Attributes
+    ----------
+    folder : OUT/checkpoints. named : iterations that are kept for good. fingerprint : JSON values.
+    """
+
+    folder: Path
+    named: frozenset[int]
+    fingerprint: dict[str, Any]
+
+    def path(self, iteration: int) -> Path:
+        """File of one iteration."""
+        return self.folder / f"iteration_{iteration}.safetensors"
+
+    def write(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> Path:
+        """Write a checkpoint, read it back, then remove rolling ones beyond the last two.
+
+        Raises
+        ------
+        UserError : it cannot be written; the older ones are then still there.
+        """
+        path = self.path(info["iteration"])
+        save_state(path, tensors, {"kind": KIND, "schema": SCHEMA, "fingerprint": self.fingerprint} | info)
+        load_state(path)  # checks size, header and the tensors' checksum
+        rolling = [p for n, p in self.found() if n not in self.named]
+        for old in rolling[:-ROLLING_KEPT]:
+            if old != path:
+                old.unlink(missing_ok=True)
+        return path
+
+    def found(self) -> list[tuple[int, Path]]:
+        """(iteration, path) of every checkpoint in the folder, ascending."""
+        matches = ((NAME.fullmatch(p.name), p) for p in self.folder.glob("iteration_*"))
+        return sorted((int(match[1]), path) for match, path in matches if match)
+
+    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that can be read, None when there is none at all.
+
+        Raises
+        ------
+        UserError : checkpoints are there and not one can be read.
+        """
+        failure: UserError | None = None
+        for _, path in reversed(self.found()):
+            try:
+                return load(path)
+            except UserError as error:
+                warn(f"{error}; trying the one before")
+                failure = error
+        if failure:
+            raise failure
+        return None
+
+    def check_space(self, size_bytes: int) -> None:
+        """Refuse to start what cannot keep two checkpoints of `size_bytes` each.
+
+        Raises
+        ------
+        UserError : fewer than 2.05 times the bytes are free.
+        """
+        parent = next(p for p in [self.folder, *self.folder.parents] if p.is_dir())
+        needed, free = int(2.05 * size_bytes), shutil.disk_usage(parent).free
+        if free < needed:
+            raise UserError(f"{self.folder}: two checkpoints need {needed} bytes, {free} are free; free some space")
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint and check that it is one.
+
+    Raises
+    ------
+    UserError : not a checkpoint of ours, torn, or its tensors do not fit together; names the file.
+    """
+    if Path(path).suffix in (".pth", ".pt", ".ckpt", ".pkl"):
+        raise UserError(f"{path}: pickled checkpoints are not read; start from that run's PLY with --init_ply")
+    tensors, info = load_state(path)
+    if not isinstance(info, dict) or info.get("kind") != KIND or info.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a training checkpoint of schema {SCHEMA}")
+    for name, kind in INFO_TYPES.items():
+        if not isinstance(info.get(name), kind):
+            raise UserError(f"{path}: {name} is missing or malformed; use another checkpoint")
+    _check_tensors(path, tensors)
+    if set(info["adam_steps"]) != set(FIELDS):
+        raise UserError(f"{path}: adam_steps does not name the six parameters; use another checkpoint")
+    return tensors, info
+
+
+def _check_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    expected = [f"{kind}.{name}" for kind in ("param", "exp_avg", "exp_avg_sq") for name in FIELDS]
+    missing = {*expected, *(f"stat.{name}" for name in STATISTICS), *GENERATORS} - tensors.keys()
+    if missing:
+        raise UserError(f"{path}: tensor {min(missing)} is missing; use another checkpoint")
+    rows = tensors["param.means"].shape[:1]
+    for kind in ("exp_avg", "exp_avg_sq", "param"):
+        for name in FIELDS:
+            value, like = tensors[f"{kind}.{name}"], tensors[f"param.{name}"]
+            if value.shape != like.shape or value.shape[:1] != rows or value.dtype != torch.float32:
+                raise UserError(f"{path}: {kind}.{name} has the wrong shape or type; use another checkpoint")
+    for name in STATISTICS:
+        if tensors[f"stat.{name}"].shape != rows:
+            raise UserError(f"{path}: stat.{name} has the wrong shape; use another checkpoint")
+
+
+def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], free: Iterable[str], allow: bool) -> None:
+    """Refuse to continue a run that was made from other things.
+
+    Parameters
+    ----------
+    saved, now : fingerprints, nested by one level. free : keys that may differ. allow : --allow_mismatch, warn only.
+
+    Raises
+    ------
+    UserError : names the first thing that differs.
+    """
+    before, after = _flat(saved), _flat(now)
+    different = [k for k in sorted({*before, *after}) if before.get(k) != after.get(k) and k not in set(free)]
+    if not different:
+        return
+    name = different[0]
+    text = f"the checkpoint was made with {name} = {before.get(name)!r}, now it is {after.get(name)!r}"
+    if not allow:
+        raise UserError(f"{text}; use the same, --overwrite to start anew, or --allow_mismatch to continue anyway")
+    warn(f"{text}; continuing because of --allow_mismatch, the result is not that of an unbroken run")
+
+
+def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    flat = {}
+    for key, value in fingerprint.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,0 +1,48 @@
+"""--dry_run: what a run would read, need and take, without writing anything."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from training.estimate import Estimate, megabytes
+from training.trainer import Trainer
+from utils.log import duration, say
+
+WARM_STEPS, TIMED_STEPS = 1, 3
+
+
+def describe(trainer: Trainer, size: Estimate, out: Path) -> None:
+    """Print sizes, peak memory and expected time; a few real steps are taken in memory to time them."""
+    views, settings = trainer.views, trainer.settings
+    camera, count = views.largest, trainer.state.gaussians.num
+    mode = "the scene's own images" if views.lr is None else "pseudo-HR frames and LR views"
+    if views.hr is None:
+        mode = "LR views alone"
+    say(f"{len(views.views)} training views, rendered at {camera.width}x{camera.height} px, compared with {mode}")
+    view = next(iter(views.views.values()))
+    if view.kernel is not None:
+        width, height = view.kernel.lr_size
+        say(f"LR kernel {view.kernel.kernel} ({view.kernel.border}), LR views of {width}x{height} px")
+    cap = f"at most {settings.max_gaussians}" if settings.max_gaussians else "no cap (--max_gaussians)"
+    say(f"{count} Gaussians to start with, {cap}")
+    say(
+        f"peak memory about {megabytes(size.peak_bytes)} with {size.gaussians} Gaussians, "
+        f"{megabytes(100_000 * size.bytes_per_gaussian)} more for each 100000"
+    )
+    say(f"two checkpoints of {megabytes(size.checkpoint_bytes)} each in {out / 'checkpoints'}")
+    seconds = _seconds_a_step(trainer)
+    say(
+        f"{settings.iterations} iterations at {1000 * seconds:.0f} ms with {torch.get_num_threads()} threads: about "
+        f"{duration(settings.iterations * seconds)}, more as Gaussians are added"
+    )
+    say("nothing was written")
+
+
+def _seconds_a_step(trainer: Trainer) -> float:
+    for _ in range(WARM_STEPS):
+        trainer.step()
+    begin = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        trainer.step()
+    return (time.perf_counter() - begin) / TIMED_STEPS

@@ -1,0 +1,122 @@
+"""A run whose inputs are loaded and checked, and how its settings name them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arguments import flags
+from arguments.loading import CommonParams, ModelParams, PipelineParams
+from arguments.steps import STEPS
+from arguments.training import OptimizationParams, TrainingParams
+from scene import Scene
+from scene.gaussians import Gaussians
+from training.engines import choose, instruction_set
+from training.start import initial_gaussians
+from training.state import TrainState
+from training.trainer import BLACK, WHITE, Generators, Trainer, World
+from training.views import Background, TrainingViews, frame_path
+from utils.compute import choose_device
+from utils.errors import UserError
+from utils.provenance import hash_code, hash_files
+
+SCENE_FILES = (
+    "transforms*.json",
+    "lr_kernel.json",
+    "points3d.ply",
+    "sparse/0/*.bin",
+    "sparse/0/*.txt",
+    "sparse/0/*.ply",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The step's five groups, in the order of arguments.steps."""
+
+    common: CommonParams
+    model: ModelParams
+    pipeline: PipelineParams
+    optimisation: OptimizationParams
+    training: TrainingParams
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Every setting that changes the result."""
+        return flags.settings(self.common, self.model, self.pipeline, self.optimisation, self.training)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose inputs are loaded and checked."""
+
+    settings: Settings
+    out: Path
+    scene: Scene
+    views: TrainingViews
+    frames: Path | None
+    device: str
+
+    @property
+    def background(self) -> Background:
+        """Of measurements; training on random backgrounds is measured on black."""
+        return WHITE if self.settings.model.white_background else BLACK
+
+    def gaussians(self) -> Gaussians:
+        """The start of the optimisation."""
+        model = self.settings.model
+        return initial_gaussians(self.scene.points, self.settings.training.init_ply, model.sh_degree, self.device)
+
+    def trainer(self) -> Trainer:
+        """A trainer before its first iteration."""
+        settings = self.settings
+        world = World(self.scene.extent, settings.model.sh_degree, settings.model.white_background)
+        engine = choose(settings.pipeline, self.device)
+        state = TrainState.start(self.gaussians())
+        generators = Generators.seeded(settings.common.seed)
+        return Trainer(self.views, engine, state, settings.optimisation, world, generators)
+
+    def inputs(self) -> dict[str, list[Path]]:
+        """Files that the result is made from, by group."""
+        names = self.scene.train
+        groups = {"views": [self.scene.images.path(n) for n in names], "scene": _scene_files(self.scene.root)}
+        if self.frames is not None and self.views.hr is not None:
+            groups["frames"] = [frame_path(self.frames, n) for n in names]
+        if self.settings.training.init_ply:
+            groups["init_ply"] = [Path(self.settings.training.init_ply)]
+        return groups
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint of this run is made from (trust in it: training.checkpoint)."""
+        hashes = {f"{name} files": hash_files(paths)["sha256"] for name, paths in self.inputs().items()}
+        facts = {"seed": self.settings.common.seed, "device": self.device.split(":")[0]}
+        facts |= {"instruction set": instruction_set(self.settings.pipeline), "code": hash_code(STEPS["train"].code)}
+        return {"settings": self.settings.results} | hashes | facts
+
+
+def frames_folder(flag: str, out: Path) -> Path | None:
+    """The folder of pseudo-HR frames that --frames and OUT decide on; None = train on the scene's own images.
+
+    Raises
+    ------
+    UserError : a folder was named that is not there.
+    """
+    if flag == "none":
+        return None
+    folder = Path(flag) if flag else out / "hr"
+    if flag and not folder.is_dir():
+        raise UserError(f"--frames {flag}: no such folder; make frames with vsr_upsample.py")
+    return folder if folder.is_dir() else None
+
+
+def device_for(flag: str, rasterizer: str) -> str:
+    """Return the device that --device means; `auto` is a GPU only where there is one and the rasterizer runs there.
+
+    Raises
+    ------
+    UserError : a GPU was asked for and there is none.
+    """
+    return "cpu" if flag == "auto" and rasterizer != "gsplat" else str(choose_device(flag))
+
+
+def _scene_files(root: Path) -> list[Path]:
+    return [path for pattern in SCENE_FILES for path in sorted(root.glob(pattern)) if path.is_file()]

@@ -1,0 +1,137 @@
+"""The training loop: steps, and what happens between them - models, measurements, checkpoints, signals, NaN."""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from scene.gaussians import Gaussians
+from training.checkpoint import Checkpoints
+from training.guard import GOOD_STATE_INTERVAL, Guard
+from training.objective import Terms
+from training.outputs import Log, ply_path, save_ply
+from training.schedules import texture_weight
+from training.signals import StopRequest
+from training.trainer import NonFinite, Trainer
+from utils.errors import Interrupted
+from utils.log import Progress, note, say
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean L1 and PSNR [dB] of one group of views ("test", "train", "lr")."""
+
+    group: str
+    l1: float
+    psnr: float
+
+
+Measure = Callable[[Gaussians, int], list[Measured]]  # model and SH degree in use -> one result a group
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a run stops to do something else.
+
+    Attributes
+    ----------
+    iterations : the last one. save, test : iterations that begin with a PLY, a measurement.
+    checkpoints : where they go; `checkpoints.named` are kept for good. interval : iterations between rolling ones.
+    measure : measures views; None = never.
+    """
+
+    out: Path
+    iterations: int
+    save: frozenset[int]
+    test: frozenset[int]
+    checkpoints: Checkpoints
+    interval: int
+    measure: Measure | None
+    label: str
+
+
+def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest) -> list[Path]:
+    """Train up to `plan.iterations`.
+
+    Returns
+    -------
+    The PLY files of the run, in the order of their iterations.
+
+    Raises
+    ------
+    Interrupted : a signal came; the iteration was finished and a checkpoint written.
+    SystemExit : code 3, too many NaN (guard.py).
+    """
+    progress = Progress(plan.label, plan.iterations, done=trainer.iteration)
+    stop.deferred = True
+    try:
+        guard.keep(trainer, log.lines.size())
+        while trainer.iteration < plan.iterations:
+            try:
+                _iterate(trainer, plan, log, guard, progress)
+            except NonFinite as error:
+                guard.roll_back(trainer, error)
+                log.cut(guard.good_log_bytes)
+            if stop.signum:
+                _interrupt(trainer, plan, log, guard, stop.signum)
+    finally:
+        stop.deferred = False
+        progress.close()
+    saved = sorted({i for i in plan.save if i <= plan.iterations})
+    return [ply_path(plan.out, i) for i in saved]
+
+
+def _iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Progress) -> None:
+    """One iteration; as in the original code its PLY and its measurements are those before its update."""
+    now = trainer.iteration + 1
+    if now in plan.save:
+        save_ply(plan.out, now, trainer.state.gaussians)
+        note(f"[ITER {now}] Saving Gaussians")
+    if now in plan.test and plan.measure:
+        _measure(trainer, plan.measure, log, now)
+    begin = time.perf_counter()
+    terms = trainer.step()
+    if terms is not None:
+        log.iteration(now, terms, time.perf_counter() - begin, **_facts(trainer, terms))
+    if now % plan.interval == 0 or now in plan.checkpoints.named:
+        guard.keep(trainer, log.lines.size())
+        _checkpoint(trainer, plan, log, guard)
+    elif now % GOOD_STATE_INTERVAL == 0:
+        guard.keep(trainer, log.lines.size())
+    progress.update(now, **_shown(trainer))
+
+
+def _facts(trainer: Trainer, terms: Terms) -> dict[str, object]:
+    facts: dict[str, object] = {"view": trainer.view, "smoothed_loss": trainer.smoothed_loss}
+    if terms.lr_l1 is not None:
+        facts["lambda_tex"] = texture_weight(trainer.settings, trainer.iteration)
+    return facts | {"gaussians": trainer.state.gaussians.num, "sh_degree": trainer.degree(trainer.iteration)}
+
+
+def _shown(trainer: Trainer) -> dict[str, str]:
+    count = trainer.state.gaussians.num
+    memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    splats = f"{count / 1000:.0f}k" if count >= 10_000 else str(count)
+    return {"loss": f"{trainer.smoothed_loss:.4f}", "splats": splats, "GB": f"{memory_gb:.1f}"}
+
+
+def _measure(trainer: Trainer, measure: Measure, log: Log, now: int) -> None:
+    for result in measure(trainer.state.gaussians, trainer.degree(now)):
+        say(f"[ITER {now}] Evaluating {result.group}: L1 {result.l1:.6f} PSNR {result.psnr:.4f}")
+        shown = result.psnr if math.isfinite(result.psnr) else 100.0  # equal images; JSON has no infinity
+        log.measured(now, result.group, result.l1, shown, trainer.state.gaussians.num)
+
+
+def _checkpoint(trainer: Trainer, plan: Plan, log: Log, guard: Guard) -> Path:
+    tensors, info = trainer.capture()
+    return plan.checkpoints.write(tensors, info | {"log_bytes": log.lines.size(), "rollbacks": guard.rollbacks})
+
+
+def _interrupt(trainer: Trainer, plan: Plan, log: Log, guard: Guard, signum: int) -> None:
+    path = plan.checkpoints.path(trainer.iteration)
+    if not path.exists():
+        path = _checkpoint(trainer, plan, log, guard)
+    note(f"stopped after iteration {trainer.iteration}; {path} keeps it, the same command continues")
+    raise Interrupted(signum)

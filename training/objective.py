@@ -1,0 +1,78 @@
+"""The objective lambda_tex L(R, V) + (1 - lambda_tex) L(A R, I), L(a, b) = (1 - d) |a - b| + d (1 - SSIM(a, b)).
+
+R render, V pseudo-HR frame, I LR view, A the LR kernel, d = lambda_dssim. Ko et al., "Sequence Matters", AAAI 2025,
+equations 3 to 5; L is that of Kerbl et al. 2023, equation 7. Without an LR view only the first term is left, without a
+frame only the second.
+"""
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from training.views import Targets, View
+from utils.ssim import ssim
+
+
+@dataclass(frozen=True)
+class Weights:
+    """lambda_tex in 0-1 and lambda_dssim in 0-1."""
+
+    tex: float
+    dssim: float
+
+    def of(self, targets: Targets) -> tuple[float, float]:
+        """Weights of the HR and of the LR term; a term that stands alone has all of it."""
+        if targets.lr is None:
+            return 1.0, 0.0
+        return (0.0, 1.0) if targets.hr is None else (self.tex, 1.0 - self.tex)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one step's objective came to; None = that term was not evaluated.
+
+    Attributes
+    ----------
+    loss : the weighted sum. l1, ssim : of the HR term. lr_l1, lr_ssim : of the LR term.
+    """
+
+    loss: float
+    l1: float | None = None
+    ssim: float | None = None
+    lr_l1: float | None = None
+    lr_ssim: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether every term is a number."""
+        return all(value is None or math.isfinite(value) for value in vars(self).values())
+
+
+def similarity_terms(a: Float[Tensor, "3 H W"], b: Float[Tensor, "3 H W"]) -> tuple[Tensor, Tensor]:
+    """Return mean |a - b| and SSIM, both scalars and differentiable."""
+    return (a - b).abs().mean(), ssim(a, b)
+
+
+def objective(
+    render: Float[Tensor, "3 H W"], view: View, targets: Targets, weights: Weights
+) -> tuple[Float[Tensor, ""], Terms]:
+    """Evaluate the objective on an unclamped render with PyTorch.
+
+    Returns
+    -------
+    loss : differentiable scalar. terms : the same and its parts as numbers.
+    """
+    hr_weight, lr_weight = weights.of(targets)
+    loss, parts = render.new_zeros(()), {}
+    if targets.hr is not None and hr_weight > 0:
+        l1, similarity = similarity_terms(render, targets.hr)
+        loss = loss + hr_weight * ((1 - weights.dssim) * l1 + weights.dssim * (1 - similarity))
+        parts |= {"l1": l1.item(), "ssim": similarity.item()}
+    if targets.lr is not None and lr_weight > 0:
+        assert view.kernel is not None, "an LR target comes with its kernel"
+        l1, similarity = similarity_terms(view.kernel.down(render), targets.lr)
+        loss = loss + lr_weight * ((1 - weights.dssim) * l1 + weights.dssim * (1 - similarity))
+        parts |= {"lr_l1": l1.item(), "lr_ssim": similarity.item()}
+    return loss, Terms(loss.item(), **parts)

@@ -1,0 +1,78 @@
+"""The measurements of a run under way: a few training views as in the original code, and the held-out ones.
+
+These are numbers to watch; results come from render.py and metrics.py, which work on 8-bit images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arguments.loading import PipelineParams
+from gaussian_renderer import render
+from scene import Scene
+from scene.cameras import Camera
+from scene.gaussians import Gaussians
+from scene.images import ImageStore
+from training.loop import Measured
+from training.views import Background, TrainingViews
+from utils.psnr import psnr
+
+TRAIN_INDICES = range(5, 30, 5)  # the training views that the original code measures, modulo their number
+
+
+@dataclass(frozen=True, eq=False)
+class Measurer:
+    """Measures a model on up to three groups of views.
+
+    "test" = held-out views against `truth`, "train" = training views against their targets, "lr" = the same views,
+    reduced, against their LR views.
+    """
+
+    views: TrainingViews
+    cameras: dict[str, Camera]
+    truth: ImageStore | None
+    pipeline: PipelineParams
+    background: Background
+
+    def __call__(self, gaussians: Gaussians, sh_degree: int) -> list[Measured]:
+        """Mean L1 and PSNR of each group, renders clamped to 0-1."""
+        groups: dict[str, list[tuple[float, float]]] = {}
+        with torch.no_grad():
+            for group, rendered, target in self._pairs(gaussians, sh_degree):
+                image = rendered.clamp(0, 1)
+                groups.setdefault(group, []).append((float((image - target).abs().mean()), float(psnr(image, target))))
+        return [
+            Measured(group, sum(l1 for l1, _ in rows) / len(rows), sum(db for _, db in rows) / len(rows))
+            for group, rows in groups.items()
+        ]
+
+    def _pairs(self, gaussians: Gaussians, sh_degree: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        for name, camera in self.cameras.items():
+            assert self.truth is not None, "cameras are given with their truth"
+            target = self.truth.load(name, self.background).to(self.views.device)
+            yield "test", self._render(gaussians, camera, sh_degree), target
+        names = list(self.views.views)
+        for name in dict.fromkeys(names[i % len(names)] for i in TRAIN_INDICES):
+            view, targets = self.views.views[name], self.views.targets(name, self.background)
+            rendered = self._render(gaussians, view.camera, sh_degree)
+            if targets.hr is not None:
+                yield "train", rendered, targets.hr
+            if targets.lr is not None and view.kernel is not None:
+                yield "lr", view.kernel.down(rendered), targets.lr
+
+    def _render(self, gaussians: Gaussians, camera: Camera, sh_degree: int) -> Tensor:
+        options = {"rasterizer": self.pipeline.rasterizer, "antialiasing": self.pipeline.antialiasing}
+        return render(camera, gaussians, background=self.background, sh_degree=sh_degree, **options).color
+
+
+def measurer(scene: Scene, views: TrainingViews, pipeline: PipelineParams, background: Background) -> Measurer:
+    """Return the function that measures models of this scene; without HR truth it leaves held-out views out."""
+    if views.lr is None and views.hr is scene.images:  # views are trained at their own size
+        cameras = {name: scene.cameras[name] for name in scene.test}
+        return Measurer(views, cameras, scene.images, pipeline, background)
+    paths = {name: path for name in scene.test if (path := scene.hr_path(name)) is not None}
+    truth = ImageStore(paths)
+    cameras = {name: scene.cameras[name].resized(*truth.size(name)) for name in paths}
+    return Measurer(views, cameras, truth, pipeline, background)

@@ -1,0 +1,79 @@
+"""What changes with the iteration: learning rates, the SH degree, the weight of the frames, when density changes.
+
+Iterations count from 1, as in the original code. Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field
+Rendering", SIGGRAPH 2023, section 7.1 and the released code of that year.
+"""
+
+import math
+
+from arguments.training import OptimizationParams
+
+HIGHER_BANDS = 1 / 20  # learning rate of shN over that of sh0
+
+
+def exponential_decay(iteration: int, initial: float, final: float, max_steps: int) -> float:
+    """Return the rate that falls from `initial` to `final` over `max_steps` iterations, a straight line in its log.
+
+    Notes
+    -----
+    The original's `get_expon_lr_func`; its delay factor needs a number of delay steps, which it always leaves at 0.
+    """
+    if initial <= 0 or final <= 0:
+        return 0.0
+    t = min(max(iteration / max_steps, 0.0), 1.0)
+    return math.exp(math.log(initial) * (1 - t) + math.log(final) * t)
+
+
+def learning_rates(settings: OptimizationParams, iteration: int, extent: float) -> dict[str, float]:
+    """Return Adam's learning rate of each parameter tensor; `extent` is the scene's radius [world units]."""
+    means_lr = exponential_decay(
+        iteration,
+        settings.position_lr_init * extent,
+        settings.position_lr_final * extent,
+        settings.position_lr_max_steps,
+    )
+    return {
+        "means": means_lr,
+        "log_scales": settings.scaling_lr,
+        "quats": settings.rotation_lr,
+        "logit_opacities": settings.opacity_lr,
+        "sh0": settings.feature_lr,
+        "shN": settings.feature_lr * HIGHER_BANDS,
+    }
+
+
+def sh_degree(iteration: int, interval: int, maximum: int) -> int:
+    """Return the degree of the spherical harmonics in use: 0 at first, one more each `interval` iterations."""
+    return min(iteration // interval, maximum)
+
+
+def texture_weight(settings: OptimizationParams, iteration: int) -> float:
+    """Return lambda_tex at `iteration`: constant, or linear to `lambda_tex_final` over a fraction of the run."""
+    if settings.lambda_tex_final < 0:
+        return settings.lambda_tex
+    span = max(settings.lambda_tex_anneal * settings.iterations, 1.0)
+    t = min((iteration - 1) / span, 1.0)
+    return (1 - t) * settings.lambda_tex + t * settings.lambda_tex_final
+
+
+def gathers_statistics(settings: OptimizationParams, iteration: int) -> bool:
+    """Tell whether densification statistics are gathered at `iteration`."""
+    return iteration < settings.densify_until_iter
+
+
+def densifies(settings: OptimizationParams, iteration: int) -> bool:
+    """Tell whether Gaussians are cloned, split and pruned after the gradients of `iteration`."""
+    due = iteration > settings.densify_from_iter and iteration % settings.densification_interval == 0
+    return due and gathers_statistics(settings, iteration)
+
+
+def prunes_large(settings: OptimizationParams, iteration: int) -> bool:
+    """Tell whether densification also prunes large Gaussians: only after the first opacity reset."""
+    return iteration > settings.opacity_reset_interval
+
+
+def resets_opacity(settings: OptimizationParams, iteration: int, white_background: bool) -> bool:
+    """Tell whether opacities are cut back at `iteration`; on white once more when densification starts."""
+    due = iteration % settings.opacity_reset_interval == 0
+    early = white_background and iteration == settings.densify_from_iter
+    return (due or early) and gathers_statistics(settings, iteration)

@@ -1,0 +1,149 @@
+"""One training run from settings to files: what train.py calls."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from arguments.cfg_args import write_cfg_args
+from arguments.loading import PipelineParams
+from arguments.steps import STEPS
+from arguments.training import TrainingParams
+from scene import Scene, load_scene
+from scene.points import random_points
+from training import loop
+from training.checkpoint import Checkpoints, check_fingerprint, load
+from training.dry_run import describe
+from training.estimate import estimate
+from training.guard import Guard
+from training.job import Job, Settings, device_for, frames_folder
+from training.outputs import Log, clear_earlier, ply_path, tensorboard, write_static
+from training.signals import StopRequest
+from training.views import Background, TrainingViews, training_views
+from utils import record, rng
+from utils.compute import set_threads
+from utils.errors import UserError
+from utils.log import note
+
+UNUSED = ("ip", "port", "debug_from", "detect_anomaly", "disable_viewer")
+State = tuple[dict[str, Tensor], dict[str, Any]]
+MeasureFactory = Callable[[Scene, TrainingViews, PipelineParams, Background], loop.Measure]
+
+
+def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFactory) -> Path | None:
+    """Train as the settings say, into `out`.
+
+    Returns
+    -------
+    The last PLY; None when nothing was to do (--dry_run, or --skip_done and up to date).
+
+    Raises
+    ------
+    UserError : bad input; names it. Interrupted, SystemExit : see training.loop.run.
+    """
+    common, model, optimisation = settings.common, settings.model, settings.optimisation
+    _notice_unused(settings.training)
+    rng.seed_all(common.seed)
+    set_threads(common.threads)
+    device = device_for(common.device, settings.pipeline.rasterizer)
+    scene = load_scene(
+        model.source_path,
+        images=model.images,
+        eval=model.eval,
+        hr_root=model.hr_root or None,
+        resolution=model.resolution,
+        allow_missing=model.allow_missing,
+        compat=common.compat,
+    )
+    if scene.points is None:
+        scene.points = random_points(seed=common.seed)
+    frames = frames_folder(settings.training.frames, out)
+    views = training_views(scene, frames, model, optimisation, settings.training.scale, device)
+    job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
+    if common.dry_run:
+        describe(job.trainer(), estimate(views, job.gaussians(), optimisation.max_gaussians), out)
+        return None
+    inputs, code = job.inputs(), STEPS["train"].code
+    replaceable = common.overwrite or record.read_record(out, "train") is not None
+    with record.step(out, "train", settings.results, inputs, code, common) as run:
+        if run.up_to_date:
+            return None
+        run.outputs = list(_run(job, stop, measure, replaceable))
+        run.notes = {"device": device, "rasterizer": settings.pipeline.rasterizer, "extent": scene.extent}
+    return ply_path(out, optimisation.iterations)
+
+
+def _run(job: Job, stop: StopRequest, measure: MeasureFactory, replaceable: bool) -> Iterator[Path]:
+    settings, out = job.settings, job.out
+    training, optimisation = settings.training, settings.optimisation
+    checkpoints = Checkpoints(out / "checkpoints", frozenset(training.checkpoint_iterations), job.fingerprint())
+    trainer = job.trainer()
+    size = estimate(job.views, trainer.state.gaussians, optimisation.max_gaussians)
+    checkpoints.check_space(size.checkpoint_bytes)
+    saved = frozenset(
+        i for i in (*training.save_iterations, optimisation.iterations) if 0 < i <= optimisation.iterations
+    )
+    begun = _begun(job, checkpoints, saved, replaceable)
+    if begun is None:
+        clear_earlier(out)
+        log_bytes, rollbacks = (out / "log.jsonl").stat().st_size if (out / "log.jsonl").exists() else 0, 0
+    else:
+        trainer.restore(*begun)
+        log_bytes, rollbacks = begun[1]["log_bytes"], begun[1]["rollbacks"]
+        note(f"continuing after iteration {trainer.iteration}")
+    yield write_cfg_args(out, settings.model)
+    yield from write_static(out, job.scene, job.views)
+    log = Log(out / "log.jsonl", log_bytes, training.log_interval, tensorboard(out) if training.tensorboard else None)
+    tested = frozenset(training.test_iterations)
+    plan = loop.Plan(
+        out,
+        optimisation.iterations,
+        saved,
+        tested,
+        checkpoints,
+        training.checkpoint_interval,
+        measure(job.scene, job.views, settings.pipeline, job.background),
+        f"train {job.scene.root.name}",
+    )
+    try:
+        yield from loop.run(trainer, plan, log, Guard(out / "nan_report.json", rollbacks), stop)
+    finally:
+        log.close()
+
+
+def _begun(job: Job, checkpoints: Checkpoints, saved: frozenset[int], replaceable: bool) -> State | None:
+    """Where to continue from; None = start anew.
+
+    Raises
+    ------
+    UserError : the named checkpoint cannot be used, or an unfinished run of other settings would be overwritten.
+    """
+    training, wanted = job.settings.training, job.settings.training.start_checkpoint
+    # A longer run has the same beginning, unless the weight of the frames follows the length.
+    free = {"save_iterations"} | ({"iterations"} if job.settings.optimisation.lambda_tex_final < 0 else set())
+    if wanted and wanted != "latest":
+        begun: State | None = load(wanted)
+    else:
+        begun = checkpoints.latest()
+        if wanted and begun is None:
+            raise UserError(f"--start_checkpoint latest: no checkpoint in {checkpoints.folder}")
+    if begun is None:
+        return None
+    info = begun[1]
+    try:
+        check_fingerprint(info["fingerprint"], checkpoints.fingerprint, free, training.allow_mismatch)
+    except UserError:
+        if wanted or not replaceable:
+            raise
+        return None
+    missing = [i for i in saved if i <= info["iteration"] and not ply_path(job.out, i).is_file()]
+    return None if missing and not wanted else begun
+
+
+def _notice_unused(training: TrainingParams) -> None:
+    defaults = {f.name: f.default for f in fields(training)}
+    given = [f"--{name}" for name in UNUSED if getattr(training, name) != defaults[name]]
+    if given:
+        note(f"{', '.join(given)}: accepted for scripts written for 3DGS, no effect here")

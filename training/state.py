@@ -1,0 +1,131 @@
+"""What training changes: the Gaussians, Adam's moments, the densification statistics, and the one door that moves them.
+
+Letters: N Gaussians before a change, M after it. A field is one of scene.gaussians.FIELDS.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from scene.gaussians import FIELDS, Gaussians
+
+STATISTICS = ("grad_norm_sum", "view_count", "max_radius")
+
+
+@dataclass
+class TrainState:
+    """Everything that an optimisation step reads and writes in place.
+
+    Attributes
+    ----------
+    gaussians : raw parameters, float32, contiguous.
+    exp_avg, exp_avg_sq : Adam's moments by field, shapes as the parameters.
+    steps : Adam's step count by field (a field that sits out an iteration falls behind, as in the original code).
+    grad_norm_sum : [N] sum over views of the norm of dL/d(projected mean) in normalised device coordinates.
+    view_count : [N] number of views in which the Gaussian was visible since the last densification.
+    max_radius : [N] largest screen radius since then [px].
+    """
+
+    gaussians: Gaussians
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    steps: dict[str, int]
+    grad_norm_sum: Float[Tensor, " N"]
+    view_count: Float[Tensor, " N"]
+    max_radius: Float[Tensor, " N"]
+
+    @classmethod
+    def start(cls, gaussians: Gaussians) -> "TrainState":
+        """Moments and statistics at zero."""
+        fields = {name: getattr(gaussians, name) for name in FIELDS}
+        zeros = [torch.zeros(gaussians.num, device=gaussians.means.device) for _ in STATISTICS]
+        return cls(
+            gaussians,
+            {name: torch.zeros_like(value) for name, value in fields.items()},
+            {name: torch.zeros_like(value) for name, value in fields.items()},
+            dict.fromkeys(FIELDS, 0),
+            *zeros,
+        )
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The six parameter tensors by field."""
+        return {name: getattr(self.gaussians, name) for name in FIELDS}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by a flat name, for a checkpoint."""
+        named = {f"param.{name}": value for name, value in self.parameters().items()}
+        named |= {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
+        named |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
+        return named | {f"stat.{name}": getattr(self, name) for name in STATISTICS}
+
+    @classmethod
+    def from_tensors(cls, named: dict[str, Tensor], steps: dict[str, int], device: torch.device) -> "TrainState":
+        """The inverse of `tensors`; `named` is copied, so that training in place leaves it as it is."""
+        own = {name: value.to(device, copy=True) for name, value in named.items()}
+        return cls(
+            Gaussians(**{name: own[f"param.{name}"] for name in FIELDS}),
+            {name: own[f"exp_avg.{name}"] for name in FIELDS},
+            {name: own[f"exp_avg_sq.{name}"] for name in FIELDS},
+            {name: int(steps[name]) for name in FIELDS},
+            *(own[f"stat.{name}"] for name in STATISTICS),
+        )
+
+    def first_broken(self, thorough: bool) -> str | None:
+        """Name of the first parameter (`thorough`: of any tensor) that holds NaN or Inf, None if all are finite.
+
+        Notes
+        -----
+        A sum is NaN or Inf as soon as one term is, and reads memory once, so it can run after every step. A gradient
+        that is not finite shows at once: Adam's update carries it into the parameter.
+        """
+        for name, value in (self.tensors() if thorough else self.parameters()).items():
+            if not math.isfinite(value.sum().item()):
+                return name
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A new set of rows made from the old one: cloning, splitting, pruning and the opacity reset are all such.
+
+    Attributes
+    ----------
+    source : [M] the old row that each new row starts as; None = the rows stay as they are.
+    fresh : [M] rows whose moments start at zero; None = none.
+    values : by field, (rows [R] or None for all, new values [R, ...]) that replace what was copied.
+    forget : fields whose moments start at zero in every row.
+    restart_statistics : whether the densification statistics start at zero.
+    """
+
+    source: Int64[Tensor, " M"] | None = None
+    fresh: Bool[Tensor, " M"] | None = None
+    values: dict[str, tuple[Int64[Tensor, " R"] | None, Tensor]] = field(default_factory=dict)
+    forget: tuple[str, ...] = ()
+    restart_statistics: bool = False
+
+
+def apply(state: TrainState, change: Change) -> None:
+    """Carry out `change` on parameters, both moments and statistics alike, so that none can be left behind."""
+    source, fresh = change.source, change.fresh
+    for name in FIELDS:
+        parameter = _rows(getattr(state.gaussians, name), source)
+        if name in change.values:
+            rows, new = change.values[name]
+            parameter[slice(None) if rows is None else rows] = new
+        setattr(state.gaussians, name, parameter)
+        for moments in (state.exp_avg, state.exp_avg_sq):
+            moments[name] = _rows(moments[name], source)
+            if name in change.forget:
+                moments[name].zero_()
+            elif fresh is not None:
+                moments[name][fresh] = 0.0
+    for name in STATISTICS:
+        values = _rows(getattr(state, name), source)
+        setattr(state, name, values.zero_() if change.restart_statistics else values)
+
+
+def _rows(values: Tensor, source: Tensor | None) -> Tensor:
+    return values if source is None else values.index_select(0, source)

@@ -1,0 +1,138 @@
+"""What each training view is compared with: pseudo-HR frames and LR views, LR views alone, or the scene's own images.
+
+Letters: HR size = what is rendered, LR size = of the scene's images; they are equal when training on a scene's own
+images. Everything is checked here before the first step: a missing or mis-sized image is an error that names the file.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments.loading import ModelParams
+from arguments.training import OptimizationParams
+from scene import Scene
+from scene.cameras import Camera
+from scene.image_files import read_header
+from scene.images import ImageStore
+from scene.lr_kernel import LRKernel, resolve_kernel
+from utils.errors import UserError
+
+SUBPIXEL = {"bicubic": "bicubic", "avg": "area"}  # the paper's words for our kernels
+Background = tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One training view.
+
+    Attributes
+    ----------
+    camera : at the size that is rendered.
+    kernel : HR -> LR operator of this view; None when there is no LR term.
+    """
+
+    camera: Camera
+    kernel: LRKernel | None
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The images of one step, [3, H, W] and [3, h, w] float32 in 0-1; None where the objective has no such term."""
+
+    hr: Float[Tensor, "3 H W"] | None
+    lr: Float[Tensor, "3 h w"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingViews:
+    """All training views with the stores of their images."""
+
+    views: dict[str, View]
+    hr: ImageStore | None
+    lr: ImageStore | None
+    device: torch.device
+
+    def targets(self, name: str, background: Background) -> Targets:
+        """Images of view `name`; where they have alpha, all are composed on the one `background` (RGB 0-1)."""
+        return Targets(self._load(self.hr, name, background), self._load(self.lr, name, background))
+
+    def _load(self, store: ImageStore | None, name: str, background: Background) -> Tensor | None:
+        return None if store is None else store.load(name, background).to(self.device)
+
+    @property
+    def largest(self) -> Camera:
+        """The camera with the most pixels, for estimates."""
+        return max((view.camera for view in self.views.values()), key=lambda c: c.width * c.height)
+
+
+def training_views(
+    scene: Scene, frames: Path | None, model: ModelParams, optimisation: OptimizationParams, scale: int, device: str
+) -> TrainingViews:
+    """Decide what is trained on, and check every image's presence and size.
+
+    Parameters
+    ----------
+    frames : folder of pseudo-HR frames NAME.png, or None.
+    scale : HR size / LR size; 0 = what the frames say, 1 without frames.
+
+    Raises
+    ------
+    UserError : a frame is missing or not `scale` times its LR view, no LR kernel is known where one is needed, or no
+        frames are there although the objective needs them.
+    """
+    if not scene.train:
+        raise UserError(f"{scene.root}: no training views")
+    uses_frames = optimisation.lambda_tex > 0 or optimisation.lambda_tex_final > 0
+    place = torch.device(device)
+    if frames is None and scale in (0, 1):
+        return TrainingViews({n: View(scene.cameras[n], None) for n in scene.train}, scene.images, None, place)
+    if frames is None and uses_frames:
+        raise UserError(
+            f"--scale {scale} without pseudo-HR frames: make them with vsr_upsample.py, name them with --frames, "
+            "or train on the LR views alone with --lambda_tex 0"
+        )
+    sizes = {n: _hr_size(scene.cameras[n], frames, n, scale) for n in scene.train}
+    uses_lr = optimisation.lambda_tex < 1 or 0 <= optimisation.lambda_tex_final < 1
+    views = {}
+    for name, (width, height) in sizes.items():
+        camera = scene.cameras[name]
+        kernel = _kernel(scene, model, optimisation, camera, (width, height)) if uses_lr else None
+        views[name] = View(camera.resized(width, height), kernel)
+    paths = {} if frames is None or not uses_frames else {n: frame_path(frames, n) for n in scene.train}
+    store = ImageStore(paths, truncate=scene.images.truncate) if paths else None
+    return TrainingViews(views, store, scene.images if uses_lr else None, place)
+
+
+def frame_path(frames: Path, name: str) -> Path:
+    """Where the pseudo-HR frame of view `name` lies."""
+    return frames / f"{name}.png"
+
+
+def _hr_size(camera: Camera, frames: Path | None, name: str, scale: int) -> tuple[int, int]:
+    if frames is None:
+        return camera.width * scale, camera.height * scale
+    path = frame_path(frames, name)
+    if not path.is_file():
+        raise UserError(f"{path}: no such frame; run vsr_upsample.py again, it keeps the frames that are there")
+    header = read_header(path)
+    width, height = header.width, header.height
+    found = scale or width // camera.width
+    if found < 1 or (width, height) != (camera.width * found, camera.height * found):
+        raise UserError(
+            f"{path}: {width}x{height} px, but {found or 'a whole number of'} times its LR view of "
+            f"{camera.width}x{camera.height} px is expected; remove it and run vsr_upsample.py again"
+        )
+    return width, height
+
+
+def _kernel(
+    scene: Scene, model: ModelParams, optimisation: OptimizationParams, camera: Camera, hr_size: tuple[int, int]
+) -> LRKernel:
+    if optimisation.subpixel:
+        kernel, border = SUBPIXEL[optimisation.subpixel], "renormalise"
+    else:
+        kernel, border = resolve_kernel(scene, model.lr_kernel)
+    return LRKernel(kernel, border, hr_size, (camera.width, camera.height))
