@@ -17,7 +17,7 @@ from examples.demo_scene import textures
 from examples.demo_scene.meshes import Mesh, box, disc, lathe, merge, rotation, sheet, sphere, translation, tube
 from examples.demo_scene.textures import Colour, Texture
 
-TABLE_TOP = -0.42  # z of the table's surface; the scene is centred on the origin
+TABLE_TOP = -0.36  # z of the table's surface; the scene is centred on the origin
 Placement = Float[np.ndarray, "4 4"]
 
 

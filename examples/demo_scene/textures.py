@@ -22,27 +22,8 @@ PROSE = (
     "from view to view by the shortest way and carry along every thread rivet leaf and comma until the page can be "
     "read again 0123456789 seven wires five spokes and a woven hem were counted on the table before noon"
 )
-NAMES = [
-    "Arlen",
-    "Boro",
-    "Cavi",
-    "Dunes",
-    "Elba",
-    "Faro",
-    "Gant",
-    "Hollis",
-    "Isen",
-    "Jura",
-    "Kepa",
-    "Lorn",
-    "Mira",
-    "Nauta",
-    "Orso",
-    "Pella",
-    "Quill",
-    "Rhone",
-    "Sava",
-]
+TOWNS = "Arlen Boro Cavi Dunes Elba Faro Gant Hollis Isen Jura Kepa Lorn Mira Nauta Orso Pella Quill Rhone Sava"
+NAMES = TOWNS.split()
 
 
 def plain(colour: Colour) -> Texture:
