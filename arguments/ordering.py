@@ -22,9 +22,9 @@ class OrderingParams:
     )
     cost: str = opt(
         "auto",
-        "what makes two views neighbours. pose: angle about the scene's centre; distance: between the cameras; orb: mean "
-        "Hamming distance of ORB matches; covisibility: shared COLMAP points; auto: pose for file, random and tour, "
-        "for greedy and als the paper's choice (orb on NeRF-synthetic scenes, else pose)",
+        "what makes two views neighbours. pose: angle about the scene's centre; distance: between the cameras; orb: "
+        "mean Hamming distance of ORB matches; covisibility: shared COLMAP points; auto: pose for file, random and "
+        "tour, for greedy and als the paper's choice (orb on NeRF-synthetic scenes, else pose)",
         choices=("auto", *COSTS),
     )
     als: bool = opt(False, "the paper's key: adaptive-length subsequences, as --ordering als")

@@ -1,0 +1,151 @@
+"""Orders the views of a scene into the calls of a video network: costs between views, paths through them.
+
+`build` is the door: scene and settings in, `Sequences` out. The paper's own behaviour stands apart in compat.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from arguments.ordering import OrderingParams
+from ordering.compat import (
+    rank_of,
+    released_als,
+    released_centres,
+    released_names,
+    released_pose_cost,
+    released_thresholds,
+)
+from ordering.costs import COSTS, Background, measured, pose_angles, viewing_axes
+from ordering.paths import ORDERINGS, Call, Problem
+from scene import SEQUENCE_MATTERS, Scene
+from scene.sequences import Sequences, Subsequence, check_sequences
+from utils.errors import UserError
+from utils.rng import numpy_generator
+
+BLACK: Background = (0.0, 0.0, 0.0)
+FEATURE_LIMITS_DEG = (15.0, 30.0, 45.0)  # the paper's NeRF-synthetic setting
+POSE_LIMITS_RANK = (30.0, 50.0)  # the paper's Mip-NeRF 360 setting
+FEATURE_LONGEST, POSE_LONGEST = 100, 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings with every "auto" decided for one scene."""
+
+    ordering: str
+    cost: str
+    thresholds: tuple[float, ...]
+    longest: int
+
+
+def decide(settings: OrderingParams, kind: str, compat: str = "") -> Plan:
+    """Which ordering, cost, limits and length the settings mean on a scene of this kind.
+
+    Raises
+    ------
+    UserError : an ordering or cost that --compat does not have.
+    """
+    released = compat == SEQUENCE_MATTERS
+    ordering = settings.ordering
+    if ordering == "auto":
+        ordering = "als" if settings.als else "greedy" if settings.similarity or released else "tour"
+    cost = settings.cost if not settings.similarity else {"feature": "orb", "pose": "pose"}[settings.similarity]
+    if cost == "auto":
+        cost = ("orb" if kind == "blender" else "pose") if ordering in ("greedy", "als") else "pose"
+    if released and (ordering not in ("greedy", "als") or cost not in ("orb", "pose")):
+        raise UserError(
+            f"--compat {compat} knows the orderings greedy and als on the costs orb and pose, "
+            f"not {ordering} on {cost}; leave --compat away"
+        )
+    by_feature = cost == "orb"
+    thresholds = settings.thres_values or (FEATURE_LIMITS_DEG if by_feature else POSE_LIMITS_RANK)
+    longest = settings.num_images_in_sequence
+    if not longest and (released or ordering == "als"):
+        longest = FEATURE_LONGEST if by_feature else POSE_LONGEST
+    return Plan(ordering, cost, thresholds, longest)
+
+
+def build(
+    scene: Scene, settings: OrderingParams, *, seed: int = 0, compat: str = "", background: Background = BLACK
+) -> Sequences:
+    """Order the training views of a scene (with --compat on COLMAP scenes: all views, Q17).
+
+    Parameters
+    ----------
+    background : RGB 0-1 on which RGBA views are composed for ORB.
+    seed : for the ordering `random`.
+
+    Returns
+    -------
+    Sequences in which every ordered view is saved exactly once, with cost and angle of each step.
+
+    Raises
+    ------
+    UserError : a cost that this scene cannot give, or settings that contradict each other.
+    """
+    plan = decide(settings, scene.kind, compat)
+    if plan.ordering not in ORDERINGS or plan.cost not in COSTS:
+        raise UserError(f"ordering {plan.ordering!r} or cost {plan.cost!r} is unknown")
+    released = compat == SEQUENCE_MATTERS
+    names = released_names(scene) if released else list(scene.train)
+    order = _matrix(plan.cost, scene, names, background, released)
+    gate = _gate(plan, scene, names, background, released, order) if plan.ordering == "als" else None
+    if released and gate is not None:
+        thresholds = released_thresholds(plan.thresholds, scene, len(names))
+        calls = released_als(order, gate, thresholds, plan.longest)
+    else:
+        rng = numpy_generator(seed, "ordering")
+        calls = ORDERINGS[plan.ordering](Problem(order, gate, plan.thresholds, plan.longest, rng))
+    angles = pose_angles(*viewing_axes(scene, names))
+    chosen = asdict(settings) | {"resolved": asdict(plan), "compat": compat}
+    result = Sequences(
+        tuple(_named(call, names, order, angles) for call in calls),
+        plan.ordering,
+        {k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()},
+        plan.cost,
+        COSTS[plan.cost].unit,
+    )
+    check_sequences(result, names)
+    return result
+
+
+def _matrix(
+    cost: str, scene: Scene, names: Sequence[str], background: Background, released: bool
+) -> Float[np.ndarray, "N N"]:
+    if released and cost == "pose":
+        return released_pose_cost(released_centres(scene, names))
+    return measured(cost, scene, names, background)
+
+
+def _gate(
+    plan: Plan,
+    scene: Scene,
+    names: Sequence[str],
+    background: Background,
+    released: bool,
+    order: Float[np.ndarray, "N N"],
+) -> Float[np.ndarray, "N N"]:
+    """What limits a step of `als`, in the paper's units (Q10): degrees when ordered by ORB, else the ORB rank."""
+    if plan.cost == "orb":
+        return _matrix("pose", scene, names, background, released)
+    return rank_of(_matrix("orb", scene, names, background, released)).astype(float)
+
+
+def _named(
+    call: Call, names: Sequence[str], order: Float[np.ndarray, "N N"], angles: Float[np.ndarray, "N N"]
+) -> Subsequence:
+    here, there = list(call.frames[:-1]), list(call.frames[1:])
+
+    def finite(values: np.ndarray) -> tuple[float | None, ...]:
+        return tuple(float(v) if np.isfinite(v) else None for v in values)
+
+    return Subsequence(
+        tuple(names[i] for i in call.frames),
+        call.save,
+        call.padded,
+        finite(order[here, there]),
+        finite(angles[here, there]),
+    )
