@@ -106,8 +106,7 @@ def load_scene(
         raise UserError(f"{given}: no such folder; give the folder of a scene with -s")
     if compat not in ("", SEQUENCE_MATTERS):
         raise UserError(f"--compat {compat}: only {SEQUENCE_MATTERS} is known")
-    kernel_file = LRKernelFile.read(root / KERNEL_FILE) if (root / KERNEL_FILE).is_file() else None
-    roots = Roots(root, _hr_root(root, hr_root, kernel_file))
+    roots, kernel_file = scene_roots(root, hr_root)
     capture = _read(roots, json_path, images, eval, allow_missing)
     for text in capture.notes:
         log.note(text)
@@ -143,19 +142,24 @@ def _read(roots: Roots, json_path: Path | None, images: str, evaluate: bool, all
     )
 
 
-def _hr_root(root: Path, flag: str | Path | None, kernel_file: LRKernelFile | None) -> Path | None:
-    """--hr_root first, then what lr_kernel.json records (absolute, or relative to the scene)."""
-    if flag:
-        if not Path(flag).is_dir():
-            raise UserError(f"--hr_root {flag}: no such folder")
-        return Path(flag)
+def scene_roots(root: Path, hr_root: str | Path | None) -> tuple[Roots, LRKernelFile | None]:
+    """The folders that images of a scene may come from, and its lr_kernel.json where it has one.
+
+    `hr_root` wins over what lr_kernel.json records (absolute, or relative to the scene). Raises UserError for an
+    `hr_root` that is no folder, and for a damaged lr_kernel.json.
+    """
+    kernel_file = LRKernelFile.read(root / KERNEL_FILE) if (root / KERNEL_FILE).is_file() else None
+    if hr_root:
+        if not Path(hr_root).is_dir():
+            raise UserError(f"--hr_root {hr_root}: no such folder")
+        return Roots(root, Path(hr_root)), kernel_file
     if kernel_file is None or not kernel_file.hr_root:
-        return None
+        return Roots(root), kernel_file
     recorded = root / kernel_file.hr_root
     if not recorded.is_dir():
         log.note(f"{root / KERNEL_FILE}: the HR scene {kernel_file.hr_root} is not there; --hr_root DIR names it")
-        return None
-    return recorded
+        return Roots(root), kernel_file
+    return Roots(root, recorded), kernel_file
 
 
 def _check_images(views: list[View], resolution: int, centred: bool) -> tuple[dict[str, Camera], ImageStore]:

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scene import load_scene
+from scene import load_scene, scene_roots
 from scene.blender import TEST_FILE, TRAIN_FILE
 from scene.colmap import MODEL_FOLDERS, model_folder
 from scene.image_files import read_header
 from scene.json_fields import as_object, list_field, text_field
-from scene.paths import IMAGE_SUFFIXES, Roots
+from scene.paths import IMAGE_SUFFIXES
 from scene.transforms import FILE_NAME as TRANSFORMS_FILE
 from utils import errors, log
 from utils.atomic import read_json
@@ -37,31 +37,33 @@ class Finding:
     problems: list[str] = field(default_factory=list)
 
 
-def check_scene(folder: Path, data_set: str = "") -> Finding:
+def check_scene(folder: Path, data_set: str = "", hr_root: Path | None = None) -> Finding:
     """Check one scene folder.
 
     Parameters
     ----------
     folder : the scene.
-    data_set : "nerf_synthetic" or "mipnerf360" where the layout says so: then the official sizes are expected too.
+    data_set : "nerf_synthetic" or "mipnerf360" where the layout says so: then the official counts are expected too.
+    hr_root : as for `load_scene`.
     """
     finding = Finding()
     if not folder.is_dir():
         finding.problems.append("the folder is not there")
     elif data_set == "nerf_synthetic" or any((folder / name).is_file() for name in (TRAIN_FILE, TEST_FILE)):
-        _check_blender(folder, finding, official=data_set == "nerf_synthetic")
-    elif data_set == "mipnerf360" or not (folder / TRANSFORMS_FILE).is_file():
+        _check_blender(folder, finding, data_set == "nerf_synthetic", hr_root)
+    elif data_set == "mipnerf360" or model_folder(folder) or not (folder / TRANSFORMS_FILE).is_file():
         _check_colmap(folder, finding)
     if not finding.problems:
         try:
-            scene = load_scene(folder, resolution=1)
+            scene = load_scene(folder, resolution=1, hr_root=hr_root)
             finding.facts.append(f"{len(scene.train)} train, {len(scene.test)} test views")
         except UserError as error:
             finding.problems.append(str(error))
     return finding
 
 
-def _check_blender(folder: Path, finding: Finding, official: bool) -> None:
+def _check_blender(folder: Path, finding: Finding, official: bool, hr_root: Path | None) -> None:
+    roots, _ = scene_roots(folder, hr_root)
     for name in (TRAIN_FILE, TEST_FILE):
         if not (folder / name).is_file():
             finding.problems.append(f"{name} is missing")
@@ -69,7 +71,7 @@ def _check_blender(folder: Path, finding: Finding, official: bool) -> None:
         try:
             document = as_object(read_json(folder / name, constants=True), str(folder / name))
             frames = [as_object(frame, name) for frame in list_field(document, "frames", name)]
-            images = [Roots(folder).find(text_field(frame, "file_path", name), name) for frame in frames]
+            images = [roots.find(text_field(frame, "file_path", name), name) for frame in frames]
         except UserError as error:
             finding.problems.append(str(error))
             continue
@@ -168,13 +170,14 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m scene.check", description="Say what is missing of a data set.")
     parser.add_argument("data_root", type=Path, help="folder that holds nerf_synthetic/ and mipnerf360/, or scenes")
     parser.add_argument("scenes", nargs="*", help="check only these scenes")
+    parser.add_argument("--hr_root", type=Path, help="folder of the HR images that LR scenes refer to")
     args = parser.parse_args()
     if not args.data_root.is_dir():
         raise UserError(f"{args.data_root}: no such folder")
     incomplete = 0
     entries = scenes_under(args.data_root, args.scenes)
     for label, folder, data_set in entries:
-        finding = check_scene(folder, data_set)
+        finding = check_scene(folder, data_set, args.hr_root)
         incomplete += bool(finding.problems)
         log.say(f"{label}: {'INCOMPLETE' if finding.problems else 'complete: ' + '; '.join(finding.facts)}")
         for problem in finding.problems:

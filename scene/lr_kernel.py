@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -285,6 +285,7 @@ def json_lines(values: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
+@runtime_checkable
 class HasKernelFile(Protocol):
     """What `resolve_kernel` needs of a Scene."""
 
