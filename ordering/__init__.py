@@ -28,6 +28,7 @@ from utils.rng import numpy_generator
 BLACK: Background = (0.0, 0.0, 0.0)
 FEATURE_LIMITS_DEG = (15.0, 30.0, 45.0)  # the paper's NeRF-synthetic setting
 POSE_LIMITS_RANK = (30.0, 50.0)  # the paper's Mip-NeRF 360 setting
+ORB_PAIR_S = 0.001  # CPU-seconds a pair of 400 descriptors each
 FEATURE_LONGEST, POSE_LONGEST = 100, 8
 
 
@@ -66,6 +67,17 @@ def decide(settings: OrderingParams, kind: str, compat: str = "") -> Plan:
     if not longest and (released or ordering == "als"):
         longest = FEATURE_LONGEST if by_feature else POSE_LONGEST
     return Plan(ordering, cost, thresholds, longest)
+
+
+def describe(scene: Scene, settings: OrderingParams, compat: str = "") -> str:
+    """What `build` would do, for --dry_run: reads names and sizes only."""
+    plan = decide(settings, scene.kind, compat)
+    names = released_names(scene) if compat == SEQUENCE_MATTERS else scene.train
+    uses_orb = plan.cost == "orb" or plan.ordering == "als"
+    seconds = len(names) * 0.02 + len(names) ** 2 / 2 * ORB_PAIR_S if uses_orb else 1.0
+    limits = f", limits {' '.join(f'{t:g}' for t in plan.thresholds)}" if plan.ordering == "als" else ""
+    cut = f", at most {plan.longest} frames a call" if plan.longest else ""
+    return f"order {len(names)} views by {plan.ordering} on {plan.cost}{limits}{cut}; about {max(seconds, 1):.0f} s"
 
 
 def build(

@@ -209,9 +209,9 @@ def _moved(cycle: np.ndarray, first: int, length: int, after: int, flipped: bool
 
 
 def two_sided_walk(
-    nearest: Int[np.ndarray, "N N"], gate: Float[np.ndarray, "N N"], limit: float, start: int
+    nearest: Int[np.ndarray, "N N"], gate: Float[np.ndarray, "N N"], limit: float, start: int, longest: int
 ) -> list[int]:
-    """Grow a path from `start` at both ends, each step to the nearest free view within the limit.
+    """Grow a path of up to `longest` views from `start` at both ends, each step to the nearest free view within limit.
 
     The first step goes to one side and the second to the other, so `start` lies inside wherever two views are within
     its limit; then the end whose nearest view ranks lower takes it, the tail on a tie.
@@ -228,7 +228,7 @@ def two_sided_walk(
 
     while True:
         tail, head = candidate(path[-1]), candidate(path[0])
-        if tail is None and head is None:
+        if len(path) >= longest or (tail is None and head is None):
             return path
         second_step = len(path) == 2 and path[0] == start
         at_head = tail is None or (head is not None and (second_step or head[0] < tail[0]))
@@ -251,11 +251,10 @@ def als_calls(
     Notes
     -----
     Ko et al., "Sequence Matters", section 3 and algorithm 2, with its losses mended (compat.py has the released rule):
-    the walk grows at both ends, so the view it starts from is not lost as an end (Q04); a long walk is cut into calls
-    that overlap by two frames, so no view is lost at a cut (Q04); a view is left for a looser pass only when fewer than
-    two others are within its limit (Q05); what is left after the last pass is saved between its two nearest views
-    instead of alone (Q06); a call keeps what it saves and `CONTEXT` frames around it, and one that saves nothing is
-    not made (Q07). An asymmetric gate is read from the end that grows.
+    walks start from views not yet saved and grow at both ends, so each walk saves the view it starts from, also when it
+    is full (Q04), and a view is left for a looser pass only when fewer than two others are within its limit (Q05);
+    what is left after the last pass is saved between its two nearest views instead of alone (Q06); a call keeps what it
+    saves and `CONTEXT` frames around it (Q07). An asymmetric gate is read from the end that grows.
     """
     n = len(order)
     nearest = nearest_first(order)
@@ -264,31 +263,20 @@ def als_calls(
     calls: list[Call] = []
     for limit in thresholds:
         for start in range(n):
-            if start not in saved:
-                walk = two_sided_walk(nearest, gate, limit, start)
-                calls += _inner_calls(walk, longest, saved)
+            if start in saved:
+                continue
+            walk = two_sided_walk(nearest, gate, limit, start, longest)
+            new = [k for k in range(1, len(walk) - 1) if walk[k] not in saved]
+            if new:
+                first = max(new[0] - CONTEXT, 0)
+                calls.append(Call(tuple(walk[first : new[-1] + CONTEXT + 1]), tuple(k - first for k in new)))
+                saved.update(walk[k] for k in new)
     for start in range(n):
         if start not in saved:
             near = [int(j) for j in nearest[start] if j != start][:NEIGHBOURS]
             frames = [*near[:1], start, *near[1:]]
             calls.append(Call(tuple(frames), (frames.index(start),)))
             saved.add(start)
-    return calls
-
-
-def _inner_calls(walk: list[int], longest: int, saved: set[int]) -> list[Call]:
-    """Calls that save every view of the walk but its two ends and those in `saved`, which is updated."""
-    calls = []
-    overlap, first = NEIGHBOURS, 0
-    while first + overlap < len(walk):
-        part = walk[first : first + longest]
-        new = [k for k in range(1, len(part) - 1) if part[k] not in saved]
-        if new:
-            start = max(new[0] - CONTEXT, 0)
-            frames = tuple(part[start : new[-1] + CONTEXT + 1])
-            calls.append(Call(frames, tuple(k - start for k in new)))
-            saved.update(part[k] for k in new)
-        first += longest - overlap
     return calls
 
 

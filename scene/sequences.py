@@ -77,6 +77,28 @@ class Sequences:
         """All measured step costs, for means and worst cases."""
         return [c for s in self.subsequences for c in s.costs if c is not None]
 
+    def summary(self) -> dict[str, Any]:
+        """Counts, mean and worst step, for the record and the report."""
+        result: dict[str, Any] = {
+            "subsequences": len(self.subsequences),
+            "views": len(self.saved),
+            "frames_upsampled": sum(len(s.frames) + 2 * s.padded for s in self.subsequences),
+        }
+        for name, steps in (("step_deg", self.step_angles_deg()), ("step_cost", self.step_costs())):
+            if steps:
+                result |= {f"mean_{name}": sum(steps) / len(steps), f"worst_{name}": max(steps)}
+        return result
+
+    def headline(self) -> str:
+        """The summary in one line for people."""
+        s = self.summary()
+        text = f"{self.method}: {s['views']} views in {s['subsequences']} calls, {s['frames_upsampled']} frames in all"
+        if "mean_step_deg" in s:
+            text += f"; step mean {s['mean_step_deg']:.1f}, worst {s['worst_step_deg']:.1f} degrees"
+        if "mean_step_cost" in s and self.unit != "deg":
+            text += f"; {self.cost} mean {s['mean_step_cost']:.3g}, worst {s['worst_step_cost']:.3g} {self.unit}"
+        return text
+
 
 def check_sequences(
     sequences: Sequences, required: Iterable[str], known: Iterable[str] = (), where: str = FILE_NAME
