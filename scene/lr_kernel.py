@@ -29,7 +29,7 @@ FILE_NAME = "lr_kernel.json"
 Size = tuple[int, int]  # width, height in px
 
 
-def _cubic(t: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def keys_cubic(t: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """Keys' cubic convolution with a = -1/2 (Keys 1981, equation 15), zero from |t| = 2 on."""
     t = np.abs(t)
     inner = (1.5 * t - 2.5) * t * t + 1
@@ -59,7 +59,7 @@ def resample_matrix(n_in: int, n_out: int, kernel: str, border: str) -> Float64[
     else:
         margin = int(np.ceil(2 * scale)) + 1 if border == "mirror" else 0
         taps = np.arange(-margin, n_in + margin)
-        weights = _cubic((taps[None, :] + 0.5 - centre) / scale)  # [n_out, n_in + 2 margin]
+        weights = keys_cubic((taps[None, :] + 0.5 - centre) / scale)  # [n_out, n_in + 2 margin]
         period = taps % (2 * n_in)  # a reflected image has period 2 n_in
         np.add.at(matrix.T, np.where(period < n_in, period, 2 * n_in - 1 - period), weights.T)
     matrix /= matrix.sum(axis=1, keepdims=True)
