@@ -140,7 +140,7 @@ def working_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return max(int(width / factor + 1e-9), 1), max(int(height / factor + 1e-9), 1)
 
 
-def resized(image: UInt8[np.ndarray, "H W C"], width: int, height: int) -> UInt8[np.ndarray, "H W C"]:
+def resized(image: UInt8[np.ndarray, "H W C"], width: int, height: int) -> UInt8[np.ndarray, "{height} {width} C"]:
     """The image at width x height px: antialiased bicubic in float on premultiplied colour, rounded once."""
     if image.shape[:2] == (height, width):
         return image

@@ -125,7 +125,7 @@ def test_bad_poses_name_the_frame(spoil, message):
         world_to_camera_from_opengl(spoil(opengl_poses(1)[0]).tolist(), "frame 3")
 
 
-@pytest.mark.parametrize("q", [(0, 0, 0, 0), (float("nan"), 0, 0, 1), (1e300, 1e300, 0, 0)])
+@pytest.mark.parametrize("q", [(0.0, 0.0, 0.0, 0.0), (float("nan"), 0.0, 0.0, 1.0), (1e300, 1e300, 0.0, 0.0)])
 def test_bad_quaternions_are_refused(q):
     with pytest.raises(UserError, match="quaternion"):
         rotation_from_quaternion(q, "here")
