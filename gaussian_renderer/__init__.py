@@ -9,24 +9,23 @@ from torch import Tensor
 
 from gaussian_renderer.backends import RASTERIZERS, Rasterizer
 from gaussian_renderer.splats import (
-    CameraLike,
-    GaussiansLike,
     RenderOutput,
     RenderSettings,
     Splats,
     activated,
     covariances,
-    stored_degree,
     viewed_colors,
 )
+from scene.cameras import Camera
+from scene.gaussians import Gaussians
 from utils.errors import UserError
 
 __all__ = ["RASTERIZERS", "Rasterizer", "RenderOutput", "RenderSettings", "Splats", "render"]
 
 
 def render(
-    camera: CameraLike,
-    gaussians: GaussiansLike,
+    camera: Camera,
+    gaussians: Gaussians,
     *,
     background: Float[Tensor, "3"] | Sequence[float],
     rasterizer: str = "native",
@@ -57,7 +56,7 @@ def render(
     """
     if rasterizer not in RASTERIZERS:
         raise UserError(f"--rasterizer {rasterizer}: one of {', '.join(RASTERIZERS)} is expected")
-    stored = stored_degree(gaussians)
+    stored = gaussians.sh_degree
     degree = stored if sh_degree is None else sh_degree
     if not 0 <= degree <= stored:
         raise UserError(f"spherical-harmonics degree {degree}: the model holds degrees 0 to {stored}")

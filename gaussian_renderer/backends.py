@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gaussian_renderer import reference
 from gaussian_renderer.splats import (
-    CameraLike,
     RenderOutput,
     RenderSettings,
     Splats,
@@ -19,16 +18,17 @@ from gaussian_renderer.splats import (
     screen_means,
     viewed_colors,
 )
+from scene.cameras import Camera
 from utils.errors import UserError
 
 
 class Rasterizer(Protocol):
     """Splats seen by a camera become an image; differentiable in every tensor of `splats`."""
 
-    def __call__(self, camera: CameraLike, splats: Splats, settings: RenderSettings) -> RenderOutput: ...
+    def __call__(self, camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput: ...
 
 
-def gsplat_arguments(camera: CameraLike, splats: Splats, settings: RenderSettings) -> dict[str, Any]:
+def gsplat_arguments(camera: Camera, splats: Splats, settings: RenderSettings) -> dict[str, Any]:
     """Keyword arguments of `gsplat.rasterization` (1.4 and later) for one view.
 
     Returns
@@ -77,7 +77,7 @@ def gsplat_arguments(camera: CameraLike, splats: Splats, settings: RenderSetting
     }
 
 
-def gsplat_rasterizer(camera: CameraLike, splats: Splats, settings: RenderSettings) -> RenderOutput:
+def gsplat_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput:
     """Render through the registry's gsplat package.
 
     Raises
@@ -107,7 +107,7 @@ def gsplat_rasterizer(camera: CameraLike, splats: Splats, settings: RenderSettin
     return RenderOutput(image[:3], alpha, image[3], depth_map(alpha, image[3]), radii, means2d)
 
 
-def _collect_screen_gradient(pixels: Tensor, means2d: Tensor, camera: CameraLike) -> None:
+def _collect_screen_gradient(pixels: Tensor, means2d: Tensor, camera: Camera) -> None:
     """Add gsplat's gradient of the projected means [1, N, 2] (pixels) to `means2d.grad` (normalised coordinates)."""
     if not pixels.requires_grad:
         return

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from gaussian_renderer.splats import (
     DILATION_PX2,
-    CameraLike,
-    GaussiansLike,
     RenderOutput,
     RenderSettings,
     Splats,
@@ -28,9 +26,10 @@ from gaussian_renderer.splats import (
     covariances,
     depth_map,
     screen_means,
-    stored_degree,
     viewed_colors,
 )
+from scene.cameras import Camera
+from scene.gaussians import Gaussians
 
 NEAR_Z = 0.2  # Gaussians with z <= this [world units] are culled; the only frustum test
 CLAMP_TAN = 1.3  # J is taken no further out than this times the tangent of half the field of view
@@ -56,9 +55,18 @@ class Projection(NamedTuple):
     z: Float[Tensor, " N"]
 
 
+class Layers(NamedTuple):
+    """The Gaussians that are drawn, nearest first: row in the input, place, opacity in this view, (r, g, b, 1 / z)."""
+
+    order: Int64[Tensor, " M"]
+    screen: Projection
+    opacities: Float[Tensor, " M"]
+    features: Float[Tensor, "M 4"]
+
+
 def render_reference(
-    camera: CameraLike,
-    gaussians: GaussiansLike,
+    camera: Camera,
+    gaussians: Gaussians,
     background: Float[Tensor, "3"],
     *,
     sh_degree: int | None = None,
@@ -68,12 +76,12 @@ def render_reference(
     override_color: Float[Tensor, "N 3"] | None = None,
 ) -> RenderOutput:
     """Render stored (unactivated) Gaussians of any dtype; see `rasterize`. sh_degree None = all stored bands."""
-    degree = stored_degree(gaussians) if sh_degree is None else sh_degree
+    degree = gaussians.sh_degree if sh_degree is None else sh_degree
     splats = activated(gaussians, override_color=override_color)
     return rasterize(camera, splats, RenderSettings(background, degree, scale_modifier, antialiasing, dilation))
 
 
-def rasterize(camera: CameraLike, splats: Splats, settings: RenderSettings) -> RenderOutput:
+def rasterize(camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput:
     """Render activated Gaussians exactly as defined in the module docstring.
 
     Parameters
@@ -86,17 +94,31 @@ def rasterize(camera: CameraLike, splats: Splats, settings: RenderSettings) -> R
     O(N W H) time; with gradients on also O(M W H) memory (about 100 bytes a pair).
     """
     means2d = screen_means(splats.means)
+    layers = prepare(camera, splats, settings, means2d)
+    sums, transmittance = blend(layers, camera.width, camera.height)
+    alpha, inverse_depth = 1 - transmittance, sums[3]
+    color = sums[:3] + transmittance * settings.background.to(splats.means)[:, None, None]
+    sizes = radii(camera, splats, settings)
+    return RenderOutput(color, alpha, inverse_depth, depth_map(alpha, inverse_depth), sizes, means2d)
+
+
+def prepare(
+    camera: Camera, splats: Splats, settings: RenderSettings, means2d: Float[Tensor, "N 3"] | None = None
+) -> Layers:
+    """Cull, sort, project and colour; ties in depth: the lower index is in front.
+
+    means2d : zeros whose gradient is wanted, added to the positions in normalised device coordinates.
+    """
     # First pass: who is drawn. Culled rows never enter the second, where 0 * inf in a gradient would be NaN.
     with torch.no_grad():
         everything = project(camera, splats, settings)
-        drawn = is_drawn(everything)
-        index = drawn.nonzero()[:, 0]
-        near_first = index[torch.argsort(everything.z[index], stable=True)]  # ties: lower index first
-        sizes = visible_radii(everything, drawn, camera.width, camera.height)
-    chosen = _rows(splats, near_first)
+        drawn = is_drawn(everything).nonzero()[:, 0]
+        order = drawn[torch.argsort(everything.z[drawn], stable=True)]
+    chosen = replace(splats, **{name: value[order] for name, value in vars(splats).items() if value is not None})
     screen = project(camera, chosen, settings)
-    half_size = torch.tensor([camera.width / 2, camera.height / 2]).to(splats.means)
-    screen = screen._replace(xy=screen.xy + means2d[near_first, :2] * half_size)  # NDC -> px; adds zero
+    if means2d is not None:
+        half_size = torch.tensor([camera.width / 2, camera.height / 2]).to(splats.means)
+        screen = screen._replace(xy=screen.xy + means2d[order, :2] * half_size)
     opacities = chosen.opacities[:, 0]
     if settings.antialiasing:
         opacities = opacities * (screen.det_undilated / screen.det).clamp(min=COMPENSATION_MIN).sqrt()
@@ -104,14 +126,10 @@ def rasterize(camera: CameraLike, splats: Splats, settings: RenderSettings) -> R
     if colors is None:
         assert chosen.sh is not None
         colors = viewed_colors(camera, chosen.means, chosen.sh, settings.sh_degree)
-    features = torch.cat([colors, 1 / screen.z[:, None]], dim=1)  # [M, 4]
-    sums, transmittance = blend(screen, opacities, features, camera.width, camera.height)
-    alpha, inverse_depth = 1 - transmittance, sums[3]
-    color = sums[:3] + transmittance * settings.background.to(splats.means)[:, None, None]
-    return RenderOutput(color, alpha, inverse_depth, depth_map(alpha, inverse_depth), sizes, means2d)
+    return Layers(order, screen, opacities, torch.cat([colors, 1 / screen.z[:, None]], dim=1))
 
 
-def project(camera: CameraLike, splats: Splats, settings: RenderSettings) -> Projection:
+def project(camera: Camera, splats: Splats, settings: RenderSettings) -> Projection:
     """Means and covariances on the screen: S = J W Sigma W^T J^T + dilation I (EWA splatting, Zwicker et al. 2001).
 
     Notes
@@ -120,7 +138,7 @@ def project(camera: CameraLike, splats: Splats, settings: RenderSettings) -> Pro
     gradient is that of exactly this expression (the released code treats part of it as constant when clamped).
     """
     to_camera = torch.as_tensor(camera.world_to_camera).to(splats.means)  # [4, 4]
-    fx, fy, cx, cy = (float(v) for v in (camera.K[0, 0], camera.K[1, 1], camera.K[0, 2], camera.K[1, 2]))
+    fx, fy, cx, cy = camera.fx, camera.fy, camera.cx, camera.cy
     x, y, z = (splats.means @ to_camera[:3, :3].T + to_camera[:3, 3]).unbind(-1)
     limit_x, limit_y = CLAMP_TAN * camera.width / (2 * fx), CLAMP_TAN * camera.height / (2 * fy)
     slope_x, slope_y = (x / z).clamp(-limit_x, limit_x), (y / z).clamp(-limit_y, limit_y)
@@ -153,7 +171,7 @@ def is_drawn(screen: Projection) -> Bool[Tensor, " N"]:
 
 
 @torch.no_grad()
-def radii(camera: CameraLike, splats: Splats, settings: RenderSettings) -> Int32[Tensor, " N"]:
+def radii(camera: Camera, splats: Splats, settings: RenderSettings) -> Int32[Tensor, " N"]:
     """Radii of all Gaussians in this view by the original's rule, see `visible_radii`."""
     screen = project(camera, splats, settings)
     return visible_radii(screen, is_drawn(screen), camera.width, camera.height)
@@ -180,43 +198,35 @@ def visible_radii(screen: Projection, drawn: Bool[Tensor, " N"], width: int, hei
     return torch.where(visible, radius, 0).to(torch.int32)
 
 
-def blend(
-    screen: Projection, opacities: Float[Tensor, " M"], features: Float[Tensor, "M F"], width: int, height: int
-) -> tuple[Float[Tensor, "F H W"], Float[Tensor, "H W"]]:
-    """Front-to-back alpha blending of Gaussians that come nearest first.
-
-    Returns
-    -------
-    sum of T alpha feature [F, H, W], and what is left of the transmittance [H, W].
-    """
+def blend(layers: Layers, width: int, height: int) -> tuple[Float[Tensor, "4 H W"], Float[Tensor, "H W"]]:
+    """Front-to-back alpha blending: sums of T alpha feature, and the transmittance that is left."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    pixels = torch.stack([columns, rows], dim=-1).reshape(-1, 2).to(screen.xy)  # [H W, 2]
+    pixels = torch.stack([columns, rows], dim=-1).reshape(-1, 2).to(layers.features)  # [H W, 2]
     sums, left = [], []
-    for some in pixels.split(max(1, PAIRS_AT_ONCE // max(1, len(opacities)))):
-        weights, transmittance = _weights(screen, opacities, some)  # [M, P], [P]
-        sums.append(features.T @ weights)
+    for some in pixels.split(max(1, PAIRS_AT_ONCE // max(1, len(layers.order)))):
+        weights, transmittance = blending_weights(raw_alphas(layers, some))  # [M, P], [P]
+        sums.append(layers.features.T @ weights)
         left.append(transmittance)
-    return torch.cat(sums, dim=1).reshape(-1, height, width), torch.cat(left).reshape(height, width)
+    return torch.cat(sums, dim=1).reshape(4, height, width), torch.cat(left).reshape(height, width)
 
 
-def _weights(
-    screen: Projection, opacities: Float[Tensor, " M"], pixels: Float[Tensor, "P 2"]
-) -> tuple[Float[Tensor, "M P"], Float[Tensor, " P"]]:
-    """Weight T alpha of every Gaussian in every pixel, and the transmittance behind all of them."""
+def raw_alphas(layers: Layers, pixels: Float[Tensor, "P 2"]) -> Float[Tensor, "M P"]:
+    """opacity * exp(-d^T S^-1 d / 2) of every Gaussian at every pixel (column, row), before cap and thresholds."""
+    screen = layers.screen
     dx = pixels[None, :, 0] - screen.xy[:, 0, None]  # [M, P]
     dy = pixels[None, :, 1] - screen.xy[:, 1, None]
     distance = screen.yy[:, None] * dx * dx - 2 * screen.xy_cov[:, None] * dx * dy + screen.xx[:, None] * dy * dy
-    raw = opacities[:, None] * (-0.5 * distance / screen.det[:, None]).exp()
+    return layers.opacities[:, None] * (-0.5 * distance / screen.det[:, None]).exp()
+
+
+def blending_weights(raw: Float[Tensor, "M P"]) -> tuple[Float[Tensor, "M P"], Float[Tensor, " P"]]:
+    """Weight T alpha of every Gaussian in every pixel, and the transmittance behind the last one blended."""
     # The cap is straight-through in the released code: capped alphas keep the gradient of the uncapped value.
     alpha = raw + (raw.clamp(max=ALPHA_MAX) - raw).detach()
     alpha = torch.where(raw >= ALPHA_MIN, alpha, 0.0)
-    # T only falls, so "T behind this one is below the limit" is also true for every later one: the pixel has ended.
+    # T only falls, so "T behind this one is below the limit" is also true of every later one: the pixel has ended.
     behind = (1 - alpha.detach()).cumprod(dim=0)
     alpha = torch.where(behind >= T_MIN, alpha, 0.0)
-    passed = torch.cat([torch.ones_like(alpha[:1]), 1 - alpha] if len(alpha) else [alpha.new_ones(1, len(pixels))])
-    transmittance = passed.cumprod(dim=0)  # [M + 1, P]: in front of each one, and behind the last
+    front = alpha.new_ones(1, alpha.shape[1])
+    transmittance = torch.cat([front, 1 - alpha]).cumprod(dim=0)  # [M + 1, P]: before each one, and behind the last
     return transmittance[:-1] * alpha, transmittance[-1]
-
-
-def _rows(splats: Splats, index: Int64[Tensor, " M"]) -> Splats:
-    return replace(splats, **{k: v[index] for k, v in vars(splats).items() if v is not None})

@@ -5,38 +5,17 @@ deviations and opacities, not their logarithms and logits.
 """
 
 from dataclasses import dataclass
-from math import isqrt
-from typing import Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
 from gaussian_renderer import sh as spherical_harmonics
+from scene.cameras import Camera
+from scene.gaussians import Gaussians
 
 DILATION_PX2 = 0.3  # added to the diagonal of every screen-space covariance (Kerbl et al. 2023): a splat covers a pixel
 SOLID_ALPHA = 0.5  # depth is stated only where at least this much light comes from the Gaussians
-
-
-class CameraLike(Protocol):
-    """The part of `scene.cameras.Camera` that a rasterizer reads (so that tests can use any pinhole)."""
-
-    width: int
-    height: int
-    K: np.ndarray
-    world_to_camera: np.ndarray
-
-
-class GaussiansLike(Protocol):
-    """The stored parameters of `scene.gaussians.Gaussians`, of any floating dtype."""
-
-    means: Tensor
-    log_scales: Tensor
-    quats: Tensor
-    logit_opacities: Tensor
-    sh0: Tensor
-    shN: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,18 +75,13 @@ class RenderOutput:
     means2d: Float[Tensor, "N 3"]
 
 
-def stored_degree(gaussians: GaussiansLike) -> int:
-    """The highest spherical-harmonics degree that the Gaussians have coefficients for."""
-    return isqrt(gaussians.shN.shape[1] + 1) - 1
-
-
-def activated(gaussians: GaussiansLike, *, override_color: Float[Tensor, "N 3"] | None = None) -> Splats:
+def activated(gaussians: Gaussians, *, override_color: Float[Tensor, "N 3"] | None = None) -> Splats:
     """What is rasterized of stored parameters: exp, sigmoid, colour coefficients side by side; differentiable."""
     return Splats(
         means=gaussians.means,
-        scales=gaussians.log_scales.exp(),
+        scales=gaussians.scales,
         quats=gaussians.quats,
-        opacities=gaussians.logit_opacities.sigmoid(),
+        opacities=gaussians.opacities,
         sh=torch.cat([gaussians.sh0, gaussians.shN], dim=1) if override_color is None else None,
         colors=override_color,
     )
@@ -122,11 +96,6 @@ def depth_map(alpha: Float[Tensor, "H W"], inverse_depth: Float[Tensor, "H W"]) 
 def screen_means(means: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
     """The zero tensor whose gradient is the densification statistic; a leaf when gradients are on."""
     return torch.zeros_like(means, requires_grad=torch.is_grad_enabled())
-
-
-def camera_centre(camera: CameraLike) -> np.ndarray:
-    """Position of the camera in the world, [3] float64."""
-    return np.linalg.inv(camera.world_to_camera)[:3, 3]
 
 
 def rotations(quats: Float[Tensor, "N 4"]) -> Float[Tensor, "N 3 3"]:
@@ -150,8 +119,8 @@ def covariances(
 
 
 def viewed_colors(
-    camera: CameraLike, means: Float[Tensor, "N 3"], sh: Float[Tensor, "N K 3"], degree: int
+    camera: Camera, means: Float[Tensor, "N 3"], sh: Float[Tensor, "N K 3"], degree: int
 ) -> Float[Tensor, "N 3"]:
     """Colours of Gaussians as the camera sees them; the gradient reaches `means` through the direction."""
-    rays = means - torch.as_tensor(camera_centre(camera)).to(means)
+    rays = means - torch.as_tensor(camera.centre).to(means)
     return spherical_harmonics.colors_from_sh(sh, rays / rays.norm(dim=-1, keepdim=True), degree)
