@@ -48,7 +48,10 @@ class _Parser(ArgumentParser):
 
 
 def add_flags(parser: ArgumentParser, cls: type, taken: set[str] | None = None) -> None:
-    """One flag per field of `cls` but for names in `taken`, which grows. Flags the user leaves out stay out."""
+    """One flag per field of `cls` but for names in `taken`, which grows. Flags the user leaves out stay out.
+
+    A short form belongs to the first group that has it.
+    """
     taken = set() if taken is None else taken
     group = parser.add_argument_group(cls.__doc__.strip().splitlines()[0] if cls.__doc__ else cls.__name__)
     for f in fields(cls):
@@ -56,7 +59,8 @@ def add_flags(parser: ArgumentParser, cls: type, taken: set[str] | None = None) 
             continue
         taken.add(f.name)
         kw = {k: v for k, v in f.metadata.items() if k not in ("short", "result", "help")}
-        names = [n for n in (f"--{f.name}", f.metadata["short"]) if n]
+        known = {word for action in parser._actions for word in action.option_strings}
+        names = [n for n in (f"--{f.name}", f.metadata["short"]) if n and n not in known]
         # %-signs are argparse's own format characters
         kw["help"] = f"{f.metadata['help']} (default: {_shown(f)})".replace("%", "%%")
         if isinstance(f.default, bool):
@@ -160,7 +164,8 @@ def _check_type(f: Field, value: Any, where: str) -> None:
     if default is MISSING:
         return
     choices = f.metadata.get("choices")
-    if choices is not None and value not in choices:
+    given = value if isinstance(value, (list, tuple)) else [value]
+    if choices is not None and not set(given) <= set(choices):
         raise UserError(f"{where}: {f.name} = {value!r}; one of {', '.join(map(str, choices))} is expected")
     expected: Any = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
     if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
