@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from scipy.sparse import coo_matrix
 
 
@@ -61,7 +62,7 @@ def merge(meshes: Iterable[Mesh]) -> Mesh:
     )
 
 
-def rectangle(centre: Sequence[float], right: Sequence[float], up: Sequence[float]) -> Mesh:
+def rectangle(centre: ArrayLike, right: ArrayLike, up: ArrayLike) -> Mesh:
     """A flat rectangle; `right` and `up` are its full edges as its reader sees them."""
     corner = np.asarray(centre, float) - np.asarray(right, float) / 2 - np.asarray(up, float) / 2
     uv = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])

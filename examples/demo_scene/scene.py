@@ -221,8 +221,8 @@ def basket() -> list[Part]:
             wires.append(tube(path, 0.0055, 6))
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     for level in (0.0, 0.36, 0.7, 1.0):
-        radius = low + (high - low) * level
-        hoop = np.stack([radius * np.cos(turn), radius * np.sin(turn), np.full(72, 0.01 + height * level)], -1)
+        reach = low + (high - low) * level
+        hoop = np.stack([reach * np.cos(turn), reach * np.sin(turn), np.full(72, 0.01 + height * level)], -1)
         wires.append(tube(hoop, 0.009, 8, loop=True))
     fruit = [
         ((-0.08, 0.05, 0.11), 0.10, (232, 120, 26)),
@@ -231,8 +231,8 @@ def basket() -> list[Part]:
         ((-0.06, -0.10, 0.20), 0.085, (116, 168, 60)),
     ]
     parts = [Part("basket", merge(wires), textures.plain((70, 74, 82)), 0.45, True)]
-    for number, (centre, radius, colour) in enumerate(fruit):
-        mesh = sphere(radius, 40).moved(translation(*centre) @ rotation("x", 40.0 * number))
+    for number, (centre, size, colour) in enumerate(fruit):
+        mesh = sphere(size, 40).moved(translation(*centre) @ rotation("x", 40.0 * number))
         parts.append(Part(f"fruit{number}", mesh, textures.peel(colour, 20 + 2 * number), 0.5))
     return parts
 

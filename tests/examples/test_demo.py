@@ -1,0 +1,80 @@
+"""The driver of `make demo`: its table, its settings file, what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from arguments.pipeline import plan
+from evaluation.protocols import Protocol
+from examples import demo
+from utils.atomic import write_json
+from utils.errors import UserError
+
+ROOT = Path(demo.__file__).resolve().parents[1]
+LR = {"lr_kernel": "bicubic, renormalise", "lr_rounding": "8 bit", "scale": 4.0}
+HR = {"lr_kernel": "none", "lr_rounding": "none", "scale": 1.0}
+
+
+def result_files(out: Path, **changes: object) -> None:
+    """What the scripts leave behind, with numbers that say where they come from."""
+    for v, variant in enumerate(demo.VARIANTS):
+        steps = ["train"] if variant == "hr" else ["order", "upsample", "train"]
+        records = {name: {"seconds": 10.0 * (i + 1), "peak_bytes": (v + i) * 10**8} for i, name in enumerate(steps)}
+        write_json(out / variant / "run.json", {"schema": 1, "steps": records})
+        for b, background in enumerate(demo.BACKGROUNDS):
+            folder = out / variant / background
+            write_json(folder / "run.json", {"schema": 1, "steps": {"render": {"seconds": 1.0 + b, "peak_bytes": 1}}})
+            facts = {"scene": "lr", "views": 12, "background": background, "truth": background} | LR
+            facts |= (HR if variant == "hr" else {}) | changes.get(variant, {})
+            mean = {"PSNR": 20.0 + v + 0.123456, "SSIM": 0.8, "LPIPS": 0.3 - 0.1 * v, "LPIPS_alex": 0.5}
+            metrics = {
+                "schema": 1,
+                "methods": {"test/ours_100": {"protocol": Protocol(**facts).to_json(), "mean": mean, "views": {}}},
+                "frames": None if variant == "hr" else {"PSNR": 30.0 + v + b},
+                "weights": {},
+            }
+            write_json(folder / "metrics.json", metrics)
+
+
+def test_table_has_a_row_for_each_variant_and_background(tmp_path):
+    result_files(tmp_path)
+    table = demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))
+    rows = {(row["variant"], row["background"]): row for row in table["rows"]}
+    assert list(rows) == [(v, b) for v in ("bicubic", "single", "video", "hr") for b in ("white", "black")]
+    names = ["variant", "background", "PSNR", "SSIM", "LPIPS", "frame_PSNR", "seconds", "peak_MB"]
+    assert all(list(row) == names for row in table["rows"])
+    video = rows["video", "black"]
+    assert (video["PSNR"], video["SSIM"], video["LPIPS"]) == (22.1235, 0.8, 0.1)
+    assert video["frame_PSNR"] == 33.0
+    assert video["seconds"] == 10 + 20 + 30 + 2
+    assert video["peak_MB"] == 400
+    assert rows["hr", "white"]["frame_PSNR"] is None
+    assert rows["hr", "white"]["seconds"] == 11
+    assert table["protocol"]["scale"] == 4.0
+    assert table["protocol"]["settings"]["train"]["random_background"] is True
+    assert "background" not in table["protocol"]
+
+
+def test_table_refuses_to_mix_protocols(tmp_path):
+    result_files(tmp_path, video={"views": 11})
+    with pytest.raises(UserError, match="'views'"):
+        demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))
+
+
+def test_a_missing_result_is_named(tmp_path):
+    result_files(tmp_path)
+    (tmp_path / "single" / "white" / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"single/white/metrics\.json"):
+        demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))
+
+
+@pytest.mark.parametrize("variant", ["bicubic", "single", "video"])
+def test_variants_are_what_their_names_say(variant):
+    words = ["-s", "LR", "-m", "OUT", "--config", str(ROOT / "configs" / "demo.toml")]
+    commands = plan([*words, "--steps", "order", "upsample", "train", *demo.VARIANTS[variant]])
+    assert [command.step for command in commands] == ["order", "upsample", "train"]
+    order, upsample, train = (set(command.arguments) for command in commands)
+    assert (f"--ordering={'greedy' if variant == 'video' else 'file'}" in order) is True
+    assert f"--upsampler={'bicubic' if variant == 'bicubic' else 'basicvsr'}" in upsample
+    assert ("--propagation=none" in upsample) is (variant == "single")
+    assert {"--random_background", "--eval", "--skip_done"} <= train
