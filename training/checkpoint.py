@@ -168,7 +168,7 @@ def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], free: Iterable
 
 
 def _flat(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in fingerprint.items():
         flat |= value if isinstance(value, dict) else {key: value}
     return flat

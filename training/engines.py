@@ -1,11 +1,10 @@
 """One optimisation step, two ways: fused native kernels on the CPU, or PyTorch's autograd around any rasterizer.
 
 The loop sees only `Engine`. Both evaluate the same objective, update with the same Adam, and gather the same
-densification statistics; they agree to rounding. Adam (Kingma & Ba 2015): betas 0.9, 0.999, eps 1e-15 as in 3DGS.
+densification statistics; they agree to rounding.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,30 +12,11 @@ from torch import Tensor
 from arguments.loading import PipelineParams
 from gaussian_renderer import render
 from scene.gaussians import Gaussians
-from training.objective import Terms, Weights, objective
+from training.adam import update
+from training.objective import Terms, objective
 from training.state import TrainState
-from training.views import Background, Targets, View
-
-BETAS = (0.9, 0.999)
-EPS = 1e-15
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step uses beside the images.
-
-    Attributes
-    ----------
-    background : RGB 0-1. sh_degree : bands in use. weights : of the objective.
-    learning_rates : by field; a field that is not in it is not updated, and nothing is when it is empty.
-    statistics : whether densification statistics are gathered.
-    """
-
-    background: Background
-    sh_degree: int
-    weights: Weights
-    learning_rates: dict[str, float]
-    statistics: bool
+from training.step import Step
+from training.views import Targets, View
 
 
 class Engine(Protocol):
@@ -48,12 +28,26 @@ class Engine(Protocol):
 
 
 def choose(pipeline: PipelineParams, device: str) -> Engine:
-    """Return the engine for a rasterizer and a device."""
+    """Return the engine for a rasterizer and a device: the fused kernels wherever they apply."""
+    if _fuses(pipeline, device):
+        from training.fused import FusedEngine
+
+        return FusedEngine(pipeline.antialiasing)
     return AutogradEngine(pipeline)
 
 
-def instruction_set(pipeline: PipelineParams) -> str:
-    return pipeline.rasterizer
+def _fuses(pipeline: PipelineParams, device: str) -> bool:
+    in_python = pipeline.convert_SHs_python or pipeline.compute_cov3D_python
+    return pipeline.rasterizer == "native" and device == "cpu" and not in_python
+
+
+def instruction_set(pipeline: PipelineParams, device: str) -> str:
+    """Return what a result's last bits depend on beside the code: the kernels' instruction set, or who renders."""
+    if not _fuses(pipeline, device):
+        return f"{pipeline.rasterizer} {device}"
+    from diff_gaussian_rasterization import isa
+
+    return isa()
 
 
 class AutogradEngine:
@@ -65,7 +59,7 @@ class AutogradEngine:
     """
 
     def __init__(self, pipeline: PipelineParams) -> None:
-        self.options = {
+        self.options: dict[str, Any] = {
             "rasterizer": pipeline.rasterizer,
             "antialiasing": pipeline.antialiasing,
             "convert_SHs_python": pipeline.convert_SHs_python,
@@ -89,7 +83,7 @@ class AutogradEngine:
                 _gather(state, output.radii, output.means2d)
             for name, rate in step.learning_rates.items():
                 gradient = leaves[name].grad
-                adam(state, name, torch.zeros_like(leaves[name]) if gradient is None else gradient, rate)
+                update(state, name, torch.zeros_like(leaves[name]) if gradient is None else gradient, rate)
         return terms
 
 
@@ -99,14 +93,3 @@ def _gather(state: TrainState, radii: Tensor, means2d: Tensor) -> None:
         state.grad_norm_sum += torch.where(visible, means2d.grad[:, :2].norm(dim=1), 0.0)
     state.view_count += visible
     torch.maximum(state.max_radius, radii.to(state.max_radius.dtype), out=state.max_radius)
-
-
-def adam(state: TrainState, name: str, gradient: Tensor, rate: float) -> None:
-    """Update one field in place as torch.optim.Adam does, and count the step."""
-    state.steps[name] += 1
-    step = state.steps[name]
-    mean, square = state.exp_avg[name], state.exp_avg_sq[name]
-    mean.lerp_(gradient, 1 - BETAS[0])
-    square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    denominator = square.sqrt().div_((1 - BETAS[1] ** step) ** 0.5).add_(EPS)
-    getattr(state.gaussians, name).addcdiv_(mean, denominator, value=-rate / (1 - BETAS[0] ** step))

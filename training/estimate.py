@@ -42,8 +42,8 @@ def estimate(views: TrainingViews, gaussians: Gaussians, max_gaussians: int) -> 
 
 def _decoded_bytes(views: TrainingViews) -> int:
     total = 0
-    for store in (views.hr, views.lr):
-        for name in views.views if store is not None else ():
+    for store in filter(None, (views.hr, views.lr)):
+        for name in views.views:
             width, height = store.size(name)
             total += width * height * (4 if store.has_alpha(name) else 3)
     return total

@@ -89,7 +89,10 @@ class Job:
         """What a checkpoint of this run is made from (trust in it: training.checkpoint)."""
         hashes = {f"{name} files": hash_files(paths)["sha256"] for name, paths in self.inputs().items()}
         facts = {"seed": self.settings.common.seed, "device": self.device.split(":")[0]}
-        facts |= {"instruction set": instruction_set(self.settings.pipeline), "code": hash_code(STEPS["train"].code)}
+        facts |= {
+            "instruction set": instruction_set(self.settings.pipeline, self.device),
+            "code": hash_code(STEPS["train"].code),
+        }
         return {"settings": self.settings.results} | hashes | facts
 
 

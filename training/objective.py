@@ -65,7 +65,7 @@ def objective(
     loss : differentiable scalar. terms : the same and its parts as numbers.
     """
     hr_weight, lr_weight = weights.of(targets)
-    loss, parts = render.new_zeros(()), {}
+    loss, parts = render.new_zeros(()), dict[str, float]()
     if targets.hr is not None and hr_weight > 0:
         l1, similarity = similarity_terms(render, targets.hr)
         loss = loss + hr_weight * ((1 - weights.dssim) * l1 + weights.dssim * (1 - similarity))

@@ -63,8 +63,14 @@ class Measurer:
                 yield "lr", view.kernel.down(rendered), targets.lr
 
     def _render(self, gaussians: Gaussians, camera: Camera, sh_degree: int) -> Tensor:
-        options = {"rasterizer": self.pipeline.rasterizer, "antialiasing": self.pipeline.antialiasing}
-        return render(camera, gaussians, background=self.background, sh_degree=sh_degree, **options).color
+        return render(
+            camera,
+            gaussians,
+            background=self.background,
+            rasterizer=self.pipeline.rasterizer,
+            sh_degree=sh_degree,
+            antialiasing=self.pipeline.antialiasing,
+        ).color
 
 
 def measurer(scene: Scene, views: TrainingViews, pipeline: PipelineParams, background: Background) -> Measurer:

@@ -13,10 +13,11 @@ from torch import Tensor
 from arguments.training import OptimizationParams
 from training import schedules
 from training.densify import densification, opacity_reset
-from training.engines import Engine, Step
+from training.engines import Engine
 from training.objective import Terms, Weights
 from training.sampler import ViewSampler
 from training.state import TrainState, apply
+from training.step import Step
 from training.views import Background, TrainingViews
 from utils import rng
 

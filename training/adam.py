@@ -1,0 +1,26 @@
+"""Adam (Kingma & Ba, ICLR 2015, algorithm 1) with the constants of the original 3DGS code."""
+
+import math
+
+from torch import Tensor
+
+from training.state import TrainState
+
+BETAS = (0.9, 0.999)
+EPS = 1e-15
+
+
+def bias_correction(step: int) -> float:
+    """Factor sqrt(1 - beta2^t) / (1 - beta1^t) on the learning rate at step t >= 1."""
+    return math.sqrt(1 - BETAS[1] ** step) / (1 - BETAS[0] ** step)
+
+
+def update(state: TrainState, name: str, gradient: Tensor, rate: float) -> None:
+    """Update one field in place as torch.optim.Adam does, and count the step."""
+    state.steps[name] += 1
+    step = state.steps[name]
+    mean, square = state.exp_avg[name], state.exp_avg_sq[name]
+    mean.lerp_(gradient, 1 - BETAS[0])
+    square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    denominator = square.sqrt().div_(math.sqrt(1 - BETAS[1] ** step)).add_(EPS)
+    getattr(state.gaussians, name).addcdiv_(mean, denominator, value=-rate / (1 - BETAS[0] ** step))
