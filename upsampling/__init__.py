@@ -1,0 +1,180 @@
+"""Upsampling: LR views in, pseudo-HR frames out, each written to disk as soon as it is ready.
+
+Letters: a *call* is one pass of an upsampler over the frames of a subsequence; of its results those at `save` are kept.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from arguments.upsampling import UpsamplingParams
+from scene.images import read_image, write_png
+from scene.lr_kernel import LRKernel
+from scene.sequences import Subsequence
+from upsampling import basicvsr, interpolation, rlfn, span  # noqa: F401 (each registers its networks)
+from upsampling.consistency import consistency_db, write_report
+from upsampling.interpolation import Interpolation
+from upsampling.planes import alpha_plane, colour_plane, joined
+from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
+from upsampling.sources import Source
+from upsampling.tiling import Plan, plan, upsample
+from utils.errors import UserError
+from utils.log import Progress
+
+__all__ = ["Job", "describe", "load", "resolve_weights", "run"]
+
+SEQUENCE_MATTERS = "sequence_matters"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one run over a scene or a folder needs.
+
+    Parameters
+    ----------
+    source : frames, calls and LR kernel; without a kernel LR consistency is not measured.
+    folder : NAME.png of every saved frame goes there.
+    resume : keep frames that are there already (an earlier attempt with the same key was cut short).
+    """
+
+    net: Upsampler
+    settings: UpsamplingParams
+    source: Source
+    folder: Path
+    compat: str = ""
+    resume: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def path(self, name: str) -> Path:
+        """File of a saved frame; folders in names are kept."""
+        return self.folder / f"{name}.png"
+
+    def calls(self) -> list[Subsequence]:
+        """The calls as they are made: one frame each for what uses no neighbours, with nothing computed for nobody."""
+        if self.net.num_neighbours and self.settings.propagation == "path":
+            return [s for s in self.source.sequences.subsequences if s.save]
+        return [Subsequence((name,), (0,)) for name in self.source.sequences.saved]
+
+
+def run(job: Job) -> tuple[list[Path], dict[str, Any]]:
+    """Upsample everything; frames appear on disk one by one.
+
+    Returns
+    -------
+    files written (frames and consistency.json), notes for the record.
+
+    Raises
+    ------
+    UserError : frames of a call differ in size or kind, memory bound too small, or a file cannot be written.
+    """
+    calls = job.calls()
+    names = [name for call in calls for name in call.saved]
+    kept = {name for name in names if job.resume and job.path(name).is_file()}
+    values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
+    progress = Progress(f"upsample {job.settings.upsampler}", len(names), "frame", len(kept))
+    for number, call in enumerate(calls, 1):
+        wanted = [name for name in call.saved if name not in kept]
+        cut = _plan(job, call) if wanted else None
+        for name, image in _images(job, call, frozenset(wanted)) if wanted else ():
+            write_png(job.path(name), image)
+            values[name] = _measured(job, name, image)
+            fields = {"sequence": f"{number} of {len(calls)}"}
+            if cut and cut.tiles != (1, 1):
+                fields["tiles"] = f"{cut.tiles[0]}x{cut.tiles[1]}"
+            progress.update(len(values), **fields)
+    progress.close()
+    stamp = RANDOM if job.settings.random_weights else ""
+    report = write_report(job.folder, job.source.kernel, {name: values[name] for name in names}, stamp)
+    notes: dict[str, Any] = {"frames": len(names), "kept_from_before": len(kept)}
+    return [*map(job.path, names), report], notes | ({"stamp": stamp} if stamp else {})
+
+
+def describe(job: Job) -> str:
+    """What `run` would do: frames, sizes, cuts and memory. Reads headers only."""
+    calls = job.calls()
+    lines = []
+    for (w, h), group in _by_size(job, calls).items():
+        frames = sum(len(c.frames) + 2 * c.padded for c in group)
+        saved = sum(len(c.save) for c in group)
+        longest = max(group, key=lambda c: len(c.frames))
+        cut = _plan(job, longest)
+        s, (rows, cols) = job.net.scale, cut.tiles
+        lines.append(
+            f"{saved} frames {w}x{h} -> {s * w}x{s * h} px in {len(group)} calls ({frames} frames in all); the longest "
+            f"call in {len(cut.chunks)} chunks of {rows}x{cols} tiles, about {cut.bytes / 2**30:.1f} GB"
+        )
+    return "\n".join(lines)
+
+
+def _by_size(job: Job, calls: Sequence[Subsequence]) -> Mapping[tuple[int, int], list[Subsequence]]:
+    groups: dict[tuple[int, int], list[Subsequence]] = {}
+    for call in calls:
+        groups.setdefault(job.source.views.size(call.frames[0]), []).append(call)
+    return groups
+
+
+def _budget(job: Job, call: Subsequence) -> int:
+    """Memory of one pass: colour and alpha run side by side."""
+    passes = 2 if _two_passes(job, call) else 1
+    return int(job.settings.max_memory * 2**30) // passes
+
+
+def _plan(job: Job, call: Subsequence) -> Plan:
+    w, h = job.source.views.size(call.frames[0])
+    return plan(job.net, len(call.frames) + 2 * call.padded, h, w, _budget(job, call))
+
+
+def _two_passes(job: Job, call: Subsequence) -> bool:
+    return job.settings.alpha == "network" and job.source.views.has_alpha(call.frames[0])
+
+
+def _measured(job: Job, name: str, image: np.ndarray) -> float | None:
+    if job.source.kernel is None:
+        return None
+    kernel = LRKernel(*job.source.kernel, (image.shape[1], image.shape[0]), job.source.views.size(name))
+    return consistency_db(kernel, image, job.source.views.raw(name))
+
+
+def _check(job: Job, call: Subsequence) -> None:
+    first = call.frames[0]
+    for name in call.frames:
+        if job.source.views.size(name) != job.source.views.size(first) or job.source.views.has_alpha(
+            name
+        ) != job.source.views.has_alpha(first):
+            (w, h), (w0, h0) = job.source.views.size(name), job.source.views.size(first)
+            raise UserError(f"frame {name} ({w}x{h} px) and {first} ({w0}x{h0} px) differ in size or alpha in one call")
+
+
+def _images(job: Job, call: Subsequence, wanted: frozenset[str]) -> Iterator[tuple[str, UInt8[np.ndarray, "H W c"]]]:
+    """Finished images of one call, by name, in its order."""
+    _check(job, call)
+    names = (call.frames[0], *call.frames, call.frames[-1]) if call.padded else call.frames
+    save = [i for i in call.save if call.frames[i] in wanted]
+    positions = frozenset(i + call.padded for i in save)
+    raw = [job.source.views.raw(name) for name in names]
+    bgr = job.compat == SEQUENCE_MATTERS  # quirk Q01: the released networks see BGR
+    colour = torch.stack([colour_plane(image) for image in raw])
+    has_alpha = job.source.views.has_alpha(names[0])
+    alphas = [alpha_plane(image) for image in raw] if has_alpha else [None] * len(raw)
+    budget = _budget(job, call)
+    colours = upsample(job.net, (colour.flip(1) if bgr else colour).to(job.device), positions, budget)
+    opacities = _alphas(job, alphas, positions, budget) if has_alpha else iter([None] * len(positions))
+    for (position, hr), alpha in zip(colours, opacities, strict=True):
+        hr = hr.flip(0) if bgr else hr
+        yield names[position], joined(hr.cpu(), alpha, alphas[position])
+
+
+def _alphas(job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: int) -> Iterator[Tensor]:
+    """HR alphas [H, W] at `positions`; opaque calls cost nothing."""
+    planes = torch.stack(list(alphas))[:, None].expand(-1, 3, -1, -1).contiguous()  # [T, 3, h, w]
+    net: Any = job.net
+    if job.settings.alpha == "bicubic" or bool((planes == 1).all()):
+        net = Interpolation("bicubic", job.net.scale, job.device)
+    for _, frame in upsample(net, planes.to(job.device), positions, budget):
+        yield frame.mean(0).cpu()

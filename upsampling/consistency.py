@@ -1,0 +1,69 @@
+"""LR consistency: does an HR frame, made small again by the operator that made the LR views, give its LR view back?
+
+It needs no truth, so it finds frames that went wrong (wrong network for the data, broken flow) on any scene.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from scene.alpha import premultiplied
+from scene.lr_kernel import LRKernel, opaque_support_mask
+from utils.atomic import write_json
+from utils.log import note, warn
+
+FILE_NAME = "consistency.json"
+WARN_DB = 35.0
+BEST_DB = 100.0  # what two equal images are given; JSON has no infinity
+
+
+def consistency_db(kernel: LRKernel, hr: UInt8[np.ndarray, "H W c"], lr: UInt8[np.ndarray, "h w c"]) -> float | None:
+    """PSNR in dB of the downscaled frame against its LR view, premultiplied RGB in 0-1.
+
+    With alpha only LR pixels count whose whole HR support has alpha 0 or 1; None where no such pixel exists.
+    """
+    frame = torch.from_numpy(premultiplied(hr)).permute(2, 0, 1).double()
+    view = torch.from_numpy(premultiplied(lr)).permute(2, 0, 1).double()
+    error = (kernel.down(frame[:3]) - view[:3]) ** 2
+    if frame.shape[0] == 4:
+        error = error[:, opaque_support_mask(kernel, frame[3])]
+    if error.numel() == 0:
+        return None
+    mse = float(error.mean())
+    return BEST_DB if mse < 10 ** (-BEST_DB / 10) else float(-10 * np.log10(mse))
+
+
+def write_report(folder: Path, kernel: tuple[str, str] | None, values: Mapping[str, float | None], stamp: str) -> Path:
+    """Write FOLDER/consistency.json and warn about frames under 35 dB.
+
+    Parameters
+    ----------
+    kernel : (kernel, border) of the LR views; None = not known, nothing was measured.
+    values : dB of each frame by name; None = not measurable.
+    stamp : remark that every result must carry ("" = none).
+    """
+    measured = {name: db for name, db in values.items() if db is not None}
+    low = {name: db for name, db in measured.items() if db < WARN_DB}
+    worst = min(measured, key=lambda name: measured[name], default=None)
+    report: dict[str, Any] = {
+        "kernel": kernel[0] if kernel else None,
+        "border": kernel[1] if kernel else None,
+        "warn_below_db": WARN_DB,
+        "mean_db": sum(measured.values()) / len(measured) if measured else None,
+        "worst_db": measured[worst] if worst else None,
+        "worst": worst,
+        "frames": dict(values),
+    }
+    write_json(folder / FILE_NAME, report | ({"stamp": stamp} if stamp else {}))
+    if kernel is None:
+        note("LR consistency not measured: no LR kernel is known (--lr_kernel bicubic, area or a JSON file)")
+    if low and worst:
+        warn(
+            f"{len(low)} of {len(values)} frames are under {WARN_DB:.0f} dB against their LR view, worst {worst} "
+            f"with {measured[worst]:.1f} dB; does the network fit the way the LR views were made?"
+        )
+    return folder / FILE_NAME

@@ -1,0 +1,164 @@
+"""Upsamplers by name: --upsampler NAME picks an entry, --upsampler MODULE:NAME any importable callable.
+
+An entry is made by the decorator `network`; its module is imported by name in `upsampling/__init__.py`.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from arguments.upsampling import UpsamplingParams
+from upsampling.alignment import Alignment
+from utils.errors import UserError
+from utils.log import warn
+from utils.rng import seed_all
+from utils.state_dicts import load_strictly, read_state_dict
+from utils.weights import WEIGHTS, ResolvedWeights, resolve
+
+State = dict[str, Tensor]
+Build = Callable[[UpsamplingParams, torch.device, "State | None"], "Upsampler"]
+RANDOM = "RANDOM WEIGHTS"
+RESERVED = ("basicvsr_pp", "psrt")
+
+
+@runtime_checkable
+class Upsampler(Protocol):
+    """LR frames in, HR frames out: single-image networks, video networks and filters are all one of these.
+
+    Attributes
+    ----------
+    scale : magnification, a whole number.
+    num_neighbours : frames on each side that matter to a frame; 0 = every frame by itself. Chunks overlap by as many.
+
+    Notes
+    -----
+    Optional: `overlap` (LR px that matter around a pixel; tiles overlap by as many) and
+    `working_bytes(t, h, w)` (memory that a clip of t frames needs). Without them clips are never cut.
+    """
+
+    scale: int
+    num_neighbours: int
+
+    def upsample(
+        self, frames: Float[Tensor, "t 3 h w"], alignment: Alignment | None = None
+    ) -> Iterator[Float[Tensor, "3 H W"]]:
+        """HR frames in order, float32, RGB, not clamped; `frames` are float32 RGB in [0, 1] on the device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered upsampler. `weights`: id of its default checkpoint in the table of weights, "" = needs none."""
+
+    name: str
+    build: Build
+    weights: str = ""
+
+
+NETWORKS: dict[str, Entry] = {}
+
+
+def network(name: str, weights: str = "") -> Callable[[Build], Build]:
+    """Make `build(settings, device, state)` selectable as --upsampler NAME."""
+
+    def add(build: Build) -> Build:
+        if name in NETWORKS:
+            raise ValueError(f"upsampler {name!r} registered twice")
+        NETWORKS[name] = Entry(name, build, weights)
+        return build
+
+    return add
+
+
+def resolve_weights(settings: UpsamplingParams) -> ResolvedWeights | None:
+    """The verified checkpoint that `settings` ask for; None where none is needed (filters, callables, random weights).
+
+    Raises
+    ------
+    UserError : unknown upsampler, or its weights are not found, not the published ones, or another network's.
+    """
+    if ":" in settings.upsampler:
+        return None
+    entry = _entry(settings.upsampler)
+    if not entry.weights or settings.random_weights:
+        return None
+    id, path = entry.weights, None
+    if settings.weights in WEIGHTS:
+        id = settings.weights
+        if WEIGHTS[id].arch != WEIGHTS[entry.weights].arch:
+            raise UserError(f"--weights {id}: belongs to {WEIGHTS[id].arch}, not to --upsampler {entry.name}")
+    elif settings.weights:
+        path = Path(settings.weights)
+        if not path.is_file():
+            fitting = [s.id for s in WEIGHTS.values() if s.arch == WEIGHTS[entry.weights].arch]
+            raise UserError(f"--weights {path}: neither a file nor one of {', '.join(fitting)}")
+    return resolve(id, path, download=settings.download, trust=settings.trust_weights)
+
+
+def load(settings: UpsamplingParams, weights: ResolvedWeights | None, device: torch.device, seed: int = 0) -> Upsampler:
+    """Build the upsampler on `device`.
+
+    Parameters
+    ----------
+    weights : of `resolve_weights(settings)`.
+    seed : of --random_weights.
+
+    Raises
+    ------
+    UserError : the file does not fit the network, the scale is not the network's, or a callable that cannot be used.
+    """
+    if ":" in settings.upsampler:
+        upsampler = _imported(settings, device)
+    else:
+        if settings.random_weights:
+            warn(f"{RANDOM}: the results are meaningless and are stamped so")
+            seed_all(seed)
+        state = read_state_dict(weights) if weights else None
+        upsampler = _entry(settings.upsampler).build(settings, device, state)
+    if upsampler.scale != settings.scale:
+        raise UserError(f"--scale {settings.scale}: {settings.upsampler} magnifies {upsampler.scale} times")
+    return upsampler
+
+
+def filled(make: Callable[[], nn.Module], state: State | None, device: torch.device, name: str) -> Any:
+    """A network with `state` loaded strictly, in evaluation mode; without a state its values are random."""
+    if state is None:
+        module = make()
+    else:
+        with torch.device("meta"):  # no value exists that does not come from the file
+            module = make()
+        load_strictly(module, state, name)
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _entry(name: str) -> Entry:
+    if name in RESERVED:
+        raise UserError(f"--upsampler {name}: the name is reserved, the network is to come; there are {_names()}")
+    if name not in NETWORKS:
+        near = difflib.get_close_matches(name, NETWORKS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {_names()}, or MODULE:NAME"
+        raise UserError(f"--upsampler {name}: unknown{hint}")
+    return NETWORKS[name]
+
+
+def _names() -> str:
+    return ", ".join(NETWORKS)
+
+
+def _imported(settings: UpsamplingParams, device: torch.device) -> Upsampler:
+    module_name, _, name = settings.upsampler.partition(":")
+    try:
+        make = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--upsampler {settings.upsampler}: cannot be imported ({error})") from error
+    upsampler = make(settings, device)
+    if not isinstance(upsampler, Upsampler):
+        raise UserError(f"--upsampler {settings.upsampler}: returned no Upsampler (scale, num_neighbours, upsample)")
+    return upsampler

@@ -1,0 +1,98 @@
+"""What a run works on: the ordered views of a scene, or a plain folder of frames."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from arguments.loading import ModelParams
+from scene import load_scene
+from scene.files import scene_inputs
+from scene.image_files import read_header, read_image
+from scene.lr_kernel import KERNELS, LRKernelFile, resolve_kernel
+from scene.sequences import FILE_NAME, Sequences, Subsequence, read_sequences
+from utils.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Views(Protocol):
+    """Where LR frames come from: `scene.images.ImageStore` is one."""
+
+    def raw(self, name: str) -> UInt8[np.ndarray, "h w c"]: ...
+    def size(self, name: str) -> tuple[int, int]: ...
+    def has_alpha(self, name: str) -> bool: ...
+
+
+class FolderViews:
+    """The frames of one folder, by file name without extension, in the order of their names."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UserError(f"--frames {folder}: no such folder")
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        self.paths: dict[str, Path] = {}
+        for path in files:
+            if path.stem in self.paths:
+                raise UserError(f"{path}: {self.paths[path.stem].name} has the same name; results would collide")
+            self.paths[path.stem] = path
+        if not files:
+            raise UserError(f"--frames {folder}: holds no PNG or JPEG file")
+
+    def raw(self, name: str) -> UInt8[np.ndarray, "h w c"]:
+        return read_image(self.paths[name])
+
+    def size(self, name: str) -> tuple[int, int]:
+        header = read_header(self.paths[name])
+        return header.width, header.height
+
+    def has_alpha(self, name: str) -> bool:
+        return read_header(self.paths[name]).channels == 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is upsampled: frames, calls, the step's input files, how the LR views were made (None = not known)."""
+
+    views: Views
+    sequences: Sequences
+    inputs: dict[str, list[Path]]
+    kernel: tuple[str, str] | None
+
+
+def folder_source(folder: str | Path, lr_kernel: str) -> Source:
+    """All frames of a folder as one clip; `lr_kernel` is the flag."""
+    views = FolderViews(Path(folder))
+    names = tuple(views.paths)
+    clip = Sequences((Subsequence(names, tuple(range(len(names)))),), "file")
+    kernel = (lr_kernel, "renormalise") if lr_kernel in KERNELS else None
+    if lr_kernel and not kernel:
+        found = LRKernelFile.read(lr_kernel)
+        kernel = (found.kernel, found.border)
+    return Source(views, clip, {"views": list(views.paths.values())}, kernel)
+
+
+def scene_source(model: ModelParams, path: Path, compat: str) -> Source:
+    """The views of a scene in the order of the schedule in `path`.
+
+    Raises
+    ------
+    UserError : no scene or no schedule there (says how to make one), or one that does not fit the other.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no {FILE_NAME}; make it with align_sequence.py, or name one with --sequences")
+    scene = load_scene(
+        model.source_path,
+        images=model.images,
+        eval=model.eval,
+        hr_root=model.hr_root,
+        resolution=model.resolution,
+        allow_missing=model.allow_missing,
+        compat=compat,
+    )
+    sequences = read_sequences(path, required=scene.train, known=scene.test)
+    used = dict.fromkeys(name for s in sequences.subsequences for name in s.frames)
+    kernel = resolve_kernel(scene, model.lr_kernel) if model.lr_kernel or scene.kernel_file else None
+    return Source(scene.images, sequences, {"sequences": [path], **scene_inputs(scene, used)}, kernel)

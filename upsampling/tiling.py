@@ -1,0 +1,165 @@
+"""Clips of any size under a memory bound: cut into chunks of frames and tiles of pixels, both with overlap.
+
+A chunk's outer frames and a tile's rim lack context; they overlap their neighbours by what the network says matters,
+frames are taken from the chunk where they lie deepest, and tiles are blended linearly over the overlap.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from upsampling.alignment import Alignment, along_path
+from upsampling.registry import Upsampler
+from utils.errors import UserError
+from utils.log import note
+
+SMALLEST_TILE = 64  # LR px: below, flow is weak (vsr networks are made for 64 and more)
+SLACK_BYTES = 256 << 20  # torch itself, weights, and the convolutions' own scratch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a clip is cut: `chunks` of frames (first, last + 1, of these kept from, to), grid of `tiles` (rows, cols)."""
+
+    chunks: tuple[tuple[int, int, int, int], ...]
+    tiles: tuple[int, int]
+    bytes: int
+
+
+def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int) -> Plan:
+    """The coarsest cut of a clip of t frames of h x w px that stays under `max_bytes`.
+
+    Raises
+    ------
+    UserError : even one tile with its temporal context is too large; names --max_memory and what it must be.
+    """
+    need = getattr(net, "working_bytes", None)
+    if need is None:
+        return Plan(_chunks(t, t, 0), (1, 1), 0)
+    context = 2 * net.num_neighbours
+    least = min(t, context + 1)
+    for tiles in _grids(h, w):
+        th, tw = (min(-(-n // k) + (k > 1) * 2 * net.overlap, n) for n, k in zip((h, w), tiles, strict=True))  # type: ignore[attr-defined]
+
+        def total(frames: int, th: int = th, tw: int = tw, tiled: bool = tiles != (1, 1)) -> int:
+            joined = max(frames - context, 1) * 16 * net.scale**2 * h * w if tiled else 0
+            return need(frames, th, tw) + joined + 12 * t * h * w + SLACK_BYTES
+
+        if total(least) <= max_bytes:
+            longest = max(n for n in range(least, t + 1) if total(n) <= max_bytes)
+            return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest))
+    raise UserError(f"--max_memory {max_bytes / 2**30:.2f}: {w}x{h} px need {total(least) / 2**30:.2f} GB or more")
+
+
+def _grids(h: int, w: int) -> Iterator[tuple[int, int]]:
+    """Grids of tiles from coarse to fine, the longer side of a tile cut first."""
+    rows = cols = 1
+    while True:
+        yield rows, cols
+        if max(h / rows, w / cols) < 2 * SMALLEST_TILE:
+            return
+        rows, cols = (rows + 1, cols) if h / rows > w / cols else (rows, cols + 1)
+
+
+def _chunks(t: int, longest: int, margin: int) -> tuple[tuple[int, int, int, int], ...]:
+    """Chunks of at most `longest` frames whose kept parts meet; each has `margin` frames around what is kept."""
+    if longest >= t:
+        return ((0, t, 0, t),)
+    chunks, kept = [], 0
+    while kept < t:
+        first = max(kept - margin, 0)
+        last = min(first + longest, t)
+        end = t if last == t else last - margin
+        chunks.append((first, last, kept, end))
+        kept = end
+    return tuple(chunks)
+
+
+def upsample(
+    net: Upsampler, frames: Float[Tensor, "t 3 h w"], wanted: frozenset[int], max_bytes: int
+) -> Iterator[tuple[int, Float[Tensor, "3 H W"]]]:
+    """Upsample a clip under a memory bound.
+
+    Parameters
+    ----------
+    wanted : positions that are needed; chunks that hold none of them are not computed.
+    max_bytes : bound of the working memory.
+
+    Returns
+    -------
+    Iterator of (position, frame [3, H, W] float32 clamped to 0-1) in ascending order of position.
+
+    Raises
+    ------
+    UserError : `plan` finds no cut, or memory runs out twice (it is halved once, with a note).
+    """
+    left = set(wanted)
+    for attempt in range(2):
+        try:
+            for position, frame in _upsample(net, frames, frozenset(left), max_bytes >> attempt):
+                left.discard(position)
+                yield position, frame.clamp(0, 1)
+            return
+        except (MemoryError, RuntimeError) as error:
+            # torch reports a failed allocation on the CPU as RuntimeError with these words.
+            if attempt or not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate" in str(error)):
+                raise
+        note("out of memory: trying once more with half of --max_memory")
+
+
+def _upsample(net: Upsampler, frames: Tensor, wanted: frozenset[int], max_bytes: int) -> Iterator[tuple[int, Tensor]]:
+    t, _, h, w = frames.shape
+    cut = plan(net, t, h, w, max_bytes)
+    alignment = along_path(t)
+    for first, last, kept, end in cut.chunks:
+        if not wanted & set(range(kept, end)):
+            continue
+        clip, part = frames[first:last], alignment.part(first, last)
+        outputs = net.upsample(clip, part) if cut.tiles == (1, 1) else _tiled(net, clip, part, kept - first, cut.tiles)
+        for position, frame in enumerate(outputs, first):
+            if kept <= position < end and position in wanted:
+                yield position, frame
+            if position >= end - 1:
+                break
+
+
+def _tiled(net: Upsampler, clip: Tensor, alignment: Alignment, start: int, tiles: tuple[int, int]) -> Iterator[Tensor]:
+    """All frames of a clip, tile after tile; the first `start`, which nobody keeps, come back as single pixels."""
+    t, _, h, w = clip.shape
+    s = net.scale
+    joined = torch.zeros(t - start, 3, s * h, s * w)
+    overlap: int = net.overlap  # type: ignore[attr-defined]
+    rows, cols = _spans(h, tiles[0], overlap), _spans(w, tiles[1], overlap)
+    row_weights, col_weights = _ramps(rows, h, s), _ramps(cols, w, s)
+    for (top, bottom), row_weight in zip(rows, row_weights, strict=True):
+        for (left, right), col_weight in zip(cols, col_weights, strict=True):
+            weight = row_weight[:, None] * col_weight[None, :]
+            part = clip[:, :, top:bottom, left:right].contiguous()
+            for i, frame in enumerate(net.upsample(part, alignment)):
+                if i >= start:
+                    joined[i - start, :, s * top : s * bottom, s * left : s * right] += frame.cpu() * weight
+    yield from (clip.new_zeros(3, 1, 1) for _ in range(start))
+    yield from joined
+
+
+def _spans(n: int, count: int, overlap: int) -> list[tuple[int, int]]:
+    """`count` equal parts of 0..n, each extended by `overlap` to both sides within the image."""
+    edges = [round(n * k / count) for k in range(count + 1)]
+    return [(max(a - overlap, 0), min(b + overlap, n)) for a, b in pairwise(edges)]
+
+
+def _ramps(spans: list[tuple[int, int]], n: int, scale: int) -> list[Tensor]:
+    """Blending weights of each span in HR pixels: linear over each overlap, 1 elsewhere, summing to 1."""
+    position = torch.arange(scale * n, dtype=torch.float64) + 0.5
+    far = torch.full_like(position, scale * n)
+    tents = []
+    for first, last in spans:
+        rise = position - scale * first if first else far
+        fall = scale * last - position if last < n else far
+        tents.append(torch.minimum(rise, fall).clamp(min=0))
+    total = torch.stack(tents).sum(0)
+    return [(tent / total)[scale * a : scale * b].float() for tent, (a, b) in zip(tents, spans, strict=True)]

@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Upsample ordered LR views (-s SCENE -m OUT writes OUT/hr/NAME.png) or a folder (--frames DIR -o DIR)."""
+
+from pathlib import Path
+
+from arguments.flags import settings
+from arguments.steps import STEPS, parse
+from utils import errors, record
+from utils.errors import UserError
+from utils.log import say
+
+SCENE_SETTINGS = ("images", "eval", "resolution", "allow_missing", "lr_kernel")
+
+
+def main() -> None:
+    common, model, flags = parse("upsample")
+    if not flags.frames and not (model.source_path and model.model_path):
+        raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
+    from scene.sequences import FILE_NAME
+    from upsampling import Job, describe, load, resolve_weights, run
+    from upsampling.precision import precision
+    from upsampling.sources import folder_source, scene_source
+    from utils.compute import choose_device, set_threads
+
+    out = Path(flags.output_path or model.model_path)
+    if flags.frames:
+        folder, source = out, folder_source(flags.frames, model.lr_kernel)
+    else:
+        folder = out / "hr"
+        source = scene_source(model, Path(flags.sequences or out / FILE_NAME), common.compat)
+    weights, device = resolve_weights(flags), choose_device(common.device)
+    set_threads(common.threads)
+    if common.dry_run:
+        say(describe(Job(load(flags, weights, device, common.seed), flags, source, folder, device=device)))
+        return
+    kept = {k: v for k, v in settings(common, model, flags).items() if k not in settings(model)}
+    kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
+    kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
+    inputs = {**source.inputs, "weights": [weights.path] if weights else []}
+    with record.step(out, "upsample", kept, inputs, STEPS["upsample"].code, common) as attempt:
+        if not attempt.up_to_date:
+            net = load(flags, weights, device, common.seed)
+            job = Job(net, flags, source, folder, common.compat, attempt.resume, device)
+            attempt.outputs, attempt.notes = run(job)
+            attempt.notes["weights"] = weights.record() if weights else None
+    say(f"wrote {len(source.sequences.saved)} frames to {folder}")
+    if not flags.frames:
+        say(f"next: python train.py -s {model.source_path} -m {out}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
