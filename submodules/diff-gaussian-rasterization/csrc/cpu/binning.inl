@@ -1,0 +1,154 @@
+// Stage 3: which 4x4-pixel blocks each ellipse meets, as one 64-bit mask per (32x32 tile, Gaussian),
+// collected in depth order and scattered to the tiles by a stable counting sort.
+//
+// Threads take consecutive ranges of the depth order, so the lists do not depend on their number.
+
+constexpr int kPrefetch = 8;      // Gaussians ahead
+constexpr float kEdge = 0.001f;   // [px] outward rounding of an ellipse's x-interval
+
+class InstanceList {
+ public:
+  InstanceList(Buffer<Instance>& out, uint32_t* tile_counts, int tiles_x)
+      : out_(out), tile_counts_(tile_counts), tiles_x_(tiles_x) {}
+
+  /// One tile row: block intervals of its 8 block rows, tile columns first..last.
+  SIMD_INLINE void add(int tile_row, const int* lo, const int* hi, int first, int last,
+                       uint32_t gaussian) {
+    if (failed || !out_.try_extend(size, size + last - first + 2)) {
+      failed = true;
+      return;
+    }
+    for (int base = first; base <= last; base += 8) {  // 64 block columns at a time
+      uint64_t masks[8];
+      const int n = smaller(8, last - base + 1);
+      tile_masks(lo, hi, 8 * base, masks, n);
+      for (int i = 0; i < n; i++) {
+        const uint32_t tile = static_cast<uint32_t>(tile_row * tiles_x_ + base + i);
+        out_[size] = {masks[i], tile, gaussian};
+        const uint32_t hit = masks[i] != 0;  // branch-free: an empty mask is overwritten
+        tile_counts_[tile] += hit;
+        size += hit;
+      }
+    }
+  }
+
+  int64_t size = 0;
+  bool failed = false;  // no memory
+
+ private:
+  Buffer<Instance>& out_;
+  uint32_t* tile_counts_;
+  int tiles_x_;
+};
+
+/// Block intervals of 16 block rows from `row0` on; empty rows get lo > hi.
+SPLAT_HD void block_intervals(const Record& r, int row0, int row_first, int row_last, int width,
+                              int* lo, int* hi) {
+  const VecI row = lane_index() + row0;
+  const VecF top = to_float(row * 4) - r.y;
+  const VecF low = max(top, VecF(-r.half_height)), high = min(top + 3.f, VecF(r.half_height));
+  VecF left, right;
+  band_interval(low, high, VecF(r.rightmost_dy), VecF(r.extent), VecF(r.c * r.c),
+                VecF(r.inverse_a), VecF(r.b * r.inverse_a), left, right);
+  const VecF far = 1e6f;  // any image is smaller; keeps the conversion to int defined
+  const VecI last_px = truncate(floor(min(max(right + r.x + kEdge, -far), far)));
+  const VecI first_px = truncate(ceil(min(max(left + r.x - kEdge, -far), far)));
+  const Mask empty = (last_px < first_px) | (row < VecI(row_first)) | (VecI(row_last) < row) |
+                     (last_px < VecI(0)) | (VecI(width - 1) < first_px);
+  const VecI first_block = shift_right(max(first_px, VecI(0)), 2);
+  const VecI last_block = shift_right(min(last_px, VecI(width - 1)), 2);
+  store(lo, select(empty, VecI(1), first_block));
+  store(hi, select(empty, VecI(0), last_block));
+}
+
+SPLAT_HD void bin_gaussian(const Record& r, uint32_t gaussian, int width, int height,
+                           InstanceList& list) {
+  const int row_first = static_cast<int>(std::ceil(larger(0.f, r.y - r.half_height))) >> 2;
+  const int row_last =
+      static_cast<int>(smaller(static_cast<float>(height - 1), r.y + r.half_height)) >> 2;
+  const int tile_first = static_cast<int>(larger(0.f, r.x - r.half_width)) / kTile;
+  const int tile_last =
+      static_cast<int>(smaller(static_cast<float>(width - 1), r.x + r.half_width)) / kTile;
+  for (int row0 = row_first & ~7; row0 <= row_last; row0 += 16) {  // two tile rows at a time
+    int lo[16], hi[16];
+    block_intervals(r, row0, row_first, row_last, width, lo, hi);
+    list.add(row0 >> 3, lo, hi, tile_first, tile_last, gaussian);
+    if (row0 + 8 <= row_last) {
+      list.add((row0 >> 3) + 1, lo + 8, hi + 8, tile_first, tile_last, gaussian);
+    }
+  }
+}
+
+/// Instances of depth ranks [begin, end); slot_start[g] becomes Gaussian g's number of instances.
+bool emit_range(Workspace& w, int part, int64_t begin, int64_t end, uint32_t* tile_counts) {
+  const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
+  std::memset(tile_counts, 0, static_cast<size_t>(tiles) * sizeof(uint32_t));
+  InstanceList list(w.emitted[part], tile_counts, w.tiles_x);
+  for (int64_t i = begin; i < end; i++) {
+    if (i + kPrefetch < end) {
+      __builtin_prefetch(&w.records[static_cast<uint32_t>(w.order[i + kPrefetch])]);
+    }
+    const uint32_t gaussian = static_cast<uint32_t>(w.order[i]);
+    const int64_t before = list.size;
+    bin_gaussian(w.records[gaussian], gaussian, w.camera.width, w.camera.height, list);
+    w.slot_start[gaussian] = static_cast<uint32_t>(list.size - before);
+  }
+  w.num_emitted[part] = list.size;
+  return !list.failed;
+}
+
+/// Per-tile list starts, and for every Gaussian (in index order) its first gradient slot.
+void assign_places(Workspace& w, int parts) {
+  const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
+  exclusive_prefix(w.histogram.data(), tiles, parts);
+  for (int64_t tile = 0; tile < tiles; tile++) w.tile_start[tile] = w.histogram[tile];
+  w.tile_start[tiles] = static_cast<uint32_t>(w.instances);
+  uint32_t next = 0;
+  for (int64_t g = 0; g < w.count; g++) {
+    const uint32_t n = w.keys[g] != ~0u ? w.slot_start[g] : 0;
+    w.slot_start[g] = next;
+    next += n;
+  }
+  w.slot_start[w.count] = next;
+}
+
+void scatter_range(Workspace& w, int part, uint32_t* next_in_tile) {
+  const Instance* const emitted = w.emitted[part].data();
+  uint32_t previous = ~0u, slot = 0;
+  for (int64_t i = 0; i < w.num_emitted[part]; i++) {
+    const Instance& e = emitted[i];
+    if (e.gaussian != previous) {
+      previous = e.gaussian;
+      slot = w.slot_start[e.gaussian];
+    }
+    const uint32_t place = next_in_tile[e.tile]++;
+    w.instance_gaussian[place] = e.gaussian;
+    w.instance_mask[place] = e.mask;
+    w.instance_slot[place] = slot++;
+  }
+}
+
+void bin_to_tiles(Workspace& w, int threads) {
+  const int parts = threads;
+  const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
+  w.histogram.grow(larger<int64_t>(parts * tiles, kRadix));
+  w.tile_start.grow(tiles + 1);
+  w.slot_start.grow(w.count + 1);
+  for (int part = 0; part < parts; part++) w.emitted[part].grow(w.drawn / parts * 3 + 4096);
+  bool ok = true;
+#pragma omp parallel for schedule(static, 1) num_threads(parts) reduction(&& : ok)
+  for (int q = 0; q < parts; q++) {
+    const bool done = emit_range(w, q, w.drawn * q / parts, w.drawn * (q + 1) / parts,
+                                 w.histogram.data() + q * tiles);
+    ok = ok && done;
+  }
+  w.instances = 0;
+  for (int q = 0; q < parts; q++) w.instances += w.num_emitted[q];
+  if (!ok || w.instances >= kMaxInstances) out_of_memory();
+  w.instance_gaussian.grow(w.instances + 64);
+  w.instance_mask.grow(w.instances + 64);
+  w.instance_slot.grow(w.instances + 64);
+  assign_places(w, parts);
+#pragma omp parallel for schedule(static, 1) num_threads(parts)
+  for (int q = 0; q < parts; q++) scatter_range(w, q, w.histogram.data() + q * tiles);
+}

@@ -1,0 +1,89 @@
+// All kernels for one instruction set: compiled once per set with SPLAT_ISA_NAME and -m flags.
+//
+// Nothing with external linkage may leave this unit except splat::SPLAT_ISA_NAME::..., or the linker
+// could hand, say, the AVX-512 copy of an inline function to a machine without AVX-512. Hence no
+// standard containers or algorithms here, and always_inline for all that is shared.
+#if defined(SPLAT_ISA_avx512)
+#include "cpu/simd_avx512.h"
+#elif defined(SPLAT_ISA_avx2)
+#include "cpu/simd_avx2.h"
+#else
+#include "cpu/simd_scalar.h"
+#endif
+
+#include <omp.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "core/adam.h"
+#include "core/blend.h"
+#include "core/conic.h"
+#include "core/projection.h"
+#include "core/projection_gradient.h"
+#include "core/sh.h"
+#include "core/ssim.h"
+#include "cpu/kernels.h"
+
+namespace splat::SPLAT_ISA_NAME {
+namespace {
+
+template <class T>
+SPLAT_HD T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+SPLAT_HD T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+#include "cpu/rows.inl"
+// (the order is that of the pipeline)
+#include "cpu/preprocess.inl"
+#include "cpu/sort.inl"
+#include "cpu/binning.inl"
+#include "cpu/forward.inl"
+#include "cpu/backward.inl"
+#include "cpu/geometry.inl"
+#include "cpu/loss.inl"
+#include "cpu/lr_loss.inl"
+
+void forward(Workspace& w, const Scene& scene, const Camera& camera, const Images& out,
+             int32_t* radii, int threads) {
+  w.camera = camera;
+  w.count = scene.count;
+  w.tiles_x = (camera.width + kTile - 1) / kTile;
+  w.tiles_y = (camera.height + kTile - 1) / kTile;
+  w.has_aux = out.inverse_depth != nullptr;
+  const double start = now_ms();
+  preprocess(w, scene, radii, threads);
+  const double preprocessed = now_ms();
+  sort_by_depth(w, threads);
+  bin_to_tiles(w, threads);
+  const double binned = now_ms();
+  blend_forward(w, out, threads);
+  w.stage_ms[kPreprocess] = preprocessed - start;
+  w.stage_ms[kSortBin] = binned - preprocessed;
+  w.stage_ms[kForward] = now_ms() - binned;
+}
+
+void backward(Workspace& w, const Scene& scene, const Images& images, const Images& gradient,
+              const Parameters& out, const AdamState* adam, float* means2d,
+              const Statistics& statistics, int threads) {
+  const double start = now_ms();
+  blend_backward(w, images, gradient, threads);
+  const double blended = now_ms();
+  geometry_backward(w, scene, GradientSink{adam, adam ? scene.p : out}, means2d, statistics,
+                    threads);
+  w.stage_ms[kBlendBackward] = blended - start;
+  w.stage_ms[kGeometry] = now_ms() - blended;
+}
+
+}  // namespace
+
+extern const Kernels kKernels;
+#define SPLAT_STRINGIFY(x) #x
+#define SPLAT_STRING(x) SPLAT_STRINGIFY(x)
+const Kernels kKernels = {SPLAT_STRING(SPLAT_ISA_NAME), forward, backward, l1_ssim, lr_l1_ssim};
+
+}  // namespace splat::SPLAT_ISA_NAME

@@ -1,0 +1,97 @@
+// The table of entry points that every instruction set provides.
+#pragma once
+#include <cstdint>
+
+#include "core/adam.h"
+#include "core/camera.h"
+#include "cpu/workspace.h"
+
+namespace splat {
+
+/// Gaussian parameters, or their gradients, or their moments. A null pointer = not there.
+/// Colours come from sh0 + shN, or from `colors`; shapes from scales + quats, or from `sigma`.
+struct Parameters {
+  float* means = nullptr;      // [N, 3]
+  float* scales = nullptr;     // [N, 3], logarithms unless activated
+  float* quats = nullptr;      // [N, 4]
+  float* opacities = nullptr;  // [N], logits unless activated
+  float* sh0 = nullptr;        // row i at sh0 + i * sh0_stride, 3 floats
+  float* shN = nullptr;        // row i at shN + i * shN_stride, 3 * rest floats
+  float* colors = nullptr;     // [N, 3]
+  float* sigma = nullptr;      // [N, 6]: xx xy xz yy yz zz
+};
+
+struct Scene {
+  Parameters p;  // read only, except by Adam
+  int64_t count = 0;
+  int64_t sh0_stride = 3, shN_stride = 45;
+  int rest = 15;           // coefficients per channel stored in shN
+  bool activated = false;  // scales and opacities are values, not logarithms and logits
+};
+
+struct Images {
+  float* color = nullptr;          // [3, H, W]
+  float* transmittance = nullptr;  // [H, W]
+  float* inverse_depth = nullptr;  // [H, W] or null
+};
+
+struct AdamState {
+  Parameters mean, square;
+  AdamFactors means, scales, quats, opacities, sh0, shN;
+};
+
+/// Densification statistics, added to in place. Any of them may be null.
+struct Statistics {
+  float* gradient_norm = nullptr;  // [N], norm of dL/dmeans2D in NDC units
+  float* count = nullptr;          // [N], views in which the Gaussian was visible
+  float* max_radius = nullptr;     // [N], [px]
+};
+
+struct Taps {           // a banded matrix: out[i] = sum_k weight[i, k] in[start[i] + k]
+  const int32_t* start;  // [outputs]
+  const float* weight;   // [outputs, width]
+  int outputs, inputs, width;
+};
+
+struct LossTerms {
+  double l1, ssim, loss;
+};
+
+struct LossSettings {
+  float weight;       // of the loss in the gradient
+  float lambda_dssim; // loss = (1 - lambda) L1 + lambda (1 - SSIM)
+  bool accumulate;    // add to the gradient instead of writing it
+};
+
+struct Kernels {
+  const char* name;
+  void (*forward)(Workspace&, const Scene&, const Camera&, const Images&, int32_t* radii,
+                  int threads);
+  /// gradient.color is required. adam == nullptr: `out` receives gradients; otherwise scene.p is
+  /// updated in place. means2d: [N, 2] or null.
+  void (*backward)(Workspace&, const Scene&, const Images&, const Images& gradient,
+                   const Parameters& out, const AdamState* adam, float* means2d,
+                   const Statistics&, int threads);
+  LossTerms (*l1_ssim)(Workspace&, const float* image, const float* target, float* gradient,
+                       int width, int height, const LossSettings&, int threads);
+  LossTerms (*lr_l1_ssim)(Workspace&, const float* image, const float* lr_target, float* gradient,
+                          const Taps& taps_x, const Taps& taps_y, const LossSettings&,
+                          int threads);
+};
+
+namespace scalar {
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+
+/// The kernels of this machine, or of SPLAT_ISA. Throws std::runtime_error on an unknown name or an
+/// instruction set that the processor does not have.
+const Kernels& active_kernels();
+bool isa_supported(const char* name);
+
+}  // namespace splat
