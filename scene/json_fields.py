@@ -29,7 +29,7 @@ def text_field(owner: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def number_field(owner: dict[str, Any], key: str, where: str, default: float | None = None) -> float:
+def number_field(owner: dict[str, Any], key: str, where: str, default: float | int | None = None) -> float:
     """The finite number `owner[key]`, or `default` where the key is absent (None: it must be there)."""
     value = owner.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
