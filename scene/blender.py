@@ -16,6 +16,7 @@ from utils.errors import UserError
 
 TRAIN_FILE, TEST_FILE = "transforms_train.json", "transforms_test.json"
 POINTS_FILE = "points3d.ply"
+Optics = tuple[float, tuple[float, float]]  # horizontal angle in radians, principal point as fractions of the sides
 
 
 def read_blender(roots: Roots, *, evaluate: bool, allow_missing: bool) -> Capture:
@@ -51,21 +52,33 @@ def read_blender(roots: Roots, *, evaluate: bool, allow_missing: bool) -> Captur
     return Capture("blender", train + test, train_names, test_names, points)
 
 
+def _principal_point(document: dict[str, Any], where: str) -> tuple[float, float]:
+    """Principal point as fractions of width and height: the centre, unless cx, cy, w, h say where a crop left it."""
+    keys = ("cx", "w", "cy", "h")
+    if not all(key in document for key in keys):
+        return 0.5, 0.5
+    cx, w, cy, h = (number_field(document, key, where) for key in keys)
+    if not (w >= 1 and h >= 1):
+        raise UserError(f"{where}: w, h = {w:g}, {h:g} is not a size in pixels")
+    return cx / w, cy / h
+
+
 def _read_split(roots: Roots, file_name: str, missing: Missing) -> list[View]:
     path = roots.scene / file_name
     document = as_object(read_json(path, constants=True), str(path))
     angle = number_field(document, "camera_angle_x", str(path))
+    principal = _principal_point(document, str(path))
     if not 0.0 < angle < pi:
         raise UserError(f"{path}: camera_angle_x is {angle:g}; radians between 0 and pi are expected")
     views = []
     for index, frame in enumerate(list_field(document, "frames", str(path))):
-        view = _read_frame(roots, path, index, frame, angle, missing)
+        view = _read_frame(roots, path, index, frame, (angle, principal), missing)
         if view is not None:
             views.append(view)
     return views
 
 
-def _read_frame(roots: Roots, path: Path, index: int, frame: Any, angle: float, missing: Missing) -> View | None:
+def _read_frame(roots: Roots, path: Path, index: int, frame: Any, optics: Optics, missing: Missing) -> View | None:
     where = f"{path}: frame {index}"
     frame = as_object(frame, where)
     file_path = text_field(frame, "file_path", where)
@@ -75,6 +88,7 @@ def _read_frame(roots: Roots, path: Path, index: int, frame: Any, angle: float, 
     if not missing.check(image, where, f"{name}.png") or image is None:
         return None
     header = read_header(image)
+    angle, (u, v) = optics
     focal = 0.5 * header.width / tan(0.5 * angle)
-    K = intrinsics(focal, focal, header.width / 2.0, header.height / 2.0)
+    K = intrinsics(focal, focal, header.width * u, header.height * v)
     return View(name, image, where, (header.width, header.height), K, pose, group=path.name)

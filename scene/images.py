@@ -78,6 +78,10 @@ class ImageStore:
         """(width, height) in px of what `raw` and `load` give."""
         return self._sizes.get(name) or (self.header(name).width, self.header(name).height)
 
+    def undistorts(self, name: str) -> bool:
+        """Whether a lens is taken out of this view when it is decoded."""
+        return name in self._undistortions
+
     def has_alpha(self, name: str) -> bool:
         return self.header(name).channels == 4
 
