@@ -1,6 +1,16 @@
 """Differentiable 3D Gaussian rasterizer on the CPU behind the API of the reference 3DGS code."""
 
 from diff_gaussian_rasterization._native import isa, isa_supported
+from diff_gaussian_rasterization.extended import RasterOutput, rasterize_extended
 from diff_gaussian_rasterization.fused import RasterCamera
+from diff_gaussian_rasterization.rasterizer import GaussianRasterizationSettings, GaussianRasterizer
 
-__all__ = ["RasterCamera", "isa", "isa_supported"]
+__all__ = [
+    "GaussianRasterizationSettings",
+    "GaussianRasterizer",
+    "RasterCamera",
+    "RasterOutput",
+    "isa",
+    "isa_supported",
+    "rasterize_extended",
+]

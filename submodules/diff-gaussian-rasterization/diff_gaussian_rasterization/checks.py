@@ -18,7 +18,9 @@ def check_tensor(name: str, value: Tensor, shape: tuple[int | None, ...], dtype:
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}; convert with .to({dtype})")
     if value.device.type != "cpu":
         raise ValueError(f"{name}: expected a CPU tensor, got {value.device}; this build has no kernels for it")
-    if value.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, value.shape)):
+    if value.ndim != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, value.shape, strict=True)
+    ):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name}: expected shape [{wanted}], got {list(value.shape)}")
     if not value.is_contiguous():

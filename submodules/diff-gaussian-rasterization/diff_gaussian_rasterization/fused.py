@@ -338,13 +338,15 @@ def _check_six(tensors: Sequence[Tensor], count: int, what: str) -> list[Tensor]
     if len(tensors) != 6:
         raise ValueError(f"{what}parameters: expected the six {NAMES}, got {len(tensors)}")
     shapes = ((count, 3), (count, 3), (count, 4), (count, 1), (count, 1, 3), (count, None, 3))
-    checked = [check_tensor(what + name, t, shape) for name, t, shape in zip(NAMES, tensors, shapes)]
+    checked = [check_tensor(what + name, t, shape) for name, t, shape in zip(NAMES, tensors, shapes, strict=True)]
     if checked[5].shape[1] > 15:
         raise ValueError(f"{what}shN: at most 15 coefficients, got {checked[5].shape[1]}")
     return checked
 
 
-def _check_taps(name: str, taps: tuple[ArrayLike, ArrayLike], outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+def _check_taps(
+    name: str, taps: tuple[ArrayLike, ArrayLike], outputs: int, inputs: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return start and weight as arrays that the kernels can read."""
     start, weight = (np.ascontiguousarray(t) for t in taps)
     if start.dtype != np.int32 or weight.dtype != np.float32:
