@@ -7,7 +7,7 @@ from typing import Any
 from scene.cameras import intrinsics, world_to_camera_from_opengl
 from scene.image_files import read_header
 from scene.json_fields import as_object, list_field, number_field, text_field
-from scene.paths import Missing, Roots
+from scene.paths import Missing, Roots, shown
 from scene.ply import read_points
 from scene.points import random_points
 from scene.views import Capture, View
@@ -82,7 +82,7 @@ def _read_frame(roots: Roots, path: Path, index: int, frame: Any, optics: Optics
     where = f"{path}: frame {index}"
     frame = as_object(frame, where)
     file_path = text_field(frame, "file_path", where)
-    where = f"{where} ({file_path[:200]})"
+    where = f"{where} ({shown(file_path)})"
     pose = world_to_camera_from_opengl(frame.get("transform_matrix"), where)
     name, image = roots.find(file_path, where)
     if not missing.check(image, where, f"{name}.png") or image is None:

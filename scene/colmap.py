@@ -15,7 +15,7 @@ import numpy as np
 
 from scene.cameras import intrinsics, rotation_from_quaternion, world_to_camera_from
 from scene.colmap_model import ColmapCamera, ColmapModel, read_model
-from scene.paths import IMAGE_SUFFIXES, Missing, Roots
+from scene.paths import IMAGE_SUFFIXES, Missing, Roots, shown
 from scene.points import PointCloud, Tracks, finite_points
 from scene.undistort import Distortion
 from scene.views import NO_DISTORTION, Capture, View, hold_out_every_eighth
@@ -59,9 +59,9 @@ def read_colmap(roots: Roots, folder: Path, *, images: str, evaluate: bool, allo
     views, view_of_image = [], {}
     for image_id in sorted(model.images, key=lambda key: model.images[key].name):
         image = model.images[image_id]
-        where = f"{folder}: image {image_id} ({image.name[:200]})"
+        where = f"{folder}: image {image_id} ({shown(image.name)})"
         path = _find_image(roots, images, image.name, where)
-        if not missing.check(path, where, f"{images}/{image.name}") or path is None:
+        if not missing.check(path, where, f"{images}/{shown(image.name)}") or path is None:
             continue
         camera, (K, distortion) = model.cameras[image.camera_id], lenses[image.camera_id]
         name = f"{CANONICAL_FOLDER}/{os.path.splitext(os.path.normpath(image.name))[0]}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from scene.paths import MAX_NAME_BYTES, check_relative
+from scene.paths import MAX_NAME_BYTES, check_relative, shown
 from utils.errors import UserError
 
 MODELS = (  # COLMAP's model id is the position: (name, number of parameters)
@@ -94,7 +94,7 @@ def read_model(folder: Path) -> ColmapModel:
     for image_id, image in images.items():
         if image.camera_id not in cameras:
             raise UserError(
-                f"{folder}/images.{suffix}: image {image_id} ({image.name}) names camera {image.camera_id}, "
+                f"{folder}/images.{suffix}: image {image_id} ({shown(image.name)}) names camera {image.camera_id}, "
                 f"which cameras.{suffix} does not define"
             )
     if not images:
@@ -214,7 +214,7 @@ def _image(
     if ".." in Path(name).parts:
         raise UserError(f"{where}: name {name[:200]!r} climbs out of the images folder")
     if not all(isfinite(v) and abs(v) < 1e30 for v in (*quaternion, *translation)):
-        raise UserError(f"{where} ({name}): the pose is not finite; remove the image from the model")
+        raise UserError(f"{where} ({shown(name)}): the pose is not finite; remove the image from the model")
     return ColmapImage(quaternion, translation, camera_id, name, keypoints, point_ids)
 
 

@@ -44,7 +44,7 @@ class Roots:
         check_relative(relative, where)
         lexical = os.path.normpath(os.path.join(base, relative))
         path = first_existing(self.scene / lexical)
-        inside = self._inside(path or self.scene / lexical, f"{where}: {relative!r:.200}")
+        inside = self._inside(path or self.scene / lexical, f"{where}: {shown(relative)!r}")
         if lexical.startswith(".."):
             lexical = str(inside)
         return without_image_suffix(lexical), path
@@ -101,7 +101,12 @@ def check_relative(relative: str, where: str) -> None:
     if not relative or "\0" in relative or len(relative.encode(errors="replace")) > MAX_NAME_BYTES:
         raise UserError(f"{where}: image path {relative[:60]!r} is empty, too long, or holds a NUL")
     if PurePosixPath(relative).is_absolute() or relative.startswith("~"):
-        raise UserError(f"{where}: image path {relative[:200]!r} is absolute; paths must be relative to the scene")
+        raise UserError(f"{where}: image path {shown(relative)!r} is absolute; paths must be relative to the scene")
+
+
+def shown(text: str) -> str:
+    """A text from a file, short and without control characters, fit for a message on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def resolved(path: Path, where: str) -> Path:

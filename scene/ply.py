@@ -208,7 +208,7 @@ def _read_vertices(path: Path) -> dict[str, np.ndarray]:
 def _vertex_element(path: Path, elements: list[_Element]) -> _Element:
     if not elements or elements[0].name != "vertex":
         raise UserError(
-            f"{path}: the first element must be `vertex`, found {elements[0].name[:40] if elements else 'none'}"
+            f"{path}: the first element must be `vertex`, found {elements[0].name[:40] if elements else 'none'!r}"
         )
     vertex = elements[0]
     if vertex.has_list:

@@ -15,7 +15,7 @@ from scene.cameras import intrinsics, matrix_from_json, world_to_camera_from_ope
 from scene.colmap import CANONICAL_FOLDER, model_folder, sparse_points
 from scene.image_files import read_header
 from scene.json_fields import as_object, list_field, number_field, text_field
-from scene.paths import Missing, Roots, check_relative, resolved
+from scene.paths import Missing, Roots, check_relative, resolved, shown
 from scene.ply import read_points
 from scene.points import PointCloud, random_points_around
 from scene.undistort import Distortion
@@ -60,10 +60,10 @@ def _read_frame(
     roots: Roots, path: Path, index: int, frame: dict[str, Any], top: dict[str, Any], images: str, missing: Missing
 ) -> tuple[View, str] | None:
     file_path = text_field(frame, "file_path", f"{path}: frame {index}")
-    where = f"{path}: frame {index} ({file_path[:200]})"
+    where = f"{path}: frame {index} ({shown(file_path)})"
     pose = world_to_camera_from_opengl(frame.get("transform_matrix"), where, allow_3x4=True)
     name, image = _find(roots, file_path, where, images)
-    if not missing.check(image, where, file_path[:200]) or image is None:
+    if not missing.check(image, where, shown(file_path)) or image is None:
         return None
     header = read_header(image)
     fields = {**top, **frame}  # the frame wins
