@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from scene.alpha import composite, premultiplied, straight
+from scene.alpha import composite, composite_planes, premultiplied, straight
 from scene.image_files import ImageHeader, read_header, read_image, write_png
 from scene.undistort import Undistortion
 from utils.errors import UserError
@@ -109,8 +109,7 @@ class ImageStore:
 
     def load(self, name: str, background: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Float[Tensor, "3 H W"]:
         """float32 [3, H, W] in 0-1, composited on `background` (RGB 0-1) where the file has alpha."""
-        image = composite(self.raw(name), background, truncate=self.truncate)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return torch.from_numpy(composite_planes(self.raw(name), background, truncate=self.truncate))
 
     def _decode(self, name: str) -> np.ndarray:
         image = read_image(self.path(name))
