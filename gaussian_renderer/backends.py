@@ -28,6 +28,49 @@ class Rasterizer(Protocol):
     def __call__(self, camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput: ...
 
 
+def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput:
+    """Render with our own kernels, submodules/diff-gaussian-rasterization.
+
+    Raises
+    ------
+    UserError : the package is not built, or the Gaussians are not float32 in main memory.
+
+    Notes
+    -----
+    Needs contiguous float32; anything that is not contiguous is copied.
+    """
+    try:
+        from diff_gaussian_rasterization import RasterCamera, rasterize_extended
+    except ImportError as error:
+        raise UserError(
+            f"--rasterizer native: {error}; build it with `make build`, or use --rasterizer reference (slow)"
+        ) from error
+    if splats.means.dtype != torch.float32 or splats.means.device.type != "cpu":
+        raise UserError(
+            f"--rasterizer native: the Gaussians are {splats.means.dtype} on {splats.means.device}; it needs float32 "
+            "on the cpu (--device cpu), or use --rasterizer gsplat"
+        )
+    pinhole = RasterCamera(
+        width=camera.width,
+        height=camera.height,
+        fx=camera.fx,
+        fy=camera.fy,
+        cx=camera.cx,
+        cy=camera.cy,
+        world_to_camera=camera.world_to_camera,
+        background=settings.background.detach(),
+        sh_degree=settings.sh_degree,
+        scale_modifier=settings.scale_modifier,
+        antialiasing=settings.antialiasing,
+        dilation=settings.dilation,
+    )
+    means2d = screen_means(splats.means)
+    tensors = {name: value.contiguous() for name, value in vars(splats).items() if value is not None}
+    out = rasterize_extended(pinhole, tensors.pop("means"), tensors.pop("opacities"), means2d=means2d, **tensors)
+    depth = depth_map(out.alpha, out.inverse_depth)
+    return RenderOutput(out.color, out.alpha, out.inverse_depth, depth, out.radii, means2d)
+
+
 def gsplat_arguments(camera: Camera, splats: Splats, settings: RenderSettings) -> dict[str, Any]:
     """Keyword arguments of `gsplat.rasterization` (1.4 and later) for one view.
 
@@ -122,6 +165,7 @@ def _collect_screen_gradient(pixels: Tensor, means2d: Tensor, camera: Camera) ->
 
 
 RASTERIZERS: dict[str, Rasterizer] = {
+    "native": native_rasterizer,
     "gsplat": gsplat_rasterizer,
     "reference": reference.rasterize,
 }
