@@ -47,8 +47,15 @@ def trainer(root):
     return Job(given, root / "out", scene, views, root / "out" / "hr", "cpu").trainer()
 
 
+class NoSignals(StopRequest):
+    """Leaves the test runner's own handlers alone."""
+
+    def __init__(self):
+        self.signum, self.deferred = 0, False
+
+
 def run(trainer, out):
-    stop = StopRequest()
+    stop = NoSignals()
     checkpoints = Checkpoints(out / "checkpoints", frozenset(), {})
     plan = loop.Plan(out, ITERATIONS, frozenset({ITERATIONS}), frozenset(), checkpoints, 10, None, "train")
     log = Log(out / "log.jsonl", 0, 1)

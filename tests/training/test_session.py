@@ -1,0 +1,168 @@
+"""train.py from end to end on the tiny scene, in this process."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from arguments.flags import parse_groups
+from arguments.steps import STEPS
+from scene.ply import read_gaussians
+from tests.scene_factory import write_blender
+from tests.training_factory import POINTS, command, write_scene
+from training.output_folder import output_folder
+from training.signals import SIGNALS
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_scene(tmp_path_factory.mktemp("scene"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+
+    def run(argv):
+        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+        train.main()
+        return capsys.readouterr()
+
+    yield run
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_leaves_what_other_tools_read(root, run):
+    out = root / "full"
+    said = run(command(root, out, save_iterations=20, checkpoint_iterations=15, test_iterations=60, iterations=60))
+    assert files(out) == {
+        "run.json",
+        ".lock",
+        "cfg_args",
+        "cameras.json",
+        "input.ply",
+        "log.jsonl",
+        "point_cloud/iteration_20/point_cloud.ply",
+        "point_cloud/iteration_60/point_cloud.ply",
+        "checkpoints/iteration_15.safetensors",
+        "checkpoints/iteration_50.safetensors",
+        "checkpoints/iteration_60.safetensors",
+    }
+    assert "[ITER 60] Evaluating lr: L1" in said.out
+    assert f"render.py -m {out}" in said.out
+    assert read_gaussians(out / "point_cloud/iteration_60/point_cloud.ply").num > POINTS
+    record = json.loads((out / "run.json").read_text())["steps"]["train"]
+    assert record["settings"]["iterations"] == 60
+    assert "point_cloud/iteration_60/point_cloud.ply" in record["outputs"]
+
+
+def test_dry_run_writes_nothing(root, run):
+    said = run([*command(root, root / "dry"), "--dry_run"])
+    assert not (root / "dry").exists()
+    for words in (
+        "rendered at 32x32",
+        "bicubic",
+        "peak memory",
+        "checkpoints of",
+        "iterations at",
+        "nothing was written",
+    ):
+        assert words in said.out
+
+
+def test_a_second_call_has_nothing_left_to_do(root, run):
+    out = root / "twice"
+    run(command(root, out))
+    before = (out / "point_cloud/iteration_60/point_cloud.ply").read_bytes()
+    run([*command(root, out), "--skip_done"])
+    assert (out / "point_cloud/iteration_60/point_cloud.ply").read_bytes() == before
+
+
+def test_other_settings_need_overwrite(root, run):
+    out = root / "settings"
+    run(command(root, out, iterations=20))
+    with pytest.raises(UserError, match="--overwrite"):
+        run(command(root, out, iterations=20, lambda_tex=0.4))
+    run([*command(root, out, iterations=20, lambda_tex=0.4), "--overwrite"])
+    assert len((out / "log.jsonl").read_text().splitlines()) == 20, "the earlier run's lines are gone"
+
+
+def test_a_longer_run_continues_and_ends_as_if_it_had_been_one(root, run):
+    run(command(root, root / "long"))
+    run(command(root, root / "grown", iterations=30, checkpoint_iterations=25))
+    (root / "grown/checkpoints/iteration_30.safetensors").unlink()  # its last iteration had no update, as in 3DGS
+    argv = [*command(root, root / "grown", start_checkpoint="latest"), "--overwrite"]
+    run(argv)
+    for name in ("long", "grown"):
+        assert (root / name / "point_cloud/iteration_60/point_cloud.ply").is_file()
+    plies = [(root / name / "point_cloud/iteration_60/point_cloud.ply").read_bytes() for name in ("long", "grown")]
+    assert plies[0] == plies[1]
+
+
+def test_an_initial_ply_is_the_start(root, run):
+    run(command(root, root / "first", iterations=10))
+    ply = root / "first/point_cloud/iteration_10/point_cloud.ply"
+    run(command(root, root / "next", iterations=1, init_ply=ply, sh_degree=2))
+    start, end = read_gaussians(ply), read_gaussians(root / "next/point_cloud/iteration_1/point_cloud.ply")
+    assert end.sh_degree == 2
+    assert (start.means == end.means).all(), "the last iteration updates nothing"
+
+
+def test_flags_without_meaning_get_one_notice(root, run):
+    said = run(command(root, root / "notice", iterations=2, port=1234, disable_viewer=True))
+    assert said.err.count("no effect here") == 1
+    assert "--port, --disable_viewer" in said.err
+
+
+def test_lr_views_alone(root, run):
+    argv = command(root, root / "lr_only", iterations=10, lambda_tex=0, scale=3, frames="none", test_iterations=10)
+    said = run([word for word in argv if word not in ("--frames", str(root / "out/hr"))])
+    assert "Evaluating lr" in said.out
+    assert "Evaluating train" not in said.out
+
+
+def test_plain_training_on_a_scene_without_points(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("training.session.random_points", lambda seed: _few(seed))
+    write_blender(tmp_path / "plain", size=16)
+    argv = ["-s", str(tmp_path / "plain"), "-m", str(tmp_path / "o"), "--iterations=6", "--eval", "--white_background"]
+    said = run([*argv, "--test_iterations=6"])
+    assert "Evaluating test" in said.out
+    assert (tmp_path / "o/input.ply").is_file()
+
+
+def _few(seed):
+    from scene.points import random_points
+
+    return random_points(200, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"start_checkpoint": "latest"}, "no checkpoint in"),
+        ({"start_checkpoint": "chkpnt7000.pth"}, "--init_ply"),
+        ({"init_ply": "missing.ply"}, "missing.ply"),
+        ({"device": "cuda"}, "no NVIDIA GPU"),
+    ],
+)
+def test_bad_input_is_one_line(root, run, flags, words):
+    with pytest.raises(UserError, match=words) as error:
+        run(command(root, root / "bad", **flags))
+    assert "\n" not in str(error.value)
+
+
+def test_no_folder_is_ever_taken_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = parse_groups("train.py", "", STEPS["train"].groups, ["-s", str(tmp_path / "lego")])[1]
+    assert output_folder(model) == Path("output/lego")
+    (tmp_path / "output/lego").mkdir(parents=True)
+    assert output_folder(model) == Path("output/lego_2")
