@@ -28,3 +28,19 @@ class MetricsParams:
     def __post_init__(self) -> None:
         if len(set(self.model_paths)) < len(self.model_paths):
             raise UserError("--model_paths names a folder twice")
+
+
+@dataclass(frozen=True)
+class TableParams:
+    """What a table shows (python -m evaluation.tables OUT...)"""
+
+    format: str = opt("markdown", "markdown, latex, csv or tsv", choices=("markdown", "latex", "csv", "tsv"))
+    columns: tuple[str, ...] = opt(
+        ("name", "scene", "PSNR", "SSIM", "LPIPS"),
+        "name, any metric, any protocol field, splats, iteration, seed, seconds, peak_MB",
+    )
+    published: str = opt("", "published numbers below ours: blender, mip360, or one scene, blender:lego")
+    split: str = opt("test", "test or train", choices=("test", "train"))
+    iteration: int = opt(-1, "iteration of each model; -1 = the latest that was measured")
+    mean: bool = opt(False, "add a row with the mean over all rows")
+    output: str = opt("", "file to write; default: standard output", "-o", result=False)

@@ -47,9 +47,8 @@ def measure(
     UserError : the sizes differ.
     """
     if image.shape[:2] != truth.shape[:2]:
-        raise UserError(
-            f"{where}: {image.shape[1]}x{image.shape[0]} px, its truth has {truth.shape[1]}x{truth.shape[0]}: render again"
-        )
+        sizes = [f"{x.shape[1]}x{x.shape[0]} px" for x in (image, truth)]
+        raise UserError(f"{where}: {sizes[0]}, its truth has {sizes[1]}; render the views again with render.py")
     a, b = as_tensor(image), as_tensor(truth)
     values = {"PSNR": capped_psnr(a, b), "SSIM": float(ssim(a, b))}
     if lpips is not None:

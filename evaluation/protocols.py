@@ -11,7 +11,8 @@ UNKNOWN = "unknown"
 PSNR_TEXT = "mean over views of the PSNR of 8-bit files, equal images count 100 dB"
 SSIM_TEXT = "11x11 Gaussian sigma 1.5, zero padding, as in the 3DGS code"
 LPIPS_TEXT = "LPIPS: VGG v0.1 fed 0..1 as in the 3DGS code; LPIPS_vgg, LPIPS_alex: fed -1..1; float32"
-ROUNDED, OPAQUE = "composited, rounded to 8 bit", "opaque images"
+ROUNDED, FLOORED = "composited, rounded to 8 bit", "composited, floored to 8 bit"
+OPAQUE = "opaque images"
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Protocol:
     scene : name of the scene's folder.
     split, views, view_set : "test" or "train", how many views, hash of their names in order.
     resolution : "WIDTHxHEIGHT" of the compared images, or "several".
-    truth : what the renders are compared with.
     background : "white", "black" or "unknown"; the models' own training background is no part of it.
     compositing : how the truth's alpha met the background (the paper floors, this project rounds).
     lr_kernel, lr_rounding, scale : how the LR views that were trained on were made; scale = HR size / LR size.
     rasterizer, antialiasing : what drew the renders.
     psnr, ssim, lpips : which definition of the metric.
+    truth : hash of the pixels of all truths in order.
     """
 
     scene: str = UNKNOWN
@@ -36,7 +37,6 @@ class Protocol:
     views: int = 0
     view_set: str = UNKNOWN
     resolution: str = UNKNOWN
-    truth: str = UNKNOWN
     background: str = UNKNOWN
     compositing: str = UNKNOWN
     lr_kernel: str = UNKNOWN
@@ -47,6 +47,7 @@ class Protocol:
     psnr: str = PSNR_TEXT
     ssim: str = SSIM_TEXT
     lpips: str = LPIPS_TEXT
+    truth: str = UNKNOWN
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name, for metrics.json."""
@@ -54,8 +55,12 @@ class Protocol:
 
 
 FIELDS = tuple(f.name for f in fields(Protocol))
-# These belong to a scene: where a table shows the scene as a column, they may differ from scene to scene.
-SCENE_FIELDS = ("views", "view_set", "resolution", "truth", "compositing")
+# These follow from the scene: where a table shows the scene as a column, they may differ from scene to scene.
+OF_SCENE = ("views", "view_set", "resolution", "compositing")
+# These decide the truth's pixels: its hash is compared only where they are equal.
+OF_TRUTH = ("scene", "split", "view_set", "resolution", "background", "compositing")
+# These say how LR views were made: a model trained on the HR truth itself (scale 1, the bound) has none.
+OF_LR = ("lr_kernel", "lr_rounding", "scale")
 
 
 def from_json(value: Any, where: str) -> Protocol:
@@ -90,7 +95,13 @@ def first_difference(a: Protocol, b: Protocol, shown: Sequence[str] = ()) -> str
     """
     free = set(shown)
     if "scene" in free and a.scene != b.scene:
-        free |= set(SCENE_FIELDS)
+        free |= set(OF_SCENE)
+    if a.truth == b.truth != UNKNOWN:
+        free.add("scene")  # an LR scene and its HR scene have one truth and two folders
+    if 1 in (a.scale, b.scale):
+        free |= set(OF_LR)
+    if any(getattr(a, name) != getattr(b, name) for name in OF_TRUTH):
+        free.add("truth")
     return next((name for name in FIELDS if name not in free and getattr(a, name) != getattr(b, name)), None)
 
 

@@ -1,0 +1,113 @@
+"""What render.py does: load model and scene, decide what is asked for, render it, keep the record."""
+
+import os
+from pathlib import Path
+
+from arguments.flags import settings
+from arguments.loading import CommonParams, ModelParams, PipelineParams
+from arguments.render import RenderParams
+from arguments.steps import STEPS
+from evaluation.flight import write_flight
+from evaluation.rendering import (
+    Job,
+    comparable_views,
+    describe,
+    find_model,
+    load_job,
+    render_geometry,
+    render_split,
+    to_8bit,
+    view_camera,
+)
+from scene import Scene, load_scene
+from training.job import device_for
+from utils.compute import set_threads
+from utils.errors import UserError
+from utils.log import say
+from utils.record import Run, read_record, step
+
+CODE = STEPS["render"].code
+
+
+def render_model(common: CommonParams, model: ModelParams, pipeline: PipelineParams, render: RenderParams) -> Path:
+    """Render what the settings ask for into --output_path, or the model's folder.
+
+    Returns
+    -------
+    The folder written to.
+
+    Raises
+    ------
+    UserError : no model, no scene, nothing to render, or the folder holds renders of other settings.
+    """
+    if not model.model_path:
+        raise UserError("-m MODEL: which trained model is to be rendered?")
+    if not model.source_path:
+        raise UserError(f"{model.model_path}: no cfg_args says which scene it was trained on; give -s SCENE")
+    set_threads(common.threads)
+    out = Path(render.output_path or model.model_path)
+    ply, _ = find_model(Path(model.model_path), render.iteration)
+    scene = load_scene(
+        model.source_path,
+        images=model.images,
+        eval=model.eval,
+        hr_root=model.hr_root or None,
+        resolution=model.resolution,
+        allow_missing=model.allow_missing,
+        compat=common.compat,
+    )
+    job = load_job(scene, model, pipeline, render, device_for(common.device, pipeline.rasterizer))
+    if common.dry_run:
+        views = f"{len(scene.train)} train and {len(scene.test)} test views"
+        say(f"{ply}: {job.gaussians.num} splats, {views}; nothing was written")
+        return out
+    name, groups = _step(scene, ply, render)
+    with step(out, name, settings(common, model, pipeline, render), groups, CODE, common) as run:
+        if not run.up_to_date:
+            _work(name, job, out, render, run)
+    return out
+
+
+def _step(scene: Scene, ply: Path, render: RenderParams) -> tuple[str, dict[str, list[Path]]]:
+    """Name the step and its inputs. Splits are inputs, so that asking for one more split is more work, no conflict."""
+    if render.geometry:
+        return "geometry", {"model": [ply]}
+    if render.flight:
+        return "flight", {"model": [ply]}
+    groups = {"model": [ply]}
+    for split in _splits(scene, render):
+        groups[split] = [scene.hr_path(name) or scene.images.path(name) for name in comparable_views(scene, split)]
+    if len(groups) == 1:
+        raise UserError(
+            f"{scene.root}: no view to render; the scene has {len(scene.train)} train and {len(scene.test)} test views "
+            "(test views need --eval)"
+        )
+    return "render", groups
+
+
+def _splits(scene: Scene, render: RenderParams) -> list[str]:
+    wanted = {"test": not render.skip_test and scene.test, "train": not render.skip_train and scene.train}
+    return [split for split, yes in wanted.items() if yes]
+
+
+def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run) -> None:
+    run.notes |= {
+        "model": os.path.relpath(job.model.model_path, out),
+        "source_path": os.path.relpath(job.scene.root, out),
+        "hr_root": os.path.relpath(job.scene.hr_root, out) if job.scene.hr_root else "",
+    }
+    if name == "geometry":
+        run.outputs += render_geometry(job, out, keep=run.resume)
+    elif name == "flight":
+        camera = view_camera(job.scene, job.scene.train[0])
+        cameras = [job.scene.cameras[view] for view in job.scene.train]
+        size, length = (camera.width, camera.height), (render.flight_seconds, render.flight_fps)
+        path = write_flight(lambda c: to_8bit(job.draw(c).color), cameras, out, *length, size)
+        run.outputs += [path] if path.is_file() else sorted(path.iterdir())
+    else:
+        methods = dict((read_record(out, "render") or {}).get("notes", {}).get("methods", {}))
+        methods = {key: value for key, value in methods.items() if (out / key / "renders").is_dir()}
+        for split in _splits(job.scene, render):
+            run.outputs += render_split(job, split, out, render, keep=run.resume)
+            methods[f"{split}/{job.method}"] = describe(job, split, render)
+        run.notes["methods"] = methods
