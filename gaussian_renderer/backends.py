@@ -15,6 +15,7 @@ from gaussian_renderer.splats import (
     RenderSettings,
     Splats,
     depth_map,
+    full_covariances,
     screen_means,
     viewed_colors,
 )
@@ -96,8 +97,7 @@ def gsplat_arguments(camera: Camera, splats: Splats, settings: RenderSettings) -
     inverse_z = torch.where(in_front, 1 / torch.where(in_front, z, 1.0), 0.0)
     shape: dict[str, Tensor | None]
     if splats.covariances is not None:
-        full = splats.covariances[:, (0, 1, 2, 1, 3, 4, 2, 4, 5)].reshape(-1, 3, 3)
-        shape = {"quats": None, "scales": None, "covars": full}
+        shape = {"quats": None, "scales": None, "covars": full_covariances(splats.covariances)}
     else:
         assert splats.scales is not None
         shape = {"quats": splats.quats, "scales": splats.scales * settings.scale_modifier}

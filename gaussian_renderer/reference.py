@@ -25,6 +25,7 @@ from gaussian_renderer.splats import (
     activated,
     covariances,
     depth_map,
+    full_covariances,
     screen_means,
     viewed_colors,
 )
@@ -155,9 +156,8 @@ def project(camera: Camera, splats: Splats, settings: RenderSettings) -> Project
         assert splats.scales is not None
         assert splats.quats is not None
         sigma = covariances(splats.scales, splats.quats, settings.scale_modifier)
-    full = sigma[:, (0, 1, 2, 1, 3, 4, 2, 4, 5)].reshape(-1, 3, 3)
     half = jacobian @ to_camera[:3, :3]  # [N, 2, 3]
-    cov = half @ full @ half.transpose(1, 2)  # [N, 2, 2]
+    cov = half @ full_covariances(sigma) @ half.transpose(1, 2)  # [N, 2, 2]
     xx, xy_cov, yy = cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]
     det_undilated = xx * yy - xy_cov * xy_cov
     xx, yy = xx + settings.dilation, yy + settings.dilation

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scene.points import SH_C0
+
 MAX_DEGREE = 3
 # Normalisation constants sqrt((2l + 1)(l - |m|)! / (4 pi (l + |m|)!)), times sqrt(2) for m != 0, as they multiply the
 # polynomials below.
-C0 = 0.28209479177387814
+C0 = SH_C0
 C1 = 0.4886025119029199
 C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)
 C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)

@@ -118,6 +118,11 @@ def covariances(
     return full[:, (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)]
 
 
+def full_covariances(sigma: Float[Tensor, "N 6"]) -> Float[Tensor, "N 3 3"]:
+    """Symmetric matrices from xx xy xz yy yz zz; the gradient of an off-diagonal value counts both its places."""
+    return sigma[:, (0, 1, 2, 1, 3, 4, 2, 4, 5)].reshape(len(sigma), 3, 3)
+
+
 def viewed_colors(
     camera: Camera, means: Float[Tensor, "N 3"], sh: Float[Tensor, "N K 3"], degree: int
 ) -> Float[Tensor, "N 3"]:
