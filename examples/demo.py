@@ -82,7 +82,8 @@ def main() -> None:
 
 def make(out: Path, hr: Path, config: str, budget: Budget) -> list[Path]:
     """Run all variants on the HR scene `hr`; return the files by which the demo is recognised as complete."""
-    lr = low_resolution(out, hr, budget)
+    lr = out / "lr"
+    budget.run("LR views", "-m", "scene.downscale", "-s", str(hr), "-o", str(lr), "--scale", str(SCALE), "--overwrite")
     for variant, flags in VARIANTS.items():
         source, steps = (hr, ["train"]) if variant == "hr" else (lr, ["order", "upsample", "train"])
         command = [str(ROOT / "run.py"), "-s", str(source), "-m", str(out / variant), "--config", config]
@@ -115,17 +116,6 @@ def make(out: Path, hr: Path, config: str, budget: Budget) -> list[Path]:
 
     report = write_comparison(out, {variant: out / variant for variant in VARIANTS}, lr, table)
     return [out / "table.json", report, *(Path(folder) / "results.json" for folder in folders)]
-
-
-def low_resolution(out: Path, hr: Path, budget: Budget) -> Path:
-    """The LR scene, made once from the HR scene (whose folder is named after what it was made from)."""
-    from scene.lr_kernel import FILE_NAME, LRKernelFile
-
-    lr = out / "lr"
-    made = LRKernelFile.read(lr / FILE_NAME) if (lr / FILE_NAME).is_file() else None
-    if made is None or (lr / made.hr_root).resolve() != hr.resolve():
-        budget.run("LR views", "-m", "scene.downscale", "-s", str(hr), "-o", str(lr), "--scale", str(SCALE))
-    return lr
 
 
 def comparison(out: Path, config: str) -> dict[str, Any]:

@@ -26,16 +26,13 @@ def look_at_origin(azimuth_rad: float, elevation_rad: float, radius: float = RAD
 
 
 def hemisphere_poses(count: int, seed: int) -> list[Float[np.ndarray, "4 4"]]:
-    """Views spread over the upper hemisphere (elevation 5 to 80 degrees), in no particular order.
-
-    One view is drawn in each of `count` cells of equal area (a shuffled golden-angle lattice, jittered), so that
-    a few dozen views leave no large hole, as a person who walks around an object would not either.
-    """
+    """Views drawn at random, uniformly over the upper hemisphere between 5 and 80 degrees of elevation, in no order."""
     rng = np.random.default_rng(seed)
     low, high = np.sin(np.deg2rad([5.0, 80.0]))
-    height = low + (high - low) * (np.arange(count) + rng.random(count)) / count
-    azimuth = np.arange(count) * np.pi * (3 - np.sqrt(5)) + rng.uniform(-0.25, 0.25, count)
-    return [look_at_origin(azimuth[k], np.arcsin(height[k])) for k in rng.permutation(count)]
+    return [
+        look_at_origin(azimuth, np.arcsin(height))
+        for azimuth, height in zip(rng.uniform(0, 2 * np.pi, count), rng.uniform(low, high, count), strict=True)
+    ]
 
 
 def orbit_poses(count: int) -> list[Float[np.ndarray, "4 4"]]:

@@ -49,7 +49,7 @@ class SceneSettings:
 
     train_views: int = 48
     test_views: int = 12
-    pose_seed: int = 7
+    pose_seed: int = 1
     cloud_points: int = 60_000
     cloud_block_px: int = 4
     render: RenderSettings = field(default_factory=RenderSettings)
