@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from scene.gaussians import Gaussians
 from training.views import TrainingViews
 
-BASE_BYTES = 450 << 20  # interpreter, PyTorch and its libraries, resident
-COPIES = 7  # parameter, two moments; all three again in the last good state; one being rearranged
+BASE_BYTES = 260 << 20  # interpreter, PyTorch and its libraries, resident
+COPIES = 9  # parameter and two moments; again in the last good state; again while a checkpoint is read back
 STATISTICS_BYTES = 2 * 3 * 4
-RASTERIZER_BYTES = 320  # a Gaussian's projected record, its gradients and its entries in the sorted lists
+RASTERIZER_BYTES = 460  # a Gaussian's projected record, its gradients and its entries in the sorted lists
 IMAGE_PLANES = 24  # float planes of the render, its gradient, the target and the loss's filters
 IMAGES_KEPT_BYTES = 2 << 30  # ImageStore's bound
 
