@@ -15,14 +15,13 @@ import numpy as np
 
 from scene.cameras import intrinsics, rotation_from_quaternion, world_to_camera_from
 from scene.colmap_model import ColmapCamera, ColmapModel, read_model
-from scene.paths import IMAGE_SUFFIXES, Missing, Roots, shown
+from scene.paths import CANONICAL_FOLDER, IMAGE_SUFFIXES, Missing, Roots, shown
 from scene.points import PointCloud, Tracks, finite_points
 from scene.undistort import Distortion
 from scene.views import NO_DISTORTION, Capture, View, hold_out_every_eighth
 from utils.errors import UserError
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
-CANONICAL_FOLDER = "images"
 
 
 def model_folder(root: Path) -> Path | None:

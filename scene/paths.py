@@ -13,6 +13,7 @@ from utils.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 MAX_NAME_BYTES = 4096
+CANONICAL_FOLDER = "images"  # in names of views, whatever folder their images were taken from
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,10 @@ class Roots:
         raise UserError(f"{where} leads out of the scene {self.scene}{advice}")
 
     def hr_image(self, name: str) -> Path | None:
-        """The HR truth of a view: hr_root/NAME, or without the name's first folder (`images/`); None without one."""
+        """The HR truth of a view: hr_root/NAME, or, where hr_root is itself an images folder, without `images/`."""
         if self.hr_root is None:
             return None
-        candidates = [name, name.partition("/")[2]]
-        for candidate in filter(None, candidates):
+        for candidate in dict.fromkeys((name, name.removeprefix(f"{CANONICAL_FOLDER}/"))):
             path = first_existing(self.hr_root / candidate)
             if path is not None:
                 self._inside(path, f"HR image of {name}")

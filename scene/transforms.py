@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from scene.cameras import intrinsics, matrix_from_json, world_to_camera_from_opengl
-from scene.colmap import CANONICAL_FOLDER, model_folder, sparse_points
+from scene.colmap import model_folder, sparse_points
 from scene.image_files import read_header
 from scene.json_fields import as_object, list_field, number_field, text_field
-from scene.paths import Missing, Roots, check_relative, resolved, shown
+from scene.paths import CANONICAL_FOLDER, Missing, Roots, check_relative, resolved, shown
 from scene.ply import read_points
 from scene.points import PointCloud, random_points_around
 from scene.undistort import Distortion

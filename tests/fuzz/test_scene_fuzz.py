@@ -27,7 +27,7 @@ from tests.scene.test_ply import foreign, some_gaussians
 from tests.scene_factory import picture, write_blender, write_colmap, write_transforms
 from utils.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's notice; the pixels are not concerned
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # notices on EXIF, not on pixels
 DEFAULT_RUNS, LONG_RUNS = 300, 100_000
 LIMIT_S = 0.05  # mean; a single run may be interrupted by the machine
 EXTRA_BYTES = 16 << 20
