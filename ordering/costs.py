@@ -158,11 +158,11 @@ def mutual_mean_hamming(words: Sequence[np.ndarray], progress: Progress | None =
     n = len(words)
     result = np.full((n, n), np.inf)
     np.fill_diagonal(result, 0.0)
-    for i in range(n):
+    for i in range(n - 1):
         for j in range(i + 1, n):
             result[i, j] = result[j, i] = _mutual_mean(words[i], words[j])
         if progress:
-            progress.update((i + 1) * (2 * n - i - 2) // 2 or 1)
+            progress.update((i + 1) * (2 * n - i - 2) // 2)
     return result
 
 
@@ -192,7 +192,7 @@ def _orb(scene: Scene, names: Sequence[str], background: Background) -> Float[np
         words.append(np.ascontiguousarray(found).view(np.uint64))  # [K, 32] uint8 -> [K, 4]
         progress.update(i + 1)
     progress.close()
-    progress = Progress("ORB matches", len(names) * (len(names) - 1) // 2 or 1, "pair")
+    progress = Progress("ORB matches", len(names) * (len(names) - 1) // 2, "pair")
     result = mutual_mean_hamming(words, progress)
     progress.close()
     return result
