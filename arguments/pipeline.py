@@ -56,9 +56,14 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
     return [_command(name, METHODS[run.method], sections, given) for name in run.steps]
 
 
+def _from_file(sections: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """What a configuration file says for step `name`: its shared sections, then its own."""
+    return {key: value for part in (*SHARED_SECTIONS, name) for key, value in sections.get(part, {}).items()}
+
+
 def _command(name: str, method: dict[str, Any], sections: dict[str, dict[str, Any]], given: dict[str, Any]) -> Command:
     step = STEPS[name]
-    merged = method | sections["scene"] | sections["common"] | sections.get(name, {}) | given
+    merged = method | _from_file(sections, name) | given
     own = {f.name for group in step.groups for f in fields(group)}
     values = {key: value for key, value in merged.items() if key in own}
     if name == "metrics":  # it takes several models; here it is this one
@@ -70,7 +75,7 @@ def _read_config(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """(top-level keys, sections by step) of a TOML file, or of one of the paper's YAML files."""
     if Path(path).suffix in (".yml", ".yaml"):
         flat = read_paper_config(path)
-        sections: dict[str, dict[str, Any]] = {"scene": {}, "common": {}}
+        sections: dict[str, dict[str, Any]] = {}
         for name, step in STEPS.items():
             own = {f.name for group in step.groups for f in fields(group)}
             sections[name] = {key: value for key, value in flat.items() if key in own}
@@ -84,4 +89,4 @@ def _read_config(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     for name, table in sections.items():
         groups = [SHARED_SECTIONS[name]] if name in SHARED_SECTIONS else list(STEPS[name].groups)
         checked(table, groups, f"{path} [{name}]")
-    return checked(top, [RunParams], path), {"scene": {}, "common": {}} | sections
+    return checked(top, [RunParams], path), sections
