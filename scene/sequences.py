@@ -92,7 +92,8 @@ class Sequences:
     def headline(self) -> str:
         """The summary in one line for people."""
         s = self.summary()
-        text = f"{self.method}: {s['views']} views in {s['subsequences']} calls, {s['frames_upsampled']} frames in all"
+        calls = "1 call" if s["subsequences"] == 1 else f"{s['subsequences']} calls"
+        text = f"{self.method}: {s['views']} views in {calls}, {s['frames_upsampled']} frames in all"
         if "mean_step_deg" in s:
             text += f"; step mean {s['mean_step_deg']:.1f}, worst {s['worst_step_deg']:.1f} degrees"
         if "mean_step_cost" in s and self.unit != "deg":
