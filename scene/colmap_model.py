@@ -5,6 +5,8 @@ that are left before anything is allocated; `rigs` and `frames` of new COLMAP ve
 """
 
 import struct
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -257,16 +259,20 @@ def _file_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _text_lines(path: Path) -> list[str]:
+def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) one by one; only \\n ends a line, names may hold other separators."""
     try:
-        return _file_bytes(path).decode().split("\n")  # splitlines would also cut at exotic separators in names
+        with open(path, encoding="utf-8", newline="\n") as file:
+            yield from enumerate(file, 1)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _cameras_text(path: Path) -> dict[int, ColmapCamera]:
     cameras: dict[int, ColmapCamera] = {}
-    for number, line in enumerate(_text_lines(path), 1):
+    for number, line in _text_lines(path):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -285,7 +291,7 @@ def _cameras_text(path: Path) -> dict[int, ColmapCamera]:
 
 def _images_text(path: Path) -> dict[int, ColmapImage]:
     images: dict[int, ColmapImage] = {}
-    lines = iter(enumerate(_text_lines(path), 1))
+    lines = _text_lines(path)
     for number, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
@@ -308,21 +314,19 @@ def _images_text(path: Path) -> dict[int, ColmapImage]:
 
 
 def _points_text(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ids, xyz, rgb = [], [], []
-    for number, line in enumerate(_text_lines(path), 1):
+    ids, xyz, rgb = array("q"), array("d"), array("B")  # compact, and they refuse what is out of range
+    for number, line in _text_lines(path):
         words = line.split(maxsplit=7)
         if not words or words[0].startswith("#"):
             continue
         try:
             ids.append(_point_id(int(words[0])))
-            xyz.append([float(word) for word in words[1:4]])
-            rgb.append([int(word) for word in words[4:7]])
-            if len(words) < 8 or not all(0 <= c <= 255 for c in rgb[-1]):
-                raise ValueError("short line or colour out of range")
-        except (ValueError, IndexError) as error:
+            xyz.extend(float(word) for word in words[1:4])
+            rgb.extend(int(word) for word in words[4:7])
+            float(words[7].split(maxsplit=1)[0])
+        except (ValueError, IndexError, OverflowError) as error:
             raise UserError(f"{path}: line {number} is not `ID X Y Z R G B ERROR ...`") from error
-    try:
-        unique = _unique_points(path, np.array(ids, np.int64))
-    except OverflowError as error:
-        raise UserError(f"{path}: a point id is outside 64 bits") from error
-    return unique, np.array(xyz).reshape(len(xyz), 3), np.array(rgb, np.uint8).reshape(len(rgb), 3)
+    n = len(ids)
+    points = np.frombuffer(xyz).reshape(n, 3) if n else np.zeros((0, 3))
+    colours = np.frombuffer(rgb, np.uint8).reshape(n, 3) if n else np.zeros((0, 3), np.uint8)
+    return _unique_points(path, np.array(ids, np.int64)), points, colours

@@ -35,7 +35,7 @@ _TYPES = {
 }
 _COLOURS = ("red", "green", "blue")
 _FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-_ASCII_BLOCK_BYTES = 1 << 20
+_ASCII_BLOCK_BYTES = 1 << 17
 _ASCII_MAX_DIGITS = 64
 
 

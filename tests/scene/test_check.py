@@ -6,44 +6,63 @@ from pathlib import Path
 
 import pytest
 
-from scene.check import check_scene, scenes_under
+from scene.check import check_scene, main, scenes_under
 from scene.images import write_png
 from tests.scene_factory import picture, write_blender, write_colmap, write_transforms
+from utils import errors
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*args) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scene.check", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command in this process: (exit code, stdout, stderr)."""
+
+    def command(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["scene.check", *map(str, args)])
+        code = 0
+        try:
+            errors.run(main)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return command
 
 
-def test_complete_scenes_exit_zero(tmp_path):
+def test_it_is_a_command(tmp_path):
+    write_blender(tmp_path / "a", views=1, test_views=1, size=4)
+    command = [sys.executable, "-m", "scene.check", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.partition(":")[0]) == (0, "a"), done.stderr
+
+
+def test_complete_scenes_exit_zero(tmp_path, run):
     write_blender(tmp_path / "a")
     write_colmap(tmp_path / "b")
     write_transforms(tmp_path / "c")
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    code, stdout, stderr = run(tmp_path)
+    assert code == 0, stderr
+    lines = stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["a", "b", "c"]
     assert all(": complete" in line for line in lines)
     assert "8 train, 2 test views" in lines[0]
 
 
-def test_what_is_missing_is_listed_and_exits_two(tmp_path):
+def test_what_is_missing_is_listed_and_exits_two(tmp_path, run):
     write_blender(tmp_path / "nerf_synthetic/lego")
     (tmp_path / "nerf_synthetic/lego/train/r_5.png").unlink()
     write_colmap(tmp_path / "mipnerf360/room")
-    done = run(tmp_path)
-    assert done.returncode == 2
-    assert done.stdout.count("the folder is not there") == 7 + 8
-    assert "nerf_synthetic/lego: INCOMPLETE" in done.stdout
-    assert "transforms_train.json lists 8 views, the data set has 100" in done.stdout
-    assert "transforms_train.json: 1 of 8 images are missing, the first is train/r_5" in done.stdout
-    assert "mipnerf360/room: complete" in done.stdout
-    assert done.stderr.strip() == "error: 16 of 17 scenes are incomplete or missing, see above"
-    assert run(tmp_path, "room").returncode == 0
+    code, stdout, stderr = run(tmp_path)
+    assert code == 2
+    assert stdout.count("the folder is not there") == 7 + 8
+    assert "nerf_synthetic/lego: INCOMPLETE" in stdout
+    assert "transforms_train.json lists 8 views, the data set has 100" in stdout
+    assert "transforms_train.json: 1 of 8 images are missing, the first is train/r_5" in stdout
+    assert "mipnerf360/room: complete" in stdout
+    assert stderr.strip() == "error: 16 of 17 scenes are incomplete or missing, see above"
+    assert run(tmp_path, "room")[0] == 0
 
 
 def test_colmap_problems(tmp_path):
@@ -85,10 +104,10 @@ def test_a_problem_only_the_reader_sees_is_reported(tmp_path):
     assert "last row" in check_scene(tmp_path).problems[0]
 
 
-def test_root_that_is_one_scene_and_root_without_any(tmp_path):
+def test_root_that_is_one_scene_and_root_without_any(tmp_path, run):
     write_blender(tmp_path / "lego")
     assert [entry[0] for entry in scenes_under(tmp_path / "lego", [])] == ["lego"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no scenes found"):
         scenes_under(tmp_path / "empty", [])
-    assert run(tmp_path / "nowhere").returncode == 2
+    assert run(tmp_path / "nowhere")[0] == 2
