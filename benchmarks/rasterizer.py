@@ -12,7 +12,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -48,7 +47,7 @@ class Ours:
         focal = gen.focal_px(size)
         self.camera = RasterCamera(size, size, focal, focal, size / 2, size / 2, pose)
         self.target, self.gradient = torch.from_numpy(target), torch.empty(target.shape)
-        self.stats = tuple(torch.zeros(len(self.six[0])) for _ in range(3))
+        self.gradient_norms, self.counts, self.radii = (torch.zeros(len(self.six[0])) for _ in range(3))
         self.workspace = Workspace()
 
     def step(self) -> Times:
@@ -62,7 +61,7 @@ class Ours:
             exp_avg_sq=self.square,
             learning_rates=(0.0,) * 6,
             step=100,
-            stats=self.stats,
+            stats=(self.gradient_norms, self.counts, self.radii),
         )
         whole = (time.perf_counter() - start) * 1e3
         return {**self.workspace.facts["stage_ms"], "whole": whole}
@@ -151,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,7 @@ logit_opacities [N, 1], sh0 [N, 1, 3], shN [N, K, 3].
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class RasterCamera:
     antialiasing: bool = False
     dilation: float = 0.3
 
-    def native(self) -> object:
+    def native(self) -> Any:
         """The same for the kernels (pixel centres at integers there)."""
         check_range("width", self.width, 0, MAX_SIDE_PX)
         check_range("height", self.height, 0, MAX_SIDE_PX)
@@ -287,11 +287,7 @@ class Workspace:
         if len(learning_rates) != 6:
             raise ValueError(f"learning_rates: expected six, got {len(learning_rates)}")
         check_range("step", step, 1, 1 << 62)
-        for name, value in zip(("grad_norm_sum", "count", "max_radius"), stats, strict=True):
-            if value is not None:
-                check_tensor(name, value, (count,))
-        if grad_means2d is not None:
-            check_tensor("grad_means2d", grad_means2d, (count, 3))
+        _check_statistics(stats, grad_means2d, count)
         self._native.backward_adam(
             [*map(address, six)],
             images,
@@ -313,7 +309,7 @@ class Workspace:
         return self._radii
 
     @property
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """Of the last calls: drawn, instances, invalid (culled for NaN, Inf or range), bytes, stage_ms."""
         return self._native.facts()
 
@@ -332,6 +328,16 @@ class Workspace:
             check_tensor("grad_inverse_depth", grad_inverse_depth, tuple(inverse_depth.shape))
         forward = [address(image), address(transmittance), address(inverse_depth)]
         return forward, [*map(address, (grad_image, grad_transmittance, grad_inverse_depth))], count
+
+
+def _check_statistics(
+    stats: tuple[Tensor | None, Tensor | None, Tensor | None], grad_means2d: Tensor | None, count: int
+) -> None:
+    for name, value in zip(("grad_norm_sum", "count", "max_radius"), stats, strict=True):
+        if value is not None:
+            check_tensor(name, value, (count,))
+    if grad_means2d is not None:
+        check_tensor("grad_means2d", grad_means2d, (count, 3))
 
 
 def _check_six(tensors: Sequence[Tensor], count: int, what: str) -> list[Tensor]:

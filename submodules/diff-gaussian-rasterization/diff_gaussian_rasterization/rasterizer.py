@@ -79,9 +79,12 @@ class GaussianRasterizer(nn.Module):
         """
         s = self.raster_settings
         splats = Splats(means3D, opacities, shs, colors_precomp, scales, rotations, cov3D_precomp).checked(s.sh_degree)
-        newer = s.antialiasing is not None
-        maps = rasterize(native_camera(s), (s.image_height, s.image_width), splats, means2D, inverse_depth=newer)
-        return (maps.color, maps.radii, maps.inverse_depth) if newer else (maps.color, maps.radii)
+        maps = rasterize(
+            native_camera(s), (s.image_height, s.image_width), splats, means2D, inverse_depth=s.antialiasing is not None
+        )
+        if maps.inverse_depth is None:
+            return maps.color, maps.radii
+        return maps.color, maps.radii, maps.inverse_depth
 
 
 def native_camera(s: GaussianRasterizationSettings) -> Any:

@@ -14,6 +14,7 @@ constexpr float kAntialiasMin = 2.5e-5f;     // lower bound of det(cov) / det(co
 constexpr int kRadiusTile = 16;              // tile of the original rasterizer; only `radii` uses it
 
 // Limits that keep every intermediate finite in float32. A splat outside them is culled and counted.
+constexpr float kMaxWorld = 1e15f;           // |camera-space coordinate|, scale
 constexpr float kMaxCovariance = 1e18f;      // [px^2]
 constexpr float kMinDeterminant = 1e-12f;    // [px^4]
 constexpr float kMaxColour = 1e10f;

@@ -40,6 +40,15 @@ struct Projection {
 };
 
 template <class V>
+SPLAT_HD auto is_finite(V x) {
+  return abs(x) <= V(3.4028235e38f);  // false for NaN
+}
+template <class V>
+SPLAT_HD auto in_reach(V x) {
+  return abs(x) <= V(kMaxWorld);
+}
+
+template <class V>
 SPLAT_HD void project_position(const V* position, const Camera& c, Projection<V>& p) {
   for (int k = 0; k < 3; k++) {
     p.camera[k] = position[0] * c.rotation[3 * k] + position[1] * c.rotation[3 * k + 1] +
@@ -87,6 +96,7 @@ SPLAT_HD void project_shape(const RawGaussian<V>& g, const Camera& c, bool activ
                             Projection<V>& p) {
   for (int k = 0; k < 3; k++) {
     p.scale[k] = (activated ? g.scale[k] : exp_bounded(g.scale[k])) * c.scale_modifier;
+    p.sane = p.sane & in_reach(p.scale[k]);
   }
   V norm2 = 0.f;
   for (int k = 0; k < 4; k++) norm2 += g.quat[k] * g.quat[k];
@@ -140,16 +150,16 @@ SPLAT_HD void project_covariance(const RawGaussian<V>& g, Projection<V>& p) {
 template <class V>
 SPLAT_HD void project(const RawGaussian<V>& g, const Camera& c, bool activated, bool precomputed,
                       Projection<V>& p) {
-  V probe = g.opacity * 0.f;  // stays 0 only if every parameter is finite
-  for (int k = 0; k < 3; k++) probe += g.position[k] * 0.f;
-  if (precomputed) {
-    for (int k = 0; k < 6; k++) probe += g.sigma[k] * 0.f;
-  } else {
-    for (int k = 0; k < 3; k++) probe += g.scale[k] * 0.f;
-    for (int k = 0; k < 4; k++) probe += g.quat[k] * 0.f;
-  }
-  p.sane = probe <= V(0.f);
   project_position(g.position, c, p);
+  p.sane = is_finite(g.opacity) & in_reach(p.camera[0]) & in_reach(p.camera[1]) &
+           in_reach(p.camera[2]);
+  for (int k = 0; k < 3; k++) p.sane = p.sane & is_finite(g.position[k]);
+  if (precomputed) {
+    for (int k = 0; k < 6; k++) p.sane = p.sane & (abs(g.sigma[k]) <= V(kMaxWorld * kMaxWorld));
+  } else {
+    for (int k = 0; k < 3; k++) p.sane = p.sane & is_finite(g.scale[k]);
+    for (int k = 0; k < 4; k++) p.sane = p.sane & is_finite(g.quat[k]);
+  }
   if (precomputed) {
     project_covariance(g, p);
   } else {

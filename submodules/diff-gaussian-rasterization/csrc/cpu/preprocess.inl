@@ -95,10 +95,10 @@ int preprocess_group(Workspace& w, const Scene& scene, const Group& g, int32_t* 
   fields[13] = bounds.half_width;
   fields[14] = bounds.half_height;
   write_records(w, g, flags.drawn, fields, float_bits(p.camera[2]));
-  // NaN in a coordinate makes `in_front` false: invalid as well, unlike a finite z behind the camera.
-  const Mask nan_free = (raw.position[0] * 0.f + raw.position[1] * 0.f + raw.position[2] * 0.f) <=
-                        VecF(0.f);
-  const unsigned behind = ~to_bits(p.in_front) & to_bits(nan_free);
+  // A position that is not finite has no side of the camera: it counts as invalid, not as behind.
+  const Mask placed =
+      is_finite(raw.position[0]) & is_finite(raw.position[1]) & is_finite(raw.position[2]);
+  const unsigned behind = ~to_bits(p.in_front) & to_bits(placed);
   return __builtin_popcount(to_bits(valid) & ~behind & ~to_bits(p.sane));
 }
 
