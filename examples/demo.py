@@ -150,10 +150,10 @@ def comparison(out: Path, config: str) -> dict[str, Any]:
             row["peak_MB"] = round(max(record["peak_bytes"] for record in records) / 1e6)
             rows.append(row)
             protocols.append((f"{variant}/{background}", from_json(result["protocol"], str(folder / "metrics.json"))))
-    require_equal(protocols, shown=("background",))
-    shared = protocols[0][1].to_json()
-    for own in ("background", "truth"):
-        del shared[own]
+    for background in BACKGROUNDS:  # hr comes from another folder: the same scene only if the truths are equal
+        require_equal([(name, protocol) for name, protocol in protocols if protocol.background == background])
+    require_equal(protocols[: len(BACKGROUNDS)], shown=("background",))
+    shared = {key: value for key, value in protocols[0][1].to_json().items() if key not in ("background", "truth")}
     return {"protocol": shared | {"settings": read_toml(config)}, "rows": rows}
 
 

@@ -1,18 +1,23 @@
 """The driver of `make demo`: its table, its settings file, what it refuses."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from arguments.pipeline import plan
 from evaluation.protocols import Protocol
 from examples import demo
-from utils.atomic import write_json
+from examples.demo_scene.poses import CAMERA_ANGLE_X
+from examples.demo_scene.render import RenderSettings, View
+from examples.demo_scene.write import SceneSettings, write_scene
+from utils.atomic import read_json, write_json
 from utils.errors import UserError
 
 ROOT = Path(demo.__file__).resolve().parents[1]
 LR = {"lr_kernel": "bicubic, renormalise", "lr_rounding": "8 bit", "scale": 4.0}
-HR = {"lr_kernel": "none", "lr_rounding": "none", "scale": 1.0}
+HR = {"scene": "5a40f3eb", "lr_kernel": "none", "lr_rounding": "none", "scale": 1.0}
 
 
 def result_files(out: Path, **changes: object) -> None:
@@ -24,7 +29,12 @@ def result_files(out: Path, **changes: object) -> None:
         for b, background in enumerate(demo.BACKGROUNDS):
             folder = out / variant / background
             write_json(folder / "run.json", {"schema": 1, "steps": {"render": {"seconds": 1.0 + b, "peak_bytes": 1}}})
-            facts = {"scene": "lr", "views": 12, "background": background, "truth": background} | LR
+            facts = {
+                "scene": "key" if variant == "hr" else "lr",
+                "views": 12,
+                "background": background,
+                "truth": background,
+            } | LR
             facts |= (HR if variant == "hr" else {}) | changes.get(variant, {})
             mean = {"PSNR": 20.0 + v + 0.123456, "SSIM": 0.8, "LPIPS": 0.3 - 0.1 * v, "LPIPS_alex": 0.5}
             metrics = {
@@ -78,3 +88,45 @@ def test_variants_are_what_their_names_say(variant):
     assert f"--upsampler={'bicubic' if variant == 'bicubic' else 'basicvsr'}" in upsample
     assert ("--propagation=none" in upsample) is (variant == "single")
     assert {"--random_background", "--eval", "--skip_done"} <= train
+
+
+class Ball:
+    """Stands for the path tracer: a chequered ball seen from the pose, with its exact depth."""
+
+    def __init__(self, settings):
+        self.size = settings.size
+
+    def __call__(self, pose, number):
+        focal = 0.5 * self.size / np.tan(0.5 * CAMERA_ANGLE_X)
+        offset = (np.arange(self.size) + 0.5 - self.size / 2) / focal
+        rays = np.stack([*np.meshgrid(offset, -offset), -np.ones((self.size, self.size))], -1) @ pose[:3, :3].T
+        centre = pose[:3, 3]
+        a, b, c = (rays**2).sum(-1), rays @ centre, centre @ centre - 1.0
+        under_root = b**2 - a * c
+        z = np.where(under_root > 0, (-b - np.sqrt(np.maximum(under_root, 0))) / a, 0)
+        chequers = np.floor(6 * (centre + z[..., None] * rays)).sum(-1) % 2
+        rgba = np.stack([60 + 120 * chequers, 90 + 0 * z, 200 - 150 * chequers, np.full_like(z, 255)], -1)
+        return View((rgba * (z > 0)[..., None]).astype(np.uint8), z.astype(np.float32))
+
+
+@pytest.mark.slow
+def test_all_variants_end_to_end(tmp_path):
+    settings = SceneSettings(train_views=6, test_views=2, cloud_points=800, render=RenderSettings(size=128))
+    hr = write_scene(tmp_path / "hr", settings, Ball)
+    config = (ROOT / "configs" / "demo.toml").read_text()
+    config = re.sub(r"^iterations = .*$", "iterations = 30", config, flags=re.M)
+    (tmp_path / "short.toml").write_text(config)
+    out = tmp_path / "demo"
+    files = demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget())
+    assert all(path.is_file() for path in files)
+    table = read_json(out / "table.json")
+    assert len(table["rows"]) == 8
+    for row in table["rows"]:
+        assert 10 < row["PSNR"] < 60
+        assert row["peak_MB"] > 100
+    results = read_json(out / "video" / "white" / "results.json")
+    assert list(results["ours_30"]) == ["SSIM", "PSNR", "LPIPS"]
+    models = {path: path.stat().st_mtime_ns for path in out.glob("*/point_cloud/*/*.ply")}
+    assert len(models) == 4
+    demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget())
+    assert {path: path.stat().st_mtime_ns for path in models} == models
