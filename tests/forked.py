@@ -1,5 +1,6 @@
-"""train.py in processes that may be killed: forked from a server that has imported everything, so a start is cheap."""
+"""Scripts in processes that may be killed: forked from a server that has imported everything, so a start is cheap."""
 
+import importlib
 import multiprocessing
 import os
 import sys
@@ -11,22 +12,27 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two such processes run besi
 
 import torch
 
+import align_sequence
+import render
 import train
-import training.report
-import training.session  # noqa: F401 (imported for its children)
+import vsr_upsample
 from utils import errors
 
+for package in ("ordering", "upsampling", "training.session", "training.report", "evaluation.run_render"):
+    importlib.import_module(package)  # scripts import these inside main, here it is done once for all children
+SCRIPTS = {"order": align_sequence, "upsample": vsr_upsample, "train": train, "render": render}
 
-def run_train(argv: list[str], setup: Callable[[], None] | None, stderr: Path) -> None:
-    """Body of a child: train.py with `argv`, its words on stderr in a file."""
+
+def run_script(step: str, argv: list[str], setup: Callable[[], None] | None, stderr: Path) -> None:
+    """Body of a child: the script of `step` with `argv`, its words in a file."""
     fd = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(fd, 2)
     os.dup2(fd, 1)
     torch.set_num_threads(1)
     if setup:
         setup()
-    sys.argv = ["train.py", *argv]
-    errors.run(train.main)
+    sys.argv = [f"{SCRIPTS[step].__name__}.py", *argv]
+    errors.run(SCRIPTS[step].main)
 
 
 def context() -> multiprocessing.context.ForkServerContext:
@@ -36,18 +42,21 @@ def context() -> multiprocessing.context.ForkServerContext:
     return server
 
 
-class TrainProcess:
-    """One run of train.py.
+class ScriptProcess:
+    """One run of a script, train.py unless said otherwise.
 
     Parameters
     ----------
     argv : its words. stderr : file for its output, appended. setup : called in the child before anything else.
+    step : which script.
     """
 
-    def __init__(self, argv: list[str], stderr: Path, setup: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, argv: list[str], stderr: Path, setup: Callable[[], None] | None = None, step: str = "train"
+    ) -> None:
         self.stderr = stderr
         self.begin = time.monotonic()
-        self.process = context().Process(target=run_train, args=(argv, setup, stderr))
+        self.process = context().Process(target=run_script, args=(step, argv, setup, stderr))
         self.process.start()
 
     def signal(self, signum: int) -> None:
@@ -60,7 +69,7 @@ class TrainProcess:
         self.process.join(timeout_s)
         if self.process.exitcode is None:
             self.process.kill()
-            raise TimeoutError(f"train.py still ran after {timeout_s} s")
+            raise TimeoutError(f"it still ran after {timeout_s} s")
         return self.process.exitcode
 
     def text(self) -> str:

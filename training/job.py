@@ -9,6 +9,7 @@ from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.steps import STEPS
 from arguments.training import OptimizationParams, TrainingParams
 from scene import Scene
+from scene.files import scene_inputs
 from scene.gaussians import Gaussians
 from training.engines import choose, instruction_set
 from training.start import initial_gaussians
@@ -18,15 +19,6 @@ from training.views import Background, TrainingViews, frame_path
 from utils.compute import choose_device
 from utils.errors import UserError
 from utils.provenance import hash_code, hash_files
-
-SCENE_FILES = (
-    "transforms*.json",
-    "lr_kernel.json",
-    "points3d.ply",
-    "sparse/0/*.bin",
-    "sparse/0/*.txt",
-    "sparse/0/*.ply",
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ class Job:
     def inputs(self) -> dict[str, list[Path]]:
         """Files that the result is made from, by group."""
         names = self.scene.train
-        groups = {"views": [self.scene.images.path(n) for n in names], "scene": _scene_files(self.scene.root)}
+        groups = scene_inputs(self.scene, names)
         if self.frames is not None and self.views.hr is not None:
             groups["frames"] = [frame_path(self.frames, n) for n in names]
         if self.settings.training.init_ply:
@@ -119,7 +111,3 @@ def device_for(flag: str, rasterizer: str) -> str:
     UserError : a GPU was asked for and there is none.
     """
     return "cpu" if flag == "auto" and rasterizer != "gsplat" else str(choose_device(flag))
-
-
-def _scene_files(root: Path) -> list[Path]:
-    return [path for pattern in SCENE_FILES for path in sorted(root.glob(pattern)) if path.is_file()]

@@ -15,6 +15,7 @@ from utils.atomic import write_json, write_text
 from utils.errors import UserError
 from utils.log import JsonLines
 
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # utils.atomic's names: .FILE.PID.tmp
 STEP = "train"  # of our lines in log.jsonl, which other steps write too
 
 
@@ -53,6 +54,14 @@ def clear_earlier(out: Path) -> None:
     log = out / "log.jsonl"
     if log.exists():
         write_text(log, "".join(line for line in _whole_lines(log) if not _is_ours(line)))
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove temporary files of writers that were killed; only for who holds the folder's lock."""
+    for pattern in ("", "checkpoints/", "point_cloud/*/"):
+        for path in out.glob(f"{pattern}.*.tmp"):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink()
 
 
 def _whole_lines(log: Path) -> list[str]:

@@ -19,7 +19,7 @@ from training.dry_run import describe
 from training.estimate import estimate
 from training.guard import Guard
 from training.job import Job, Settings, device_for, frames_folder
-from training.outputs import Log, clear_earlier, ply_path, tensorboard, write_static
+from training.outputs import Log, clear_earlier, ply_path, remove_leftovers, tensorboard, write_static
 from training.signals import StopRequest
 from training.views import Background, TrainingViews, training_views
 from utils import record, rng
@@ -77,6 +77,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
 
 def _run(job: Job, stop: StopRequest, measure: MeasureFactory, replaceable: bool) -> Iterator[Path]:
     settings, out = job.settings, job.out
+    remove_leftovers(out)
     training, optimisation = settings.training, settings.optimisation
     checkpoints = Checkpoints(out / "checkpoints", frozenset(training.checkpoint_iterations), job.fingerprint())
     trainer = job.trainer()

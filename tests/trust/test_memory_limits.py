@@ -10,7 +10,7 @@ import pytest
 
 from scene.ply import write_points
 from scene.points import PointCloud
-from tests.forked import TrainProcess
+from tests.forked import ScriptProcess
 from tests.training_factory import command, write_scene
 
 POINTS = 60_000
@@ -36,7 +36,7 @@ def root(tmp_path_factory) -> Path:
 def test_training_finishes_or_names_a_flag(root, megabytes):
     said = root / f"{megabytes}.txt"
     argv = command(root, root / f"out_{megabytes}", iterations=20, max_gaussians=POINTS + 10_000)
-    process = TrainProcess(argv, said, partial(limit_memory, megabytes << 20))
+    process = ScriptProcess(argv, said, partial(limit_memory, megabytes << 20))
     code = process.wait(120)
     text = process.text()
     assert code in (0, 2), f"exit {code}: {text}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import TrainProcess
+from tests.forked import ScriptProcess
 from tests.training_factory import command, write_scene
 from training.checkpoint import Checkpoints, load
 
@@ -38,9 +38,11 @@ def root(tmp_path_factory) -> Path:
 def unbroken(root) -> tuple[Path, float]:
     """The run that nobody disturbed, and how long it took."""
     out = root / "unbroken"
-    process = TrainProcess(command(root, out), root / "unbroken.txt")
+    process = ScriptProcess(command(root, out), root / "unbroken.txt")
     assert process.wait() == 0, process.text()
-    again = TrainProcess(command(root, root / "timed"), root / "timed.txt")  # the first one pays for the server's start
+    again = ScriptProcess(
+        command(root, root / "timed"), root / "timed.txt"
+    )  # the first one pays for the server's start
     assert again.wait() == 0
     return out, time.monotonic() - again.begin
 
@@ -55,17 +57,18 @@ def survives(root: Path, out: Path, unbroken: tuple[Path, float], signum: int, s
     rng = random.Random(seed)
     codes = []
     for _ in range(kills):
-        process = TrainProcess(command(root, out), root / f"{out.name}.txt")
+        process = ScriptProcess(command(root, out), root / f"{out.name}.txt")
         time.sleep(rng.uniform(0, unbroken[1]))
         sent = time.monotonic()
         process.signal(signum)
         codes.append(process.wait())
         assert time.monotonic() - sent < 10, "a stopped run must end within 10 s"
         checkpoints_load(out)
-    process = TrainProcess(command(root, out), root / f"{out.name}.txt")
+    process = ScriptProcess(command(root, out), root / f"{out.name}.txt")
     assert process.wait() == 0, process.text()
     assert ply(out) == ply(unbroken[0])
     assert log(out) == log(unbroken[0])
+    assert not list(out.rglob("*.tmp")), "what killed writers left is removed"
     return codes
 
 
@@ -92,7 +95,7 @@ def test_signals_end_with_their_code_and_change_no_bit(root, unbroken, signum, s
 
 def test_a_second_signal_ends_at_once(root):
     out = root / "twice"
-    process = TrainProcess(command(root, out, iterations=100_000), root / "twice.txt")
+    process = ScriptProcess(command(root, out, iterations=100_000), root / "twice.txt")
     wait_for(out / "checkpoints" / "iteration_10.safetensors")
     process.signal(signal.SIGTERM)
     process.signal(signal.SIGTERM)
@@ -102,15 +105,15 @@ def test_a_second_signal_ends_at_once(root):
 
 def test_a_folder_in_use_is_refused_then_accepted(root):
     out = root / "shared_out"
-    first = TrainProcess(command(root, out, iterations=100_000), root / "first.txt")
+    first = ScriptProcess(command(root, out, iterations=100_000), root / "first.txt")
     wait_for(out / "checkpoints" / "iteration_10.safetensors")
-    second = TrainProcess(command(root, out), root / "second.txt")
+    second = ScriptProcess(command(root, out), root / "second.txt")
     assert second.wait() == 2
     assert time.monotonic() - second.begin < 1.5  # the start of the process counted
     assert f"pid {first.process.pid}" in second.text()
     first.signal(signal.SIGKILL)
     first.wait()
-    third = TrainProcess(command(root, out, iterations=100_000), root / "third.txt")
+    third = ScriptProcess(command(root, out, iterations=100_000), root / "third.txt")
     wait_for(root / "third.txt", "continuing after iteration")
     third.signal(signal.SIGTERM)
     assert third.wait() == 143, third.text()
@@ -118,7 +121,7 @@ def test_a_folder_in_use_is_refused_then_accepted(root):
 
 def test_training_leaves_its_scene_alone(root, unbroken):
     before = digest(root / "lr") | digest(root / "out" / "hr")
-    process = TrainProcess(command(root, root / "untouched"), root / "untouched.txt")
+    process = ScriptProcess(command(root, root / "untouched"), root / "untouched.txt")
     assert process.wait() == 0
     assert digest(root / "lr") | digest(root / "out" / "hr") == before
 
@@ -134,11 +137,11 @@ def wait_for(path: Path, words: str = "", timeout_s: float = 30.0) -> None:
 @pytest.mark.parametrize("flag", [{"lambda_tex": 0.5}, {"seed": 3}])
 def test_other_settings_do_not_continue_an_unfinished_run(root, flag):
     out = root / f"other_{next(iter(flag))}"
-    first = TrainProcess(command(root, out, iterations=100_000), root / "a.txt")
+    first = ScriptProcess(command(root, out, iterations=100_000), root / "a.txt")
     wait_for(out / "checkpoints" / "iteration_10.safetensors")
     first.signal(signal.SIGTERM)
     assert first.wait() == 143
-    second = TrainProcess(command(root, out, iterations=100_000, **flag), root / f"{out.name}.txt")
+    second = ScriptProcess(command(root, out, iterations=100_000, **flag), root / f"{out.name}.txt")
     assert second.wait() == 2
     assert "--allow_mismatch" in second.text()
 
@@ -146,12 +149,12 @@ def test_other_settings_do_not_continue_an_unfinished_run(root, flag):
 def test_changed_frames_do_not_continue(root, tmp_path):
     write_scene(tmp_path)
     out = tmp_path / "run"
-    first = TrainProcess(command(tmp_path, out, iterations=100_000), tmp_path / "a.txt")
+    first = ScriptProcess(command(tmp_path, out, iterations=100_000), tmp_path / "a.txt")
     wait_for(out / "checkpoints" / "iteration_10.safetensors")
     first.signal(signal.SIGTERM)
     assert first.wait() == 143
     frame = tmp_path / "out/hr/train/r_0.png"
     frame.write_bytes((tmp_path / "out/hr/train/r_1.png").read_bytes())
-    second = TrainProcess(command(tmp_path, out, iterations=100_000), tmp_path / "b.txt")
+    second = ScriptProcess(command(tmp_path, out, iterations=100_000), tmp_path / "b.txt")
     assert second.wait() == 2
     assert "frames files" in second.text()

@@ -14,11 +14,11 @@ import pytest
 
 from scene.ply import read_gaussians, write_points
 from scene.points import PointCloud
-from tests.forked import TrainProcess
+from tests.forked import ScriptProcess
 from tests.training_factory import command, write_scene
 from training.checkpoint import Checkpoints, load
 
-FLAGS: dict[str, Any] = {"iterations": 20, "log_interval": 10}
+FLAGS: dict[str, Any] = {"iterations": 12, "log_interval": 10}
 
 
 class FailNth:
@@ -92,24 +92,24 @@ def root(tmp_path_factory) -> Path:
 
 
 def result(out: Path) -> bytes:
-    return (out / "point_cloud" / "iteration_20" / "point_cloud.ply").read_bytes()
+    return (out / "point_cloud" / "iteration_12" / "point_cloud.ply").read_bytes()
 
 
 def test_every_single_failure_leaves_whole_files(root):
-    count = TrainProcess(command(root, root / "whole", **FLAGS), root / "whole.txt", partial(inject, -1, root / "n"))
+    count = ScriptProcess(command(root, root / "whole", **FLAGS), root / "whole.txt", partial(inject, -1, root / "n"))
     assert count.wait() == 0, count.text()
     operations = int((root / "n").read_text())
     assert operations > 20, "the injection must see the run's writes"
     for n in range(1, operations + 1):
         out, said = root / f"fail_{n}", root / f"fail_{n}.txt"
-        process = TrainProcess(command(root, out, **FLAGS), said, partial(inject, n, root / "unused"))
+        process = ScriptProcess(command(root, out, **FLAGS), said, partial(inject, n, root / "unused"))
         assert process.wait() == 2, f"operation {n}: {process.text()}"
         last = process.text().strip().splitlines()[-1]
         assert last.startswith("error: ")
         assert str(out) in last, f"operation {n}: {last}"
         intact(out)
-        if n % 5 == 0:  # a resume after any of them gives the same bits; every fifth is shown
-            again = TrainProcess(command(root, out, **FLAGS), said)
+        if n % 6 == 0:  # a resume after any of them gives the same bits; every sixth is shown
+            again = ScriptProcess(command(root, out, **FLAGS), said)
             assert again.wait() == 0, again.text()
             assert result(out) == result(root / "whole")
 
@@ -127,16 +127,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, megabytes):
     xyz = rng.uniform(-1, 1, (points, 3)).astype(np.float32)
     write_points(root / "lr" / "points3d.ply", PointCloud(xyz, np.full((points, 3), 99, np.uint8)))
     out, flags = root / "out", FLAGS | {"iterations": 40, "max_gaussians": points}
-    first = TrainProcess(command(root, out, **flags), root / "first.txt")
+    first = ScriptProcess(command(root, out, **flags), root / "first.txt")
     path = out / "checkpoints" / "iteration_10.safetensors"
     while not path.exists():
         assert first.process.is_alive(), first.text()
     first.signal(signal.SIGKILL)
     first.wait()
-    for partial_file in out.rglob("*.tmp"):
-        partial_file.unlink()  # of the kill, which no process can clean up after
     before = path.read_bytes()
-    second = TrainProcess(command(root, out, **flags), root / "second.txt", partial(limit_file_size, megabytes << 20))
+    second = ScriptProcess(command(root, out, **flags), root / "second.txt", partial(limit_file_size, megabytes << 20))
     assert second.wait() == 2, second.text()
     assert str(out) in second.text()
     assert "free some space" in second.text()
