@@ -10,9 +10,11 @@ from utils.errors import UserError
 class RenderParams:
     """What is rendered"""
 
-    iteration: int = opt(-1, "iteration of the model; -1 = the latest")
-    skip_train: bool = opt(False, "leave out the train views")
-    skip_test: bool = opt(False, "leave out the test views")
+    # Iteration and splits are no part of the step's key: they show in its inputs, so asking for more is no conflict.
+
+    iteration: int = opt(-1, "iteration of the model; -1 = the latest", result=False)
+    skip_train: bool = opt(False, "leave out the train views", result=False)
+    skip_test: bool = opt(False, "leave out the test views", result=False)
     keep_names: bool = opt(False, "name PNGs after the images instead of 00000.png, 00001.png, ...")
     background: str = opt(
         "", "black or white, independent of training; default: as the model was trained", choices=("", "black", "white")

@@ -19,7 +19,7 @@ PSNR_CAP_DB = 100.0  # equal images have an infinite PSNR, which neither a mean 
 
 def as_tensor(image: UInt8[np.ndarray, "H W c"]) -> Tensor:
     """Return RGB of an 8-bit image as float32 [3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image[..., :3])).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image[..., :3])).permute(2, 0, 1).float() / 255
 
 
 def capped_psnr(image: Tensor, truth: Tensor) -> float:

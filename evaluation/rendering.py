@@ -120,7 +120,6 @@ def comparable_views(scene: Scene, split: str) -> list[str]:
     lacking = next(name for name in names if name not in set(with_truth))
     if split == "test":
         raise UserError(f"{scene.root}: test view {lacking} has no HR truth, others have; complete --hr_root")
-    warn(f"{len(with_truth)} of {len(names)} train views have an HR truth, only these are rendered")
     return with_truth
 
 
@@ -194,6 +193,8 @@ def render_split(job: Job, split: str, out: Path, render: RenderParams, keep: bo
     Each path, written.
     """
     names = comparable_views(job.scene, split)
+    if split == "train" and len(names) < len(job.scene.train):
+        warn(f"{len(names)} of {len(job.scene.train)} train views have an HR truth, only these are rendered")
     folder = out / split / job.method
     progress = Progress(f"render {split}", len(names), "view")
     for i, (name, file) in enumerate(zip(names, file_names(names, render.keep_names), strict=True)):

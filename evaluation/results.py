@@ -160,13 +160,13 @@ def write_results(
         for name, content in (("results.json", ordered), ("per_view.json", per_view)):
             write_json(folder / name, content)
             paths.append(folder / name)
-    content = {
+    everything = {
         "schema": SCHEMA,
         "methods": {f"{r.split}/{r.method}": _everything(r) for r in rendered},
         "frames": frames,
         "weights": dict(weights),
     }
-    write_json(folder / "metrics.json", content)
+    write_json(folder / "metrics.json", everything)
     return [*paths, folder / "metrics.json"]
 
 

@@ -1,6 +1,7 @@
 """What metrics.py does: measure folders of rendered views and pseudo-HR frames, write results and reports."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,15 @@ def measure_models(common: CommonParams, params: MetricsParams) -> list[Path]:
             say(f"{r.folder}/{r.split}/{r.method}: {len(r.files)} views; nothing was written")
         return []
     lpips = None if params.no_lpips else _load_lpips(common, params)
+    replacing = replace(common, overwrite=True)
     with ExitStack() as stack:
         runs: dict[Path, Run] = {}
         scenes = {folder: None if params.no_frames else frames_scene(folder, params) for folder in folders}
         for folder in folders:
             inputs = _inputs(folder, rendered[folder], scenes[folder])
             keys = settings(common, params)
-            runs[folder] = stack.enter_context(step(folder, "metrics", keys, inputs, STEPS["metrics"].code, common))
+            # Measuring again with other variants loses nothing that takes long, so no --overwrite is asked for.
+            runs[folder] = stack.enter_context(step(folder, "metrics", keys, inputs, STEPS["metrics"].code, replacing))
         todo = [folder for folder in folders if not runs[folder].up_to_date]
         if todo:
             measure_all([r for folder in todo for r in rendered[folder]], lpips)

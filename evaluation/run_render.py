@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from arguments.flags import settings
 from arguments.loading import CommonParams, ModelParams, PipelineParams
@@ -62,9 +63,10 @@ def render_model(common: CommonParams, model: ModelParams, pipeline: PipelinePar
         say(f"{ply}: {job.gaussians.num} splats, {views}; nothing was written")
         return out
     name, groups = _step(scene, ply, render)
+    earlier = (read_record(out, name) or {}).get("notes", {}).get("methods", {})  # the step takes its record away
     with step(out, name, settings(common, model, pipeline, render), groups, CODE, common) as run:
         if not run.up_to_date:
-            _work(name, job, out, render, run)
+            _work(name, job, out, render, run, earlier)
     return out
 
 
@@ -90,7 +92,7 @@ def _splits(scene: Scene, render: RenderParams) -> list[str]:
     return [split for split, yes in wanted.items() if yes]
 
 
-def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run) -> None:
+def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run, earlier: dict[str, Any]) -> None:
     run.notes |= {
         "model": os.path.relpath(job.model.model_path, out),
         "source_path": os.path.relpath(job.scene.root, out),
@@ -105,8 +107,7 @@ def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run) -> Non
         path = write_flight(lambda c: to_8bit(job.draw(c).color), cameras, out, *length, size)
         run.outputs += [path] if path.is_file() else sorted(path.iterdir())
     else:
-        methods = dict((read_record(out, "render") or {}).get("notes", {}).get("methods", {}))
-        methods = {key: value for key, value in methods.items() if (out / key / "renders").is_dir()}
+        methods = {key: value for key, value in earlier.items() if (out / key / "renders").is_dir()}
         for split in _splits(job.scene, render):
             run.outputs += render_split(job, split, out, render, keep=run.resume)
             methods[f"{split}/{job.method}"] = describe(job, split, render)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from evaluation.report.html import Html, join, tag
 
-WIDTH, HEIGHT = 360, 190
+WIDTH, HEIGHT, WIDE = 360, 190, 820
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 24
 MAX_POINTS = 400
 Points = Sequence[tuple[float, float]]
@@ -14,7 +14,8 @@ Points = Sequence[tuple[float, float]]
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Choose round numbers that cover [low, high], a step of 1, 2 or 5 times a power of ten."""
     if not high > low:
-        low, high = low - 0.5, high + 0.5
+        margin = 0.1 * abs(low) or 0.5
+        low, high = low - margin, high + margin
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
@@ -85,9 +86,13 @@ def _legend(names: Sequence[str]) -> Html:
 
 
 def _figure(
-    title: str, label: str, parts: Sequence[object], legend: Sequence[object] = (), height: float = HEIGHT
+    title: str,
+    label: str,
+    parts: Sequence[object],
+    legend: Sequence[object] = (),
+    size: tuple[float, float] = (WIDTH, HEIGHT),
 ) -> Html:
-    svg = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=label)
+    svg = tag("svg", *parts, viewBox=f"0 0 {size[0]:g} {size[1]:g}", role="img", aria_label=label)
     return tag("figure", tag("figcaption", title), *legend, svg, class_="chart")
 
 
@@ -125,7 +130,7 @@ def stacked_bars(title: str, rows: Mapping[str, Mapping[str, float]], unit: str)
         x, y = float(left), i * row_height + 6
         shapes.append(tag("text", name, x=left - 8, y=y + 13, text_anchor="end", class_="name"))
         for part, value in parts.items():
-            width = value / longest * (WIDTH - left - 62)
+            width = value / longest * (WIDE - left - 62)
             title_ = tag("title", f"{name}, {part}: {value:.0f} {unit}")
             size = {"x": f"{x:.1f}", "y": y, "width": f"{width:.1f}", "height": 18}
             shapes.append(tag("rect", title_, **size, class_=f"f{names.index(part) % 6}"))
@@ -135,4 +140,4 @@ def stacked_bars(title: str, rows: Mapping[str, Mapping[str, float]], unit: str)
         "div", *(tag("span", tag("i", class_=f"block f{i % 6}"), n) for i, n in enumerate(names)), class_="legend"
     )
     label = "; ".join(f"{row}: {sum(parts.values()):.0f} {unit}" for row, parts in rows.items())
-    return _figure(title, f"{title}: {label}", shapes, [legend], len(rows) * row_height + 8)
+    return _figure(title, f"{title}: {label}", shapes, [legend], (WIDE, len(rows) * row_height + 8))

@@ -179,7 +179,7 @@ def film_strip(sequences: Sequences, thumbs: Mapping[str, UInt8[np.ndarray, "h w
     """Show the calls of the video network as strips of frames, with the cost of each step between them."""
     names = list(dict.fromkeys(name for s in sequences.subsequences[:MAX_STRIPS] for name in s.frames))
     rules = [
-        f".t{i}{{background-image:url({pictures.source(thumbs[name], f'thumb-{name}')})}}"
+        f".strip .t{i}{{background-image:url({pictures.source(thumbs[name], f'thumb-{name}')})}}"
         for i, name in enumerate(names)
         if name in thumbs
     ]
