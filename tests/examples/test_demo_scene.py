@@ -147,13 +147,13 @@ def test_poses_look_at_the_origin_from_the_sphere(poses):
         assert 5 <= elevation <= 80
 
 
-def test_poses_are_seeded_and_spread():
+def test_train_poses_are_seeded_and_spread():
     a, b, c = hemisphere_poses(48, 7), hemisphere_poses(48, 7), hemisphere_poses(48, 8)
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
     centres = np.stack([pose[:3, 3] for pose in a]) / RADIUS
-    cosines = centres @ centres.T - 2 * np.eye(len(a))
-    assert np.degrees(np.arccos(cosines.max(1))).max() < 35  # no view is far from its nearest neighbour
+    assert len(np.unique(np.floor(np.arctan2(centres[:, 1], centres[:, 0]) / (np.pi / 4)))) == 8  # all octants
+    assert np.median(centres[:, 2]) == pytest.approx(np.sin(np.radians([5, 80])).mean(), abs=0.15)  # uniform by area
 
 
 def test_orbit_is_smooth():
