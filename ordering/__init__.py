@@ -19,7 +19,7 @@ from ordering.compat import (
     released_thresholds,
 )
 from ordering.costs import COSTS, Background, measured, pose_angles, viewing_axes
-from ordering.paths import ORDERINGS, Call, Problem
+from ordering.paths import ORDERINGS, Call, Problem, check_cost
 from scene import SEQUENCE_MATTERS, Scene
 from scene.sequences import Sequences, Subsequence, check_sequences
 from utils.errors import UserError
@@ -129,7 +129,9 @@ def _matrix(
 ) -> Float[np.ndarray, "N N"]:
     if released and cost == "pose":
         return released_pose_cost(released_centres(scene, names))
-    return measured(cost, scene, names, background)
+    matrix = measured(cost, scene, names, background)
+    check_cost(matrix)  # the registry is open
+    return matrix
 
 
 def _gate(
@@ -143,7 +145,7 @@ def _gate(
     """What limits a step of `als`, in the paper's units (Q10): degrees when ordered by ORB, else the ORB rank."""
     if plan.cost == "orb":
         return _matrix("pose", scene, names, background, released)
-    return rank_of(_matrix("orb", scene, names, background, released)).astype(float)
+    return rank_of(_matrix("orb", scene, names, background, released))
 
 
 def _named(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ordering.paths import Call, greedy_path, nearest_first
 from scene import Scene
@@ -99,11 +99,11 @@ def released_pose_cost(centres: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "
     return angles
 
 
-def rank_of(cost: Float[np.ndarray, "N N"]) -> Int[np.ndarray, "N N"]:
+def rank_of(cost: Float[np.ndarray, "N N"]) -> Float[np.ndarray, "N N"]:
     """rank[i, j] = position of j in row i sorted upwards; the view itself takes part (Q10); ties: lower index (Q12)."""
     nearest = nearest_first(cost)
-    rank = np.empty_like(nearest)
-    np.put_along_axis(rank, nearest, np.arange(len(cost))[None, :], axis=1)
+    rank = np.empty(nearest.shape)
+    np.put_along_axis(rank, nearest, np.arange(float(len(cost)))[None, :], axis=1)
     return rank
 
 

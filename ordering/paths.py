@@ -63,7 +63,7 @@ def ordering(name: str) -> Callable[[Ordering], Ordering]:
     return add
 
 
-def check_cost(cost: Float[np.ndarray, "N N"]) -> None:
+def check_cost(cost: Float[np.ndarray, "rows columns"]) -> None:
     """Raise UserError unless the matrix is square, not empty, and free of NaN."""
     if cost.ndim != 2 or cost.shape[0] != cost.shape[1] or not len(cost) or np.isnan(cost).any():
         raise UserError(f"cost matrix {cost.shape}: N x N with N >= 1 and no NaN is expected")

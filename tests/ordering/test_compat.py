@@ -105,7 +105,7 @@ def test_the_worked_example_of_the_reference(reference):
     order = np.round(40 + 0.2 * gate + (7 * i * j + 5 * (i + j)) % 23, 1)
     np.fill_diagonal(order, 0)
     assert greedy_path(nearest_first(order)) == reference.EXPECT_WALK
-    found = released_als(order, gate, (15, 30, 45), 5, empty_calls=True)
+    found = released_als(order, gate, (15.0, 30.0, 45.0), 5, empty_calls=True)
     assert [(list(c.frames), list(c.save)) for c in found] == [(f, s) for _, _, f, s in reference.EXPECT_ALS]
 
 

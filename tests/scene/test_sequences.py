@@ -38,18 +38,18 @@ def schedules(draw):
     saved = draw(st.permutations(names))
     cut = sorted(draw(st.lists(st.integers(1, len(saved)), max_size=3)))
     parts = [saved[a:b] for a, b in zip([0, *cut], [*cut, len(saved)], strict=True) if b > a]
-    subsequences = []
+    calls = []
     for part in parts:
         extra = draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
-        frames = tuple(dict.fromkeys([*part, *extra]))
-        subsequences.append(Subsequence(frames, tuple(range(len(part))), draw(st.booleans())))
-    return Sequences(tuple(subsequences)), names
+        calls.append((tuple(dict.fromkeys([*part, *extra])), tuple(range(len(part))), draw(st.booleans())))
+    return calls, names
 
 
 @given(schedules())
 @settings(max_examples=40, deadline=None)
 def test_round_trip_of_any_schedule(tmp_path_factory, made):
-    schedule, names = made
+    calls, names = made
+    schedule = Sequences(tuple(Subsequence(*call) for call in calls))
     path = tmp_path_factory.mktemp("any") / "sequences.json"
     write_sequences(path, schedule)
     assert read_sequences(path, names) == schedule
