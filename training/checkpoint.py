@@ -140,6 +140,8 @@ def _check_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
             value, like = tensors[f"{kind}.{name}"], tensors[f"param.{name}"]
             if value.shape != like.shape or value.shape[:1] != rows or value.dtype != torch.float32:
                 raise UserError(f"{path}: {kind}.{name} has the wrong shape or type; use another checkpoint")
+            if not torch.isfinite(value.sum()):
+                raise UserError(f"{path}: {kind}.{name} holds NaN or Inf; use another checkpoint")
     for name in STATISTICS:
         if tensors[f"stat.{name}"].shape != rows:
             raise UserError(f"{path}: stat.{name} has the wrong shape; use another checkpoint")

@@ -79,8 +79,8 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
     finally:
         stop.deferred = False
         progress.close()
-    saved = sorted({i for i in plan.save if i <= plan.iterations})
-    return [ply_path(plan.out, i) for i in saved]
+    # A run that started from another folder's checkpoint has not the models that came before it.
+    return [path for i in sorted(plan.save) if (path := ply_path(plan.out, i)).is_file()]
 
 
 def _iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Progress) -> None:
@@ -88,7 +88,7 @@ def _iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Pro
     now = trainer.iteration + 1
     if now in plan.save:
         save_ply(plan.out, now, trainer.state.gaussians)
-        note(f"[ITER {now}] Saving Gaussians")
+        say(f"[ITER {now}] Saving Gaussians")
     if now in plan.test and plan.measure:
         _measure(trainer, plan.measure, log, now)
     begin = time.perf_counter()

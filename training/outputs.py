@@ -43,8 +43,13 @@ def save_ply(out: Path, iteration: int, gaussians: Gaussians) -> Path:
     return path
 
 
-def clear_earlier(out: Path) -> None:
-    """Remove models, checkpoints and log lines of an earlier run, so that none passes for a result of this one."""
+def clear_earlier(out: Path) -> int:
+    """Remove models, checkpoints and log lines of an earlier run, so that none passes for a result of this one.
+
+    Returns
+    -------
+    Bytes of log.jsonl that stay: the lines of other steps.
+    """
     for folder in out.glob("point_cloud/iteration_*"):
         if re.fullmatch(r"iteration_\d+", folder.name) and not folder.is_symlink():
             shutil.rmtree(folder)
@@ -52,8 +57,10 @@ def clear_earlier(out: Path) -> None:
         path.unlink()
     (out / "nan_report.json").unlink(missing_ok=True)
     log = out / "log.jsonl"
-    if log.exists():
-        write_text(log, "".join(line for line in _whole_lines(log) if not _is_ours(line)))
+    if not log.exists():
+        return 0
+    write_text(log, "".join(line for line in _whole_lines(log) if not _is_ours(line)))
+    return log.stat().st_size
 
 
 def remove_leftovers(out: Path) -> None:

@@ -16,7 +16,7 @@ from scene.points import random_points
 from training import loop
 from training.checkpoint import Checkpoints, check_fingerprint, load
 from training.dry_run import describe
-from training.estimate import estimate
+from training.estimate import estimate, megabytes
 from training.guard import Guard
 from training.job import Job, Settings, device_for, frames_folder
 from training.outputs import Log, clear_earlier, ply_path, remove_leftovers, tensorboard, write_static
@@ -86,13 +86,13 @@ def _run(job: Job, stop: StopRequest, measure: MeasureFactory, replaceable: bool
     saved = frozenset(
         i for i in (*training.save_iterations, optimisation.iterations) if 0 < i <= optimisation.iterations
     )
+    note(f"peak memory about {megabytes(size.peak_bytes)} with {size.gaussians} Gaussians, --dry_run says more")
     begun = _begun(job, checkpoints, saved, replaceable)
-    if begun is None:
-        clear_earlier(out)
-        log_bytes, rollbacks = (out / "log.jsonl").stat().st_size if (out / "log.jsonl").exists() else 0, 0
-    else:
+    log_bytes, rollbacks = begun[1]["log_bytes"] if begun else 0, begun[1]["rollbacks"] if begun else 0
+    if begun is None or _foreign(training.start_checkpoint, checkpoints):
+        log_bytes = clear_earlier(out)
+    if begun is not None:
         trainer.restore(*begun)
-        log_bytes, rollbacks = begun[1]["log_bytes"], begun[1]["rollbacks"]
         note(f"continuing after iteration {trainer.iteration}")
     yield write_cfg_args(out, settings.model)
     yield from write_static(out, job.scene, job.views)
@@ -141,6 +141,11 @@ def _begun(job: Job, checkpoints: Checkpoints, saved: frozenset[int], replaceabl
         return None
     missing = [i for i in saved if i <= info["iteration"] and not ply_path(job.out, i).is_file()]
     return None if missing and not wanted else begun
+
+
+def _foreign(wanted: str, checkpoints: Checkpoints) -> bool:
+    """Whether the checkpoint named by --start_checkpoint is another folder's: its log is not ours."""
+    return wanted not in ("", "latest") and Path(wanted).resolve().parent != checkpoints.folder.resolve()
 
 
 def _notice_unused(training: TrainingParams) -> None:

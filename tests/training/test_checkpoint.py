@@ -91,6 +91,7 @@ def test_a_changed_byte_is_noticed(tmp_path):
         (lambda t, i: t.update({"param.quats": torch.zeros(4, 4)}), "param.quats|exp_avg.quats|exp_avg_sq.quats"),
         (lambda t, i: t.update({"stat.view_count": torch.zeros(2)}), "view_count"),
         (lambda t, i: t.pop("generator.split"), "generator.split"),
+        (lambda t, i: t["exp_avg.sh0"].fill_(float("nan")), "exp_avg.sh0 holds NaN"),
         (lambda t, i: i.update(iteration="10"), "iteration"),
         (lambda t, i: i.pop("views_left"), "views_left"),
         (lambda t, i: i.update(adam_steps={"means": 1}), "adam_steps"),

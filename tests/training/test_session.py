@@ -108,6 +108,16 @@ def test_a_longer_run_continues_and_ends_as_if_it_had_been_one(root, run):
     assert plies[0] == plies[1]
 
 
+def test_another_folders_checkpoint_is_continued_here(root, run):
+    run(command(root, root / "there", checkpoint_iterations=35, save_iterations=20))
+    start = root / "there/checkpoints/iteration_35.safetensors"
+    run(command(root, root / "here", start_checkpoint=start, save_iterations=20))
+    plies = [(root / name / "point_cloud/iteration_60/point_cloud.ply").read_bytes() for name in ("there", "here")]
+    assert plies[0] == plies[1]
+    lines = [json.loads(line)["iteration"] for line in (root / "here/log.jsonl").read_text().splitlines()]
+    assert lines == list(range(36, 61))
+
+
 def test_an_initial_ply_is_the_start(root, run):
     run(command(root, root / "first", iterations=10))
     ply = root / "first/point_cloud/iteration_10/point_cloud.ply"
