@@ -21,9 +21,11 @@ from PIL import Image
 from scene.blender import read_blender
 from scene.colmap_model import read_model
 from scene.image_files import read_image
+from scene.lr_kernel import LRKernelFile
 from scene.paths import Roots
 from scene.ply import read_gaussians, read_points, write_gaussians, write_points
 from scene.points import random_points
+from scene.sequences import Sequences, Subsequence, read_sequences, write_sequences
 from scene.transforms import read_transforms
 from tests.scene.test_ply import foreign, some_gaussians
 from tests.scene_factory import picture, write_blender, write_colmap, write_transforms
@@ -128,10 +130,24 @@ def transforms_json(folder: Path) -> Reader:
     return path, call
 
 
+def lr_kernel_json(folder: Path) -> Reader:
+    path = folder / "lr_kernel.json"
+    LRKernelFile("area", scale=4.0, sizes=({"hr": [8, 8], "lr": [2, 2]},), made={"versions": {}}).write(path)
+    return path, lambda: LRKernelFile.read(path)
+
+
+def sequences_json(folder: Path) -> Reader:
+    path = folder / "sequences.json"
+    names = tuple(f"train/r_{i}" for i in range(4))
+    first = Subsequence(names[:3], (0, 1), True, (1.5, None), (10.0, 20.0))
+    write_sequences(path, Sequences((first, Subsequence(names[2:], (0, 1))), "als", {"seed": 1}, "orb", "bits"))
+    return path, lambda: read_sequences(path, names)
+
+
 READERS = [
     *(ply_binary, ply_ascii, ply_points, png_rgba, png_palette, jpeg),
     *(colmap_cameras, colmap_images, colmap_points, colmap_cameras_text, colmap_images_text, colmap_points_text),
-    *(blender_json, transforms_json),
+    *(blender_json, transforms_json, lr_kernel_json, sequences_json),
 ]
 WORDS = [
     b"\0",
