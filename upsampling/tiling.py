@@ -1,7 +1,7 @@
 """Clips of any size under a memory bound: cut into chunks of frames and tiles of pixels, both with overlap.
 
 A chunk's outer frames and a tile's rim lack context; they overlap their neighbours by what the network says matters,
-frames are taken from the chunk where they lie deepest, and tiles are blended linearly over the overlap.
+frames are taken from one chunk only, and tiles are blended linearly over the inner half of the overlap.
 """
 
 from collections.abc import Iterator
@@ -134,7 +134,7 @@ def _tiled(net: Upsampler, clip: Tensor, alignment: Alignment, start: int, tiles
     joined = torch.zeros(t - start, 3, s * h, s * w)
     overlap: int = net.overlap  # type: ignore[attr-defined]
     rows, cols = _spans(h, tiles[0], overlap), _spans(w, tiles[1], overlap)
-    row_weights, col_weights = _ramps(rows, h, s), _ramps(cols, w, s)
+    row_weights, col_weights = _ramps(rows, h, s, overlap), _ramps(cols, w, s, overlap)
     for (top, bottom), row_weight in zip(rows, row_weights, strict=True):
         for (left, right), col_weight in zip(cols, col_weights, strict=True):
             weight = row_weight[:, None] * col_weight[None, :]
@@ -152,14 +152,15 @@ def _spans(n: int, count: int, overlap: int) -> list[tuple[int, int]]:
     return [(max(a - overlap, 0), min(b + overlap, n)) for a, b in pairwise(edges)]
 
 
-def _ramps(spans: list[tuple[int, int]], n: int, scale: int) -> list[Tensor]:
-    """Blending weights of each span in HR pixels: linear over each overlap, 1 elsewhere, summing to 1."""
+def _ramps(spans: list[tuple[int, int]], n: int, scale: int, overlap: int) -> list[Tensor]:
+    """Blending weights of each span in HR pixels, summing to 1: none in the outer half of an overlap, which lacks
+    context, linear over the inner half, 1 elsewhere."""
     position = torch.arange(scale * n, dtype=torch.float64) + 0.5
     far = torch.full_like(position, scale * n)
     tents = []
     for first, last in spans:
-        rise = position - scale * first if first else far
-        fall = scale * last - position if last < n else far
+        rise = position - scale * (first + overlap // 2) if first else far
+        fall = scale * (last - overlap // 2) - position if last < n else far
         tents.append(torch.minimum(rise, fall).clamp(min=0))
     total = torch.stack(tents).sum(0)
     return [(tent / total)[scale * a : scale * b].float() for tent, (a, b) in zip(tents, spans, strict=True)]

@@ -1,0 +1,153 @@
+"""Cutting a clip bounds memory and must not show."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from arguments.upsampling import UpsamplingParams
+from upsampling import load, resolve_weights
+from upsampling.alignment import Alignment
+from upsampling.tiling import SLACK_BYTES, _ramps, _spans, plan, upsample
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+GB = 1 << 30
+
+
+class Reach:
+    """A network whose output sees exactly half of `overlap` in pixels, and `num_neighbours` frames, around."""
+
+    scale, num_neighbours, overlap = 2, 2, 6
+    bytes_per_pixel = 1000
+
+    def __init__(self) -> None:
+        self.clips: list[tuple[int, int, int]] = []
+        self.failures = 0
+
+    def working_bytes(self, t: int, h: int, w: int) -> int:
+        return self.bytes_per_pixel * t * h * w
+
+    def upsample(self, frames: Tensor, alignment: Alignment | None = None) -> Iterator[Tensor]:
+        t, _, h, w = frames.shape
+        self.clips.append((t, h, w))
+        for i in range(t):
+            if self.failures and i == 1:
+                self.failures -= 1
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            around = frames[max(i - 2, 0) : i + 3].mean(0)
+            seen = torch.nn.functional.avg_pool2d(around[None], 7, 1, 3, count_include_pad=False)[0]
+            yield seen.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+def _run(net: object, frames: Tensor, max_bytes: int, wanted: range | None = None) -> dict[int, Tensor]:
+    return dict(upsample(net, frames, frozenset(wanted or range(len(frames))), max_bytes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("t", "h", "w"), [(1, 200, 150), (23, 20, 30), (11, 150, 300)])
+def test_the_cut_does_not_show_when_the_overlap_covers_the_reach(t, h, w):
+    frames = torch.rand(t, 3, h, w, generator=torch.Generator().manual_seed(0))
+    whole = _run(Reach(), frames, 100 * GB)
+    net = Reach()
+    net.bytes_per_pixel = 10**9 // (h * w * min(t, 12))  # 1 GB holds 12 frames
+    cut = _run(net, frames, SLACK_BYTES + 10**9 // 2)
+    assert len(net.clips) > 1
+    assert list(cut) == list(range(t))
+    assert all(torch.allclose(cut[i], whole[i], atol=1e-5) for i in range(t))
+
+
+@given(st.integers(1, 40), st.integers(20, 300), st.integers(20, 300), st.integers(1, 3000))
+@settings(max_examples=100, deadline=None)
+def test_plans_keep_every_frame_once_and_stay_under_the_bound(t, h, w, megabytes):
+    net, bound = Reach(), SLACK_BYTES + megabytes * 10**6
+    try:
+        cut = plan(net, t, h, w, bound)  # type: ignore[arg-type]
+    except UserError as error:
+        assert "--max_memory" in str(error)
+        return
+    assert cut.bytes <= bound
+    kept = [i for _, _, first, last in cut.chunks for i in range(first, last)]
+    assert kept == list(range(t))
+    for first, last, start, end in cut.chunks:
+        assert 0 <= first <= start < end <= last <= t
+        assert start - first == min(start, net.num_neighbours)
+        assert last - end >= min(t - end, net.num_neighbours)
+
+
+@given(st.integers(1, 200), st.integers(1, 6), st.integers(0, 40), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_blending_weights_sum_to_one(n, count, overlap, scale):
+    spans = _spans(n, min(count, n), overlap)
+    total = torch.zeros(scale * n)
+    for (first, last), weight in zip(spans, _ramps(spans, n, scale, overlap), strict=True):
+        assert float(weight.min()) >= 0
+        total[scale * first : scale * last] += weight
+    assert torch.allclose(total, torch.ones(()), atol=1e-6)
+
+
+def test_chunks_that_nobody_wants_are_not_computed():
+    frames = torch.rand(30, 3, 20, 20)
+    net = Reach()
+    bound = SLACK_BYTES + 1000 * 12 * 400
+    assert list(_run(net, frames, bound, range(28, 30))) == [28, 29]
+    assert len(net.clips) == 1
+
+
+def test_half_the_memory_is_tried_once_when_it_runs_out(capsys):
+    frames = torch.rand(6, 3, 20, 20)
+    net = Reach()
+    net.failures = 1
+    assert list(_run(net, frames, 4 * GB)) == list(range(6))
+    assert "half of --max_memory" in capsys.readouterr().err
+    net.failures = 2
+    with pytest.raises(RuntimeError, match="allocate"):
+        _run(net, frames, 4 * GB)
+
+
+def test_too_little_memory_names_the_flag():
+    with pytest.raises(UserError, match=r"--max_memory 0.10: 300x200 px need 0.\d\d GB or more"):
+        plan(Reach(), 3, 200, 300, GB // 10)  # type: ignore[arg-type]
+
+
+def test_basicvsr_in_chunks_and_tiles_is_basicvsr(monkeypatch):
+    monkeypatch.setattr("upsampling.tiling.SMALLEST_TILE", 16)
+    flags = UpsamplingParams(precision="fp32")
+    net = load(flags, resolve_weights(flags), CPU)
+    net.num_neighbours, net.overlap = 2, 8
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(56.0), indexing="ij")
+    grey = [0.5 + 0.2 * torch.sin(0.9 * (x + i / 2)) + 0.2 * torch.cos(0.7 * y + 0.3 * x) for i in range(6)]
+    frames = torch.stack(grey)[:, None].expand(-1, 3, -1, -1).contiguous()
+    whole = _run(net, frames, 4 * GB)
+    need = net.working_bytes
+    for attribute, bound in (("frames", need(5, 20, 56) + SLACK_BYTES + 100_000), ("tiles", None)):
+        if bound is None:
+            bound = need(5, 20, 44) + SLACK_BYTES + 16 * 16 * 2 * 20 * 56 + 300_000
+        cut = plan(net, 6, 20, 56, bound)
+        assert (len(cut.chunks) > 1) if attribute == "frames" else (cut.tiles[1] > 1)
+        result = _run(net, frames, bound)
+        psnr = min(float(-10 * torch.log10(((result[i] - whole[i]) ** 2).mean())) for i in range(6))
+        assert psnr > 45  # measured 52 (chunks) and 50 (tiles); 8-bit rounding alone gives 59
+
+
+@pytest.mark.slow
+def test_the_memory_bound_holds():
+    """Peak memory of a 12-frame clip at 256x256 under three bounds, each in a process of its own."""
+    import subprocess
+
+    code = (
+        "import sys, resource, torch; from arguments.upsampling import UpsamplingParams as U; import upsampling as up\n"
+        "from upsampling.tiling import upsample\n"
+        "f = U(precision='fp32'); net = up.load(f, up.resolve_weights(f), torch.device('cpu'))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "n = sum(1 for _ in upsample(net, torch.rand(12, 3, 256, 256), frozenset({0, 11}), int(sys.argv[1])))\n"
+        "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    for bound in (GB, 2 * GB):
+        done = subprocess.run([sys.executable, "-c", code, str(bound)], capture_output=True, text=True, check=True)
+        frames, kilobytes = map(int, done.stdout.split())
+        assert frames == 2
+        assert kilobytes * 1024 < bound
