@@ -106,9 +106,8 @@ void forward(Rasterization& r, const splat::Camera& camera, const EightAddresses
 }
 
 void backward(Rasterization& r, const EightAddresses& addresses,
-              const std::array<Address, 3>& forward_images,
-              const std::array<Address, 3>& gradient, const EightAddresses& out, Address means2d,
-              int threads) {
+              const std::array<Address, 3>& forward_images, const std::array<Address, 3>& gradient,
+              const EightAddresses& out, Address means2d, int threads) {
   r.scene.p = parameters(addresses);
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
@@ -221,5 +220,6 @@ NB_MODULE(_native, m) {
         "centre"_a, "pinhole"_a, "jacobian_focal"_a, "slope_limit"_a, "background"_a,
         "scale_modifier"_a, "dilation"_a, "sh_degree"_a, "antialiasing"_a);
   m.def("isa", [] { return std::string(splat::active_kernels().name); });
-  m.def("isa_supported", [](const std::string& name) { return splat::isa_supported(name.c_str()); });
+  m.def("isa_supported",
+        [](const std::string& name) { return splat::isa_supported(name.c_str()); });
 }

@@ -132,6 +132,7 @@ class Workspace:
         image, transmittance = torch.empty(3, *size), torch.empty(size)
         inverse_depth = torch.empty(size) if aux else None
         self._radii = torch.empty(count, dtype=torch.int32)
+        self._forward = None  # should this call fail, there is nothing to go back through
         self._native.forward(
             camera.native(),
             [*map(address, parameters), 0, 0],

@@ -1,7 +1,7 @@
 // The screen ellipse in whitened coordinates.
 //
-// u = a dx + b dy, v = c dy turn the Gaussian into a round one: log2(alpha) = log2(opacity) - u^2 - v^2.
-// Five multiply-adds a pixel, no cancellation, and the gradient's moments come out centred.
+// u = a dx + b dy, v = c dy turn the Gaussian into a round one: log2(alpha) = log2(opacity) - u^2 -
+// v^2. Five multiply-adds a pixel, no cancellation, and the gradient's moments come out centred.
 // The splat contributes (alpha >= 1/255) where u^2 + v^2 <= extent = log2(255 opacity).
 #pragma once
 #include "core/constants.h"
@@ -43,8 +43,8 @@ SPLAT_HD void band_interval(V low, V high, V rightmost_dy, V extent, V c_squared
   const V zero = 0.f;
   const V dy_right = min(max(rightmost_dy, low), high);
   const V dy_left = min(max(-rightmost_dy, low), high);
-  right = sqrt(max(extent - c_squared * dy_right * dy_right, zero)) * inverse_a -
-          b_over_a * dy_right;
+  right =
+      sqrt(max(extent - c_squared * dy_right * dy_right, zero)) * inverse_a - b_over_a * dy_right;
   left = -sqrt(max(extent - c_squared * dy_left * dy_left, zero)) * inverse_a - b_over_a * dy_left;
 }
 

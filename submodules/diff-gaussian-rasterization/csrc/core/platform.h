@@ -1,8 +1,8 @@
 // How a device-independent formula is declared.
 //
 // `static` + always_inline on the CPU: these headers are compiled once per instruction set into one
-// shared object. With external linkage the linker would keep a single copy of each function, perhaps
-// the AVX-512 one, and call it on a machine without AVX-512.
+// shared object. With external linkage the linker would keep a single copy of each function,
+// perhaps the AVX-512 one, and call it on a machine without AVX-512.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,7 +1,9 @@
-// From a Gaussian in the world to an ellipse on the screen (EWA splatting; Kerbl et al. 2023, Sec. 4).
+// From a Gaussian in the world to an ellipse on the screen (EWA splatting; Kerbl et al. 2023, Sec.
+// 4).
 //
-// Letters: W = world-to-camera rotation, J = Jacobian of the projection, T = J W (2x3), R = rotation
-// of the Gaussian, M = T R diag(scale) (2x3, rows m and n). Screen covariance = M M^T + dilation I.
+// Letters: W = world-to-camera rotation, J = Jacobian of the projection, T = J W (2x3), R =
+// rotation of the Gaussian, M = T R diag(scale) (2x3, rows m and n). Screen covariance = M M^T +
+// dilation I.
 #pragma once
 #include "core/camera.h"
 #include "core/constants.h"
@@ -15,7 +17,7 @@ template <class V>
 struct RawGaussian {
   V position[3];
   V scale[3];
-  V quat[4];  // w x y z, any length
+  V quat[4];   // w x y z, any length
   V sigma[6];  // xx xy xz yy yz zz, only with a precomputed covariance
   V opacity;
 };
@@ -23,7 +25,7 @@ struct RawGaussian {
 template <class V>
 struct Projection {
   using Mask = decltype(V() < V());
-  V camera[3];           // position in camera space; z of culled lanes is 1
+  V camera[3];  // position in camera space; z of culled lanes is 1
   V inverse_z;
   V slope_x, slope_y;    // x / z, y / z, clamped
   Mask free_x, free_y;   // not clamped
@@ -145,14 +147,14 @@ SPLAT_HD void project_covariance(const RawGaussian<V>& g, Projection<V>& p) {
   p.sane = p.sane & (V(0.f) <= p.raw_xx) & (V(0.f) <= p.raw_yy);
 }
 
-/// Everything about 16 (or one) Gaussians on the screen. `sane` is false where a value is NaN, or so
-/// large or degenerate that float32 cannot hold what follows; written so that NaN fails.
+/// Everything about 16 (or one) Gaussians on the screen. `sane` is false where a value is NaN, or
+/// so large or degenerate that float32 cannot hold what follows; written so that NaN fails.
 template <class V>
 SPLAT_HD void project(const RawGaussian<V>& g, const Camera& c, bool activated, bool precomputed,
                       Projection<V>& p) {
   project_position(g.position, c, p);
-  p.sane = is_finite(g.opacity) & in_reach(p.camera[0]) & in_reach(p.camera[1]) &
-           in_reach(p.camera[2]);
+  p.sane =
+      is_finite(g.opacity) & in_reach(p.camera[0]) & in_reach(p.camera[1]) & in_reach(p.camera[2]);
   for (int k = 0; k < 3; k++) p.sane = p.sane & is_finite(g.position[k]);
   if (precomputed) {
     for (int k = 0; k < 6; k++) p.sane = p.sane & (abs(g.sigma[k]) <= V(kMaxWorld * kMaxWorld));
@@ -171,17 +173,16 @@ SPLAT_HD void project(const RawGaussian<V>& g, const Camera& c, bool activated, 
   p.sane = p.sane & (p.xx + p.yy <= V(kMaxCovariance)) & (V(kMinDeterminant) <= p.det) &
            (p.det < V(kMaxCovariance * kMaxCovariance));
   p.sigmoid = activated ? g.opacity : V(1.f) / (1.f + exp_bounded(-g.opacity));
-  p.compensation =
-      c.antialiasing ? sqrt(max(p.raw_det / p.det, V(kAntialiasMin))) : V(1.f);
+  p.compensation = c.antialiasing ? sqrt(max(p.raw_det / p.det, V(kAntialiasMin))) : V(1.f);
   p.opacity = p.sigmoid * p.compensation;
 }
 
-/// Radius [px] of the original rasterizer, ceil(3 sqrt(larger eigenvalue)), and whether the original
-/// calls the Gaussian visible: its square of that radius meets the grid of 16x16 tiles, whose last
-/// tile is rounded as (x + r + 15) / 16, so that pixel index 1 must be reached from the left.
+/// Radius [px] of the original rasterizer, ceil(3 sqrt(larger eigenvalue)), and whether the
+/// original calls the Gaussian visible: its square of that radius meets the grid of 16x16 tiles,
+/// whose last tile is rounded as (x + r + 15) / 16, so that pixel index 1 must be reached from the
+/// left.
 template <class V>
-SPLAT_HD V original_radius(const Projection<V>& p, const Camera& c,
-                           decltype(V() < V())& visible) {
+SPLAT_HD V original_radius(const Projection<V>& p, const Camera& c, decltype(V() < V())& visible) {
   const V middle = 0.5f * (p.xx + p.yy);
   const V largest = middle + sqrt(max(middle * middle - p.det, V(0.1f)));
   const V radius = min(ceil(3.f * sqrt(largest)), V(kMaxRadius));

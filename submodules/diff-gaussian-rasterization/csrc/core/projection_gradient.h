@@ -60,14 +60,13 @@ SPLAT_HD void antialias_gradient(const Projection<V>& p, const Camera& c, Screen
 template <class V>
 SPLAT_HD void quaternion_gradient(const Projection<V>& p, const V* gr, V* g) {
   const V r = p.quat[0], x = p.quat[1], y = p.quat[2], z = p.quat[3];
-  const V q[4] = {
-      2.f * (x * (gr[7] - gr[5]) + y * (gr[2] - gr[6]) + z * (gr[3] - gr[1])),
-      2.f * (y * (gr[1] + gr[3]) + z * (gr[2] + gr[6]) + r * (gr[7] - gr[5]) -
-             2.f * x * (gr[4] + gr[8])),
-      2.f * (x * (gr[1] + gr[3]) + z * (gr[5] + gr[7]) + r * (gr[2] - gr[6]) -
-             2.f * y * (gr[0] + gr[8])),
-      2.f * (x * (gr[2] + gr[6]) + y * (gr[5] + gr[7]) + r * (gr[3] - gr[1]) -
-             2.f * z * (gr[0] + gr[4]))};
+  const V q[4] = {2.f * (x * (gr[7] - gr[5]) + y * (gr[2] - gr[6]) + z * (gr[3] - gr[1])),
+                  2.f * (y * (gr[1] + gr[3]) + z * (gr[2] + gr[6]) + r * (gr[7] - gr[5]) -
+                         2.f * x * (gr[4] + gr[8])),
+                  2.f * (x * (gr[1] + gr[3]) + z * (gr[5] + gr[7]) + r * (gr[2] - gr[6]) -
+                         2.f * y * (gr[0] + gr[8])),
+                  2.f * (x * (gr[2] + gr[6]) + y * (gr[5] + gr[7]) + r * (gr[3] - gr[1]) -
+                         2.f * z * (gr[0] + gr[4]))};
   const V radial = q[0] * r + q[1] * x + q[2] * y + q[3] * z;
   for (int k = 0; k < 4; k++) g[k] = (q[k] - p.quat[k] * radial) * p.inverse_norm;
 }
@@ -82,8 +81,10 @@ SPLAT_HD void shape_gradient(const Projection<V>& p, const Camera& c, bool activ
     const V m = p.m[j], n = p.m[3 + j];
     const V gm = 2.f * s.xx * m + s.xy * n, gn = 2.f * s.yy * n + s.xy * m;
     if (activated) {
-      const V tr0 = p.t[0] * p.rotation[j] + p.t[1] * p.rotation[3 + j] + p.t[2] * p.rotation[6 + j];
-      const V tr1 = p.t[3] * p.rotation[j] + p.t[4] * p.rotation[3 + j] + p.t[5] * p.rotation[6 + j];
+      const V tr0 =
+          p.t[0] * p.rotation[j] + p.t[1] * p.rotation[3 + j] + p.t[2] * p.rotation[6 + j];
+      const V tr1 =
+          p.t[3] * p.rotation[j] + p.t[4] * p.rotation[3 + j] + p.t[5] * p.rotation[6 + j];
       g.scale[j] = c.scale_modifier * (gm * tr0 + gn * tr1);
     } else {
       g.scale[j] = gm * m + gn * n;  // d/d log(scale)
@@ -113,8 +114,8 @@ SPLAT_HD void covariance_gradient(const RawGaussian<V>& raw, const Projection<V>
     gt[i] = 2.f * s.xx * sa + s.xy * sb;
     gt[3 + i] = 2.f * s.yy * sb + s.xy * sa;
     for (int j = i; j < 3; j++) {
-      const V entry = s.xx * a[i] * a[j] + s.yy * b[i] * b[j] +
-                      0.5f * s.xy * (a[i] * b[j] + a[j] * b[i]);
+      const V entry =
+          s.xx * a[i] * a[j] + s.yy * b[i] * b[j] + 0.5f * s.xy * (a[i] * b[j] + a[j] * b[i]);
       g.sigma[index[i][j]] = i == j ? entry : 2.f * entry;
     }
   }
@@ -123,8 +124,8 @@ SPLAT_HD void covariance_gradient(const RawGaussian<V>& raw, const Projection<V>
 /// Position from dL/dT (through J) and from the pixel position. The exact derivative, also where
 /// x / z is clamped (the original treats the clamped value as a constant times z).
 template <class V>
-SPLAT_HD void position_gradient(const Projection<V>& p, const Camera& c,
-                                const ScreenGradient<V>& s, const V* gt, V* g) {
+SPLAT_HD void position_gradient(const Projection<V>& p, const Camera& c, const ScreenGradient<V>& s,
+                                const V* gt, V* g) {
   const float* r = c.rotation;
   const V g00 = gt[0] * r[0] + gt[1] * r[1] + gt[2] * r[2];
   const V g02 = gt[0] * r[6] + gt[1] * r[7] + gt[2] * r[8];

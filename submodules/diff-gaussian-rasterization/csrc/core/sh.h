@@ -1,4 +1,5 @@
-// Real spherical harmonics up to degree 3, signs and order of the 3DGS code (Ramamoorthi & Hanrahan).
+// Real spherical harmonics up to degree 3, signs and order of the 3DGS code (Ramamoorthi &
+// Hanrahan).
 #pragma once
 #include "core/platform.h"
 
@@ -8,7 +9,7 @@ constexpr float kSh0 = 0.28209479177387814f;
 constexpr float kSh1 = 0.4886025119029199f;
 constexpr float kSh2[5] = {1.0925484305920792f, -1.0925484305920792f, 0.31539156525252005f,
                            -1.0925484305920792f, 0.5462742152960396f};
-constexpr float kSh3[7] = {-0.5900435899266435f, 2.890611442640554f, -0.4570457994644658f,
+constexpr float kSh3[7] = {-0.5900435899266435f, 2.890611442640554f,   -0.4570457994644658f,
                            0.3731763325901154f,  -0.4570457994644658f, 1.445305721320277f,
                            -0.5900435899266435f};
 

@@ -8,7 +8,7 @@ constexpr float kSsimC1 = 1e-4f, kSsimC2 = 9e-4f;
 constexpr int kSsimRadius = 5;
 /// Half of the window exp(-i^2 / 4.5), normalised to sum 1 over the 11 taps.
 constexpr float kSsimWindow[6] = {0.2660117248617943f,   0.21300553771125366f,
-                                  0.1093606895097f,     0.03600077212843082f,
+                                  0.1093606895097f,      0.03600077212843082f,
                                   0.007598758135239184f, 0.0010283800844791099f};
 
 template <class V>

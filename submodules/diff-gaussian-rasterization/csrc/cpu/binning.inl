@@ -1,10 +1,10 @@
-// Stage 3: which 4x4-pixel blocks each ellipse meets, as one 64-bit mask per (32x32 tile, Gaussian),
-// collected in depth order and scattered to the tiles by a stable counting sort.
+// Stage 3: which 4x4-pixel blocks each ellipse meets, as one 64-bit mask per (32x32 tile,
+// Gaussian), collected in depth order and scattered to the tiles by a stable counting sort.
 //
 // Threads take consecutive ranges of the depth order, so the lists do not depend on their number.
 
-constexpr int kPrefetch = 8;      // Gaussians ahead
-constexpr float kEdge = 0.001f;   // [px] outward rounding of an ellipse's x-interval
+constexpr int kPrefetch = 8;     // Gaussians ahead
+constexpr float kEdge = 0.001f;  // [px] outward rounding of an ellipse's x-interval
 
 class InstanceList {
  public:
@@ -14,7 +14,7 @@ class InstanceList {
   /// One tile row: block intervals of its 8 block rows, tile columns first..last.
   SIMD_INLINE void add(int tile_row, const int* lo, const int* hi, int first, int last,
                        uint32_t gaussian) {
-    if (failed || !out_.try_extend(size, size + last - first + 2)) {
+    if (failed || size > kMaxInstances || !out_.try_extend(size, size + last - first + 2)) {
       failed = true;
       return;
     }
@@ -48,8 +48,8 @@ SPLAT_HD void block_intervals(const Record& r, int row0, int row_first, int row_
   const VecF top = to_float(row * 4) - r.y;
   const VecF low = max(top, VecF(-r.half_height)), high = min(top + 3.f, VecF(r.half_height));
   VecF left, right;
-  band_interval(low, high, VecF(r.rightmost_dy), VecF(r.extent), VecF(r.c * r.c),
-                VecF(r.inverse_a), VecF(r.b * r.inverse_a), left, right);
+  band_interval(low, high, VecF(r.rightmost_dy), VecF(r.extent), VecF(r.c * r.c), VecF(r.inverse_a),
+                VecF(r.b * r.inverse_a), left, right);
   const VecF far = 1e6f;  // any image is smaller; keeps the conversion to int defined
   const VecI last_px = truncate(floor(min(max(right + r.x + kEdge, -far), far)));
   const VecI first_px = truncate(ceil(min(max(left + r.x - kEdge, -far), far)));
@@ -144,7 +144,8 @@ void bin_to_tiles(Workspace& w, int threads) {
   }
   w.instances = 0;
   for (int q = 0; q < parts; q++) w.instances += w.num_emitted[q];
-  if (!ok || w.instances >= kMaxInstances) out_of_memory();
+  if (w.instances > kMaxInstances) too_many_instances();
+  if (!ok) out_of_memory();
   w.instance_gaussian.grow(w.instances + 64);
   w.instance_mask.grow(w.instances + 64);
   w.instance_slot.grow(w.instances + 64);

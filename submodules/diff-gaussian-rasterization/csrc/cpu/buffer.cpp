@@ -9,6 +9,17 @@
 #endif
 
 namespace splat {
+namespace {
+
+struct TooManyInstances : std::bad_alloc {
+  const char* what() const noexcept override {
+    return "the Gaussians cover more than 67108864 tiles of 32x32 pixels in all: they are too "
+           "large; "
+           "use fewer or smaller ones, or a smaller image";
+  }
+};
+
+}  // namespace
 
 void* allocate_bytes(size_t bytes) {
   // Fresh 4 KiB pages cost three times as much to touch as 2 MiB ones (22 against 8 ms per 64 MB).
@@ -26,6 +37,8 @@ void* allocate_bytes(size_t bytes) {
 void free_bytes(void* p) { std::free(p); }
 
 void out_of_memory() { throw std::bad_alloc(); }
+
+void too_many_instances() { throw TooManyInstances(); }
 
 void copy_bytes(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 

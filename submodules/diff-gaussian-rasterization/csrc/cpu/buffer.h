@@ -11,6 +11,8 @@ void* allocate_bytes(size_t bytes);
 void free_bytes(void* p);
 /// Throw std::bad_alloc. Not called inside a parallel region.
 [[noreturn]] void out_of_memory();
+/// The same for tile lists beyond kMaxInstances, with a text that says what to do.
+[[noreturn]] void too_many_instances();
 void copy_bytes(void* to, const void* from, size_t bytes);
 double now_ms();  // monotonic clock
 

@@ -109,7 +109,8 @@ SPLAT_HD uint64_t unpack_batch(const Workspace& w, TileOrigin o, uint32_t first,
 
 /// Run the hits of one block. Returns the number of hits done when no lane is live any more, or 0.
 template <bool kAux>
-SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy, BlockState& state) {
+SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy,
+                         BlockState& state) {
   BlockState s = state;
   int finished = 0;
   for (int j = 0; j < num_hits; j += kSide) {
@@ -184,8 +185,8 @@ void blend_tile(Workspace& w, int tile, const Images& out) {
     const uint64_t used = unpack_batch(w, origin, first, n, end, batch);
     for (uint64_t todo = alive & used; todo; todo &= todo - 1) {
       const int b = __builtin_ctzll(todo);
-      const int hits = list_hits(batch.rows[b >> 3], static_cast<uint8_t>(1 << (b & 7)), n,
-                                 batch.hits);
+      const int hits =
+          list_hits(batch.rows[b >> 3], static_cast<uint8_t>(1 << (b & 7)), n, batch.hits);
       for (int k = 0; k < kSide; k++) batch.hits[hits + k] = kBatch;
       const VecF ox = load(kOffsets.x + kLanes * b), oy = load(kOffsets.y + kLanes * b);
       const int finished = blend_block<kAux>(batch, hits, ox, oy, blocks[b]);

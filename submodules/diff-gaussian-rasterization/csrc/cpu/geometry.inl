@@ -9,8 +9,8 @@ struct GradientSink {
 
 SPLAT_HD bool all_zero(VecF a, VecF b) { return !any(VecF(0.f) < max(abs(a), abs(b))); }
 
-/// Adam on n consecutive floats. With `idle` the gradient is known to be 0: nothing changes, bit for
-/// bit, where both moments are 0 too, and the stores are saved.
+/// Adam on n consecutive floats. With `idle` the gradient is known to be 0: nothing changes, bit
+/// for bit, where both moments are 0 too, and the stores are saved.
 SPLAT_HD void adam_floats(const AdamFactors& f, float* parameter, float* mean, float* square, int n,
                           VecF gradient, bool idle) {
   VecF m = load_first(mean, n), v = load_first(square, n);
@@ -48,7 +48,8 @@ SPLAT_HD void emit(const Tensor& t, const Group& g, const VecF* gradient, bool i
   }
 }
 
-/// Rows of shN: gradient = basis (k = 1..15) times colour gradient. basis[k] is 0 for inactive bands.
+/// Rows of shN: gradient = basis (k = 1..15) times colour gradient. basis[k] is 0 for inactive
+/// bands.
 SPLAT_HD void emit_sh_rest(const GradientSink& sink, const Scene& scene, const Group& g,
                            unsigned drawn, int active_floats, VecF* basis, const VecF* colour) {
   if (!sink.to.shN || scene.rest == 0) return;
@@ -149,8 +150,8 @@ SPLAT_HD void colour_gradient(const Scene& scene, const Camera& camera, const Gr
     }
   }
   sh_basis_gradient(degree, direction[0], direction[1], direction[2], q, gradient);
-  const VecF radial = gradient[0] * direction[0] + gradient[1] * direction[1] +
-                      gradient[2] * direction[2];
+  const VecF radial =
+      gradient[0] * direction[0] + gradient[1] * direction[1] + gradient[2] * direction[2];
   for (int k = 0; k < 3; k++) {
     o.gaussian.position[k] += (gradient[k] - direction[k] * radial) * inverse_distance;
   }
@@ -187,8 +188,9 @@ SPLAT_HD void group_gradient(const Workspace& w, const Scene& scene, const Group
   o.ndc_y = zero_unless(drawn, screen.y * (0.5f * static_cast<float>(camera.height)));
   project_gradient(raw, p, camera, scene.activated, scene.p.sigma != nullptr, screen, o.gaussian);
   for (int c = 0; c < 3; c++) {
-    o.colour[c] = zero_unless(
-        mask_from_bits(static_cast<unsigned>(flags.drawn & ~flags.clamped[c])), slot[kSumLane[kRed + c]]);
+    o.colour[c] =
+        zero_unless(mask_from_bits(static_cast<unsigned>(flags.drawn & ~flags.clamped[c])),
+                    slot[kSumLane[kRed + c]]);
   }
   if (!scene.p.colors) colour_gradient(scene, camera, g, raw, drawn, o);
   mask_gradient(drawn, o.gaussian);

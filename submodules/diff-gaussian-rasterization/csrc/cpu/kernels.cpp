@@ -1,8 +1,8 @@
 // All kernels for one instruction set: compiled once per set with SPLAT_ISA_NAME and -m flags.
 //
-// Nothing with external linkage may leave this unit except splat::SPLAT_ISA_NAME::..., or the linker
-// could hand, say, the AVX-512 copy of an inline function to a machine without AVX-512. Hence no
-// standard containers or algorithms here, and always_inline for all that is shared.
+// Nothing with external linkage may leave this unit except splat::SPLAT_ISA_NAME::..., or the
+// linker could hand, say, the AVX-512 copy of an inline function to a machine without AVX-512.
+// Hence no standard containers or algorithms here, and always_inline for all that is shared.
 #if defined(SPLAT_ISA_avx512)
 #include "cpu/simd_avx512.h"
 #elif defined(SPLAT_ISA_avx2)

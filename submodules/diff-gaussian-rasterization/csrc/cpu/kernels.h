@@ -47,7 +47,7 @@ struct Statistics {
   float* max_radius = nullptr;     // [N], [px]
 };
 
-struct Taps {           // a banded matrix: out[i] = sum_k weight[i, k] in[start[i] + k]
+struct Taps {            // a banded matrix: out[i] = sum_k weight[i, k] in[start[i] + k]
   const int32_t* start;  // [outputs]
   const float* weight;   // [outputs, width]
   int outputs, inputs, width;
@@ -58,9 +58,9 @@ struct LossTerms {
 };
 
 struct LossSettings {
-  float weight;       // of the loss in the gradient
-  float lambda_dssim; // loss = (1 - lambda) L1 + lambda (1 - SSIM)
-  bool accumulate;    // add to the gradient instead of writing it
+  float weight;        // of the loss in the gradient
+  float lambda_dssim;  // loss = (1 - lambda) L1 + lambda (1 - SSIM)
+  bool accumulate;     // add to the gradient instead of writing it
 };
 
 struct Kernels {
@@ -70,13 +70,12 @@ struct Kernels {
   /// gradient.color is required. adam == nullptr: `out` receives gradients; otherwise scene.p is
   /// updated in place. means2d: [N, 2] or null.
   void (*backward)(Workspace&, const Scene&, const Images&, const Images& gradient,
-                   const Parameters& out, const AdamState* adam, float* means2d,
-                   const Statistics&, int threads);
+                   const Parameters& out, const AdamState* adam, float* means2d, const Statistics&,
+                   int threads);
   LossTerms (*l1_ssim)(Workspace&, const float* image, const float* target, float* gradient,
                        int width, int height, const LossSettings&, int threads);
   LossTerms (*lr_l1_ssim)(Workspace&, const float* image, const float* lr_target, float* gradient,
-                          const Taps& taps_x, const Taps& taps_y, const LossSettings&,
-                          int threads);
+                          const Taps& taps_x, const Taps& taps_y, const LossSettings&, int threads);
 };
 
 namespace scalar {

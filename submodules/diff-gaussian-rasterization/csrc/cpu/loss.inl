@@ -6,7 +6,7 @@
 constexpr int kBandRows = 200;  // of one task; with 10 rows of overlap at each end
 constexpr int kPad = 16;        // zeros on both sides of a row
 constexpr int kRing = 16;
-constexpr int kStep = 4;        // rows at a time
+constexpr int kStep = 4;  // rows at a time
 
 SPLAT_HD VecF filter_row(const float* p) {  // horizontal, 11 taps; p[-5] .. p[20] readable
   VecF sum = load(p) * kSsimWindow[0];
@@ -18,7 +18,7 @@ struct LossBand {
   const float *image, *target;  // one channel
   float* gradient;
   int width, height;
-  int first, last;  // rows of this band
+  int first, last;               // rows of this band
   float l1_factor, ssim_factor;  // of sign(x - y) and of dSSIM in the gradient
   bool accumulate;
   float* scratch;
@@ -83,7 +83,8 @@ struct LossBand {
     }
   }
 
-  /// SSIM and its derivatives in rows r .. r + 3, the latter filtered horizontally into their rings.
+  /// SSIM and its derivatives in rows r .. r + 3, the latter filtered horizontally into their
+  /// rings.
   void ssim_rows(int r) {
     for (int j = 0; j < width; j += kLanes) {
       VecF filtered[4][kStep];
@@ -134,7 +135,8 @@ struct LossBand {
   }
 
   void run() {
-    std::memset(scratch, 0, static_cast<size_t>(kRows) * static_cast<size_t>(pitch) * sizeof(float));
+    std::memset(scratch, 0,
+                static_cast<size_t>(kRows) * static_cast<size_t>(pitch) * sizeof(float));
     l1_sum = ssim_sum = 0.f;
     constexpr int delay = kSsimRadius;  // SSIM lags the input by the radius, the gradient by twice
     for (int r = first - 2 * delay; r < last + 2 * delay; r += kStep) {
@@ -155,7 +157,7 @@ SPLAT_HD double sum_lanes(VecF v) {
 
 /// Loss of three planes; the sums of the bands are added in order.
 LossTerms image_loss(Workspace& w, const float* image, const float* target, float* gradient,
-                         int width, int height, const LossSettings& s, int threads) {
+                     int width, int height, const LossSettings& s, int threads) {
   const int bands = (height + kBandRows - 1) / kBandRows, tasks = 3 * bands;
   const int64_t pixels = int64_t{width} * height;
   if (pixels == 0) return {0, 0, 0};

@@ -1,5 +1,5 @@
-// The loss at LR size: L(A image, LR view) with A the scene's separable, banded downscaling, and its
-// gradient A^T g added to the gradient of the HR image.
+// The loss at LR size: L(A image, LR view) with A the scene's separable, banded downscaling, and
+// its gradient A^T g added to the gradient of the HR image.
 //
 // A = A_y A_x is applied rows first (vectors along x, contiguous), then columns (lanes = outputs).
 
@@ -24,8 +24,8 @@ void combine_rows(const Taps& t, const float* in, float* out, int width, bool ac
   }
 }
 
-/// out[r, i] = sum_k weight[i, k] in[r, start[i] + k] for `rows` rows; weights[k] holds tap k of all
-/// outputs (rows of `pitch` floats), so that lanes are outputs.
+/// out[r, i] = sum_k weight[i, k] in[r, start[i] + k] for `rows` rows; weights[k] holds tap k of
+/// all outputs (rows of `pitch` floats), so that lanes are outputs.
 void combine_columns(const Taps& t, const float* weights, int pitch, const float* in, float* out,
                      int rows, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -86,10 +86,9 @@ int preprocess_group(Workspace& w, const Scene& scene, const Group& g, int32_t* 
     store(rounded, truncate(radius));
     for (int k = 0; k < g.count; k++) radii_out[g.first + k] = rounded[k];
   }
-  VecF fields[16] = {p.x,           p.y,       conic.a,      conic.b,          conic.c,
-                     log2_opacity,  colour[0], colour[1],    colour[2],        p.inverse_z,
-                     extent,        1.f,       0.f,          0.f,              0.f,
-                     0.f};
+  VecF fields[16] = {p.x,       p.y,       conic.a,   conic.b,     conic.c, log2_opacity,
+                     colour[0], colour[1], colour[2], p.inverse_z, extent,  1.f,
+                     0.f,       0.f,       0.f,       0.f};
   fields[11] = VecF(1.f) / conic.a;
   fields[12] = bounds.rightmost_dy;
   fields[13] = bounds.half_width;

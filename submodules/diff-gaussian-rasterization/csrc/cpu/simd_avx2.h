@@ -24,7 +24,9 @@ SIMD_INLINE unsigned to_bits(Mask x) {
   const int upper = _mm256_movemask_ps(_mm256_castsi256_ps(x.b));
   return static_cast<unsigned>(lower | upper << 8);
 }
-SIMD_INLINE bool any(Mask x) { return !_mm256_testz_si256(_mm256_or_si256(x.a, x.b), _mm256_or_si256(x.a, x.b)); }
+SIMD_INLINE bool any(Mask x) {
+  return !_mm256_testz_si256(_mm256_or_si256(x.a, x.b), _mm256_or_si256(x.a, x.b));
+}
 SIMD_INLINE Mask mask_from_bits(unsigned bits) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i lower = _mm256_set1_epi32(static_cast<int>(bits));
@@ -32,9 +34,7 @@ SIMD_INLINE Mask mask_from_bits(unsigned bits) {
   return {_mm256_cmpeq_epi32(_mm256_and_si256(lower, lane), lane),
           _mm256_cmpeq_epi32(_mm256_and_si256(upper, lane), lane)};
 }
-SIMD_INLINE Mask first_lanes(int n) {
-  return mask_from_bits(n >= 16 ? 0xffffu : (1u << n) - 1u);
-}
+SIMD_INLINE Mask first_lanes(int n) { return mask_from_bits(n >= 16 ? 0xffffu : (1u << n) - 1u); }
 
 struct VecI {
   __m256i a, b;
@@ -151,12 +151,8 @@ SIMD_INLINE VecF reciprocal(VecF x) {  // 12 bits, then one Newton step
 }
 SIMD_INLINE VecI truncate(VecF x) { return {_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b)}; }
 SIMD_INLINE VecF to_float(VecI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-SIMD_INLINE VecI float_bits(VecF x) {
-  return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)};
-}
-SIMD_INLINE VecF from_bits(VecI x) {
-  return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)};
-}
+SIMD_INLINE VecI float_bits(VecF x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+SIMD_INLINE VecF from_bits(VecI x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 SIMD_INLINE VecF scale_by_floor_exponent(VecF x, VecF e) {  // x 2^floor(e), 0 below 2^-126
   const VecI biased = truncate(floor(max(min(e, 127.f), -127.f))) + 127;
   return x * from_bits({_mm256_slli_epi32(biased.a, 23), _mm256_slli_epi32(biased.b, 23)});

@@ -68,9 +68,7 @@ SIMD_INLINE void store(float* p, VecF a) { _mm512_storeu_ps(p, a.v); }
 SIMD_INLINE void store_first(float* p, int n, VecF a) {
   _mm512_mask_storeu_ps(p, first_lanes(n).m, a.v);
 }
-SIMD_INLINE VecF gather(const float* p, VecI index) {
-  return _mm512_i32gather_ps(index.v, p, 4);
-}
+SIMD_INLINE VecF gather(const float* p, VecI index) { return _mm512_i32gather_ps(index.v, p, 4); }
 SIMD_INLINE VecF select(Mask m, VecF a, VecF b) { return _mm512_mask_blend_ps(m.m, b.v, a.v); }
 SIMD_INLINE VecF zero_unless(Mask m, VecF a) { return _mm512_maskz_mov_ps(m.m, a.v); }
 SIMD_INLINE VecF negative_multiply_add(VecF a, VecF b, VecF c) {  // c - a b

@@ -141,9 +141,7 @@ SIMD_INLINE VecF load_first(const float* p, int n) {
   return r;
 }
 SIMD_INLINE void store(float* p, VecF a) { std::memcpy(p, a.v, sizeof a.v); }
-SIMD_INLINE void store_first(float* p, int n, VecF a) {
-  EACH_LANE if (k < n) p[k] = a.v[k];
-}
+SIMD_INLINE void store_first(float* p, int n, VecF a) { EACH_LANE if (k < n) p[k] = a.v[k]; }
 SIMD_INLINE VecF gather(const float* p, VecI index) {
   VecF r;
   EACH_LANE r.v[k] = p[index.v[k]];
@@ -240,8 +238,8 @@ SIMD_INLINE VecF sum_lanes10(const VecF* v) {
   for (int q = 0; q < 10; q++) {
     float half[8];
     for (int k = 0; k < 8; k++) half[k] = v[q].v[k] + v[q].v[k + 8];
-    r.v[q] = ((half[0] + half[4]) + (half[1] + half[5])) +
-             ((half[2] + half[6]) + (half[3] + half[7]));
+    r.v[q] =
+        ((half[0] + half[4]) + (half[1] + half[5])) + ((half[2] + half[6]) + (half[3] + half[7]));
   }
   return r;
 }

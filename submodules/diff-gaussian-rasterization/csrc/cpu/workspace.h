@@ -8,16 +8,16 @@
 namespace splat {
 
 constexpr int kLanes = 16;
-constexpr int kChunk = 1024;     // Gaussians of one task; a multiple of kLanes
-constexpr int kTile = 32;        // [px]
-constexpr int kBlocks = 64;      // 4x4-pixel blocks of a tile; block b: column b & 7, row b >> 3
+constexpr int kChunk = 1024;  // Gaussians of one task; a multiple of kLanes
+constexpr int kTile = 32;     // [px]
+constexpr int kBlocks = 64;   // 4x4-pixel blocks of a tile; block b: column b & 7, row b >> 3
 constexpr int kMaxThreads = 64;
-constexpr int64_t kMaxInstances = int64_t{1} << 31;
+constexpr int64_t kMaxInstances = int64_t{1} << 26;  // about 6 GB of lists and slots
 
 /// A visible Gaussian on the screen: one cache line.
 struct alignas(64) Record {
-  float x, y;                // [px]
-  float a, b, c;             // whitened conic
+  float x, y;     // [px]
+  float a, b, c;  // whitened conic
   float log2_opacity;
   float red, green, blue;
   float inverse_depth;
@@ -42,29 +42,29 @@ enum Stage { kPreprocess, kSortBin, kForward, kLoss, kBlendBackward, kGeometry, 
 
 struct Workspace {
   Camera camera{};
-  int64_t count = 0;        // Gaussians
-  int64_t drawn = 0;        // with a record
+  int64_t count = 0;  // Gaussians
+  int64_t drawn = 0;  // with a record
   int64_t instances = 0;
-  int64_t invalid = 0;      // culled because of NaN, Inf or values beyond float32's reach
+  int64_t invalid = 0;  // culled because of NaN, Inf or values beyond float32's reach
   int tiles_x = 0, tiles_y = 0;
-  bool has_aux = false;     // the forward wrote inverse depth
+  bool has_aux = false;  // the forward wrote inverse depth
   double stage_ms[kStages] = {};
 
   Buffer<Record> records;
-  Buffer<float> radii;           // [px], 0 = not visible
+  Buffer<float> radii;  // [px], 0 = not visible
   Buffer<GroupFlags> flags;
   Buffer<int64_t> invalid_in_chunk;
-  Buffer<uint32_t> keys;         // depth as bits, ~0 = not drawn
+  Buffer<uint32_t> keys;               // depth as bits, ~0 = not drawn
   Buffer<uint64_t> order, order_swap;  // key << 32 | index, nearest first
   Buffer<uint32_t> histogram;
   Buffer<Instance> emitted[kMaxThreads];
   int64_t num_emitted[kMaxThreads] = {};
-  Buffer<uint32_t> tile_start;   // [tiles + 1]
-  Buffer<uint32_t> slot_start;   // [count + 1], a Gaussian's instances side by side
+  Buffer<uint32_t> tile_start;  // [tiles + 1]
+  Buffer<uint32_t> slot_start;  // [count + 1], a Gaussian's instances side by side
   Buffer<uint32_t> instance_gaussian, instance_slot;
   Buffer<uint64_t> instance_mask;
-  Buffer<uint32_t> block_end;    // [tiles, 64]: index after which no lane of the block is live
-  Buffer<float> slots;           // [instances, 16]: gradient sums
+  Buffer<uint32_t> block_end;  // [tiles, 64]: index after which no lane of the block is live
+  Buffer<float> slots;         // [instances, 16]: gradient sums
   Buffer<float> loss_rows[kMaxThreads];
   Buffer<double> loss_sums;
   Buffer<float> lr_scratch[3];
@@ -72,10 +72,9 @@ struct Workspace {
 
   int64_t bytes() const {
     int64_t sum = records.bytes() + radii.bytes() + flags.bytes() + keys.bytes() + order.bytes() +
-                  order_swap.bytes() + histogram.bytes() + tile_start.bytes() +
-                  slot_start.bytes() + instance_gaussian.bytes() + instance_slot.bytes() +
-                  instance_mask.bytes() + block_end.bytes() + slots.bytes() + loss_sums.bytes() +
-                  taps_by_column.bytes();
+                  order_swap.bytes() + histogram.bytes() + tile_start.bytes() + slot_start.bytes() +
+                  instance_gaussian.bytes() + instance_slot.bytes() + instance_mask.bytes() +
+                  block_end.bytes() + slots.bytes() + loss_sums.bytes() + taps_by_column.bytes();
     for (const auto& b : emitted) sum += b.bytes();
     for (const auto& b : loss_rows) sum += b.bytes();
     for (const auto& b : lr_scratch) sum += b.bytes();
