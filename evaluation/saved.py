@@ -1,5 +1,6 @@
 """Settings that a command leaves out and a trained model remembers: its cfg_args and the record of its training."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +19,10 @@ def saved_settings(folder: Path) -> dict[str, Any]:
     """Return what a model folder says about loading and drawing, by flag name; {} for a folder without either file."""
     known = {f.name for cls in (ModelParams, PipelineParams) for f in fields(cls)} | {"compat"}
     record = read_record(folder, "train") or {}
-    values: dict[str, Any] = {**record.get("notes", {}).get("saved", {}), **record.get("settings", {})}
+    values: dict[str, Any] = dict(record.get("settings", {}))
+    hr_root = record.get("notes", {}).get("hr_root")  # relative to the model, as records hold no absolute paths
+    if hr_root:
+        values["hr_root"] = os.path.normpath(folder / hr_root)
     if (folder / "cfg_args").is_file():
         values |= read_cfg_args(folder)
     return {k: v for k, v in values.items() if k in known and k not in KEPT and v not in ("", None)}

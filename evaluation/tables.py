@@ -24,7 +24,7 @@ METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", "frame_PSNR", "bi
 FACTS = ("splats", "iteration", "seed", "seconds", "peak_MB")
 DECIMALS = {"PSNR": 2, "frame_PSNR": 2, "bicubic_PSNR": 2, "seconds": 0, "peak_MB": 0, "scale": None}
 COLUMNS = ("name", *METRICS, *FIELDS, *FACTS)
-STEPS = ("order", "upsample", "train", "render", "metrics")
+STEPS = ("order", "upsample", "train", "render")  # not metrics: one run of it measures many folders
 
 
 @dataclass

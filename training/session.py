@@ -1,5 +1,6 @@
 """One training run from settings to files: what train.py calls."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -72,6 +73,8 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
             return None
         run.outputs = list(_run(job, stop, measure, replaceable))
         run.notes = {"device": device, "rasterizer": settings.pipeline.rasterizer, "extent": scene.extent}
+        if model.hr_root:  # render.py and metrics.py find the truth again; relative, so that the record can be shared
+            run.notes["hr_root"] = os.path.relpath(model.hr_root, out)
     return ply_path(out, optimisation.iterations)
 
 

@@ -293,17 +293,15 @@ def _timings(runs: Runs) -> Html | None:
     rows: dict[str, dict[str, float]] = {}
     for name, by in runs.items():
         records = next(iter(by.values())).records
-        rows[name] = {sections.STEP_NAMES[step]: float(record["seconds"]) for step, record in records.items()}
+        rows[name] = {sections.STEP_NAMES[s]: float(r["seconds"]) for s, r in records.items() if s != "metrics"}
     if not any(rows.values()):
         return None
-    listed = [
-        [n, *(f"{parts.get(s, 0):.0f}" for s in sections.STEP_NAMES.values()), f"{sum(parts.values()):.0f}"]
-        for n, parts in rows.items()
-    ]
+    stages = list(dict.fromkeys(stage for parts in rows.values() for stage in parts))
+    listed = [[n, *(f"{p.get(s, 0):.0f}" for s in stages), f"{sum(p.values()):.0f}"] for n, p in rows.items()]
     return section(
         "Time",
         stacked_bars("seconds of each stage", rows, "s"),
-        table(["seconds", *sections.STEP_NAMES.values(), "all"], listed),
-        note="Rendering and metrics: of one background.",
+        table(["seconds", *stages, "all"], listed),
+        note="Rendering: of one background; metrics are measured for all variants together and left out.",
         id_="time",
     )

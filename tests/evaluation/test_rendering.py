@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from arguments.loading import CommonParams
 from evaluation.flight import flight_path, key_cameras
 from evaluation.rendering import depth_picture, find_model, scene_name
-from evaluation.saved import parse_with_saved
+from evaluation.saved import parse_with_saved, saved_settings
 from scene import load_scene
 from scene.ply import read_gaussians
 from tests.evaluation_factory import HR_PX, LR_PX, render, write_model, write_scenes
 from tests.scene_factory import picture
 from utils.errors import UserError
+from utils.record import step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,6 +151,14 @@ def test_left_out_values_come_from_the_model(tmp_path, scenes):
     assert (model.source_path, model.white_background, model.resolution, model.eval) == (str(scenes[0]), True, 2, True)
     _, model, _, _ = parse_with_saved("render", ["-m", str(folder), "-r", "-1"])
     assert model.resolution == -1
+
+
+def test_the_truth_of_training_is_found_again(tmp_path, scenes):
+    folder = write_model(tmp_path / "m", scenes[0])
+    with step(folder, "train", {"lr_kernel": "area"}, {}, (), CommonParams(quiet=True)) as run:
+        run.notes["hr_root"] = "../truth"
+    saved = saved_settings(folder)
+    assert (saved["hr_root"], saved["lr_kernel"]) == (str(tmp_path / "truth"), "area")
 
 
 def test_latest_iteration_and_missing_ones(tmp_path, scenes):
