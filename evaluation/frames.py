@@ -14,6 +14,7 @@ from evaluation.rendering import COLOURS, truth_8bit
 from scene import Scene
 from scene.image_files import read_image
 from scene.images import composite, premultiplied, straight
+from upsampling.interpolation import interpolation_matrix
 from utils.errors import UserError
 from utils.log import Progress
 
@@ -68,7 +69,16 @@ def composed(image: UInt8[np.ndarray, "H W c"], background: str) -> UInt8[np.nda
 
 
 def bicubic_upsampled(image: UInt8[np.ndarray, "h w c"], width: int, height: int) -> UInt8[np.ndarray, "H W c"]:
-    """Enlarge an LR view as PyTorch does (bicubic, a = -0.75, pixel centres at halves), alpha premultiplied."""
-    planes = torch.from_numpy(premultiplied(image)).permute(2, 0, 1)[None]  # [1, c, h, w]
-    large = interpolate(planes, size=(height, width), mode="bicubic", align_corners=False)
-    return straight(large[0].permute(1, 2, 0).numpy())
+    """Enlarge an LR view as `--upsampler bicubic` does, alpha premultiplied.
+
+    That is defined for whole factors; any other size is made by PyTorch's bicubic (a = -0.75 instead of -0.5).
+    """
+    planes = torch.from_numpy(premultiplied(image)).permute(2, 0, 1).double()  # [c, h, w]
+    h, w = planes.shape[1:]
+    if (height % h, width % w) == (0, 0):
+        rows = torch.tensor(interpolation_matrix(h, height // h, "bicubic"))
+        columns = torch.tensor(interpolation_matrix(w, width // w, "bicubic"))
+        large = rows @ planes @ columns.T
+    else:
+        large = interpolate(planes[None], size=(height, width), mode="bicubic", align_corners=False)[0]
+    return straight(large.permute(1, 2, 0).float().numpy())

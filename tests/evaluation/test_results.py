@@ -4,14 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from arguments.evaluation import MetricsParams
 from arguments.loading import CommonParams
+from evaluation.frames import bicubic_upsampled
 from evaluation.metrics import as_tensor
 from evaluation.results import find_rendered
 from evaluation.run_metrics import measure_models
-from tests.evaluation_factory import HR_PX, render, write_frames, write_model, write_scenes
+from tests.evaluation_factory import HR_PX, LR_PX, render, write_frames, write_model, write_scenes
+from tests.scene_factory import picture
+from upsampling.interpolation import Interpolation
 from utils.errors import UserError
 from utils.psnr import psnr
 from utils.ssim import ssim
@@ -181,3 +185,19 @@ def test_up_to_date_results_are_kept(rendered):
     again = CommonParams(quiet=True, skip_done=True)
     measure_models(again, MetricsParams((str(rendered / "black"),), no_lpips=True, no_report=True, no_frames=True))
     assert (rendered / "black" / "metrics.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("size", [(16, 12), (15, 11)])
+def test_bicubic_enlargement_keeps_flat_and_transparent_areas(size):
+    image = np.full((4, 5, 4), (10, 200, 90, 255), np.uint8)
+    np.testing.assert_array_equal(bicubic_upsampled(image, *size), np.full((*size[::-1], 4), (10, 200, 90, 255)))
+    image[..., 3] = 0
+    assert not bicubic_upsampled(image, *size).any()
+
+
+def test_bicubic_baseline_is_the_bicubic_upsampler():
+    image = picture(1, LR_PX, LR_PX)[..., :3].copy()
+    upsampler = Interpolation("bicubic", 4, torch.device("cpu"))
+    (expected,) = upsampler.upsample(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+    ours = bicubic_upsampled(image, 4 * LR_PX, 4 * LR_PX)
+    np.testing.assert_array_equal(ours, (expected.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy())
