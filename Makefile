@@ -7,8 +7,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 ifeq ($(VENV),none)
   PY := $(PYTHON)
+  CLANG_FORMAT := clang-format
 else
   PY := $(VENV)/bin/python
+  CLANG_FORMAT := $(VENV)/bin/clang-format
 endif
 STAMPS := $(if $(filter none,$(VENV)),build/stamps,$(VENV)/stamps)
 NATIVE := diff-gaussian-rasterization simple-knn
@@ -66,12 +68,12 @@ fuzz: dev
 lint: dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run --Werror $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
+	$(CLANG_FORMAT) --dry-run --Werror $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
 types: dev
 	$(PY) -m mypy
 format: dev
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
-	$(PY) -m clang_format -i $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
+	$(CLANG_FORMAT) -i $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
 bench: setup
 	$(PY) -m benchmarks.rasterizer
 wheels: setup
