@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two such processes run beside each other on small machines
-
+import pytest
 import torch
 
 import align_sequence
@@ -36,9 +36,12 @@ def run_script(step: str, argv: list[str], setup: Callable[[], None] | None, std
 
 
 def context() -> multiprocessing.context.ForkServerContext:
-    """The server's context; its first process starts it."""
+    """The server's context; the first call starts it, with one thread a child."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.forked"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # before torch is loaded there, and nowhere else
+        forkserver.ensure_running()
     return server
 
 

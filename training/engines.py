@@ -22,6 +22,11 @@ from training.views import Targets, View
 class Engine(Protocol):
     """Carries out one step in place."""
 
+    @property
+    def culled(self) -> int:
+        """Gaussians that the last step left out for NaN, Inf or values out of range."""
+        ...
+
     def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Terms:
         """Render, compare, and update `state`; without any update when a term of the loss is not finite."""
         ...
@@ -65,6 +70,11 @@ class AutogradEngine:
             "convert_SHs_python": pipeline.convert_SHs_python,
             "compute_cov3D_python": pipeline.compute_cov3D_python,
         }
+
+    @property
+    def culled(self) -> int:
+        """Not counted by these rasterizers."""
+        return 0
 
     def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Terms:
         """See Engine."""

@@ -39,6 +39,11 @@ class FusedEngine:
         self.workspace = Workspace()
         self.gradient = torch.empty(0)
 
+    @property
+    def culled(self) -> int:
+        """Gaussians that the last step left out for NaN, Inf or values out of range."""
+        return int(self.workspace.facts["invalid"])
+
     def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Terms:
         """See training.engines.Engine."""
         camera = view.camera

@@ -16,7 +16,7 @@ from training.schedules import texture_weight
 from training.signals import StopRequest
 from training.trainer import NonFinite, Trainer
 from utils.errors import Interrupted
-from utils.log import Progress, note, say
+from utils.log import Progress, note, say, warn
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
     finally:
         stop.deferred = False
         progress.close()
+    if trainer.engine.culled:
+        warn(f"the last view left out {trainer.engine.culled} Gaussians with values that cannot be drawn")
     # A run that started from another folder's checkpoint has not the models that came before it.
     return [path for i in sorted(plan.save) if (path := ply_path(plan.out, i)).is_file()]
 

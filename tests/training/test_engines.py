@@ -61,6 +61,15 @@ def test_what_is_replaced_sits_out_adam(scene_root):
     assert run.state.steps == {name: 5 if name == "logit_opacities" else 6 for name in FIELDS}
 
 
+def test_gaussians_that_cannot_be_drawn_are_counted(scene_root):
+    run = trainer(scene_root, "native")
+    run.step()
+    assert run.engine.culled == 0
+    run.state.gaussians.quats[7] = 0.0
+    run.step()
+    assert run.engine.culled == 1
+
+
 def test_training_learns(scene_root):
     run = trainer(scene_root, "reference", densify_from_iter=1000)
     losses = [run.step().loss for _ in range(40)]

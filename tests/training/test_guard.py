@@ -25,6 +25,8 @@ class Poisoned:
     def __init__(self, engine, trainer_of, kind, iterations):
         self.engine, self.trainer_of, self.kind, self.iterations = engine, trainer_of, kind, iterations
 
+    culled = 0
+
     def step(self, state, view, targets, step):
         if self.trainer_of().iteration + 1 not in self.iterations:
             return self.engine.step(state, view, targets, step)
