@@ -7,7 +7,7 @@ from a checkpoint of another fingerprint would not give the same bits, so it is 
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,33 @@ SCHEMA = 1
 ROLLING_KEPT = 2
 NAME = re.compile(r"iteration_(\d+)\.safetensors")
 GENERATORS = ("rng.torch", "generator.views", "generator.split", "generator.background")
-INFO_TYPES: dict[str, type | tuple[type, ...]] = {
-    "iteration": int,
-    "adam_steps": dict,
-    "views_left": list,
-    "smoothed_loss": (int, float),
-    "skipped": list,
-    "rollbacks": int,
-    "log_bytes": int,
-    "python": list,
-    "fingerprint": dict,
+TAILS = {"means": (3,), "log_scales": (3,), "quats": (4,), "logit_opacities": (1,), "sh0": (1, 3)}  # [N, ...]
+SH_REST = tuple((degree + 1) ** 2 - 1 for degree in range(4))
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_count, value))
+
+
+def _python_state(value: Any) -> bool:
+    """What random.getstate() gives, as JSON."""
+    return isinstance(value, list) and len(value) == 3 and value[0] == 3 and _counts(value[1]) and len(value[1]) == 625
+
+
+INFO_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "iteration": _count,
+    "adam_steps": lambda v: isinstance(v, dict) and set(v) == set(FIELDS) and _counts(list(v.values())),
+    "views_left": _counts,
+    "smoothed_loss": lambda v: isinstance(v, int | float),
+    "skipped": _counts,
+    "rollbacks": _count,
+    "log_bytes": _count,
+    "python": _python_state,
+    "fingerprint": lambda v: isinstance(v, dict),
 }
 
 
@@ -120,12 +137,10 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, info = load_state(path)
     if not isinstance(info, dict) or info.get("kind") != KIND or info.get("schema") != SCHEMA:
         raise UserError(f"{path}: not a training checkpoint of schema {SCHEMA}")
-    for name, kind in INFO_TYPES.items():
-        if not isinstance(info.get(name), kind):
+    for name, fits in INFO_CHECKS.items():
+        if not fits(info.get(name)):
             raise UserError(f"{path}: {name} is missing or malformed; use another checkpoint")
     _check_tensors(path, tensors)
-    if set(info["adam_steps"]) != set(FIELDS):
-        raise UserError(f"{path}: adam_steps does not name the six parameters; use another checkpoint")
     return tensors, info
 
 
@@ -135,16 +150,23 @@ def _check_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
     if missing:
         raise UserError(f"{path}: tensor {min(missing)} is missing; use another checkpoint")
     rows = tensors["param.means"].shape[:1]
-    for kind in ("exp_avg", "exp_avg_sq", "param"):
+    rest = tensors["param.shN"].shape[1:]
+    if rest not in {(count, 3) for count in SH_REST}:
+        raise UserError(f"{path}: param.shN has room for no degree of spherical harmonics; use another checkpoint")
+    for kind in ("param", "exp_avg", "exp_avg_sq"):
         for name in FIELDS:
-            value, like = tensors[f"{kind}.{name}"], tensors[f"param.{name}"]
-            if value.shape != like.shape or value.shape[:1] != rows or value.dtype != torch.float32:
+            value = tensors[f"{kind}.{name}"]
+            if value.shape != (*rows, *TAILS.get(name, rest)) or value.dtype != torch.float32:
                 raise UserError(f"{path}: {kind}.{name} has the wrong shape or type; use another checkpoint")
             if not torch.isfinite(value.sum()):
                 raise UserError(f"{path}: {kind}.{name} holds NaN or Inf; use another checkpoint")
     for name in STATISTICS:
-        if tensors[f"stat.{name}"].shape != rows:
-            raise UserError(f"{path}: stat.{name} has the wrong shape; use another checkpoint")
+        value = tensors[f"stat.{name}"]
+        if value.shape != rows or value.dtype != torch.float32:
+            raise UserError(f"{path}: stat.{name} has the wrong shape or type; use another checkpoint")
+    for name in GENERATORS:
+        if tensors[name].shape != torch.Generator().get_state().shape or tensors[name].dtype != torch.uint8:
+            raise UserError(f"{path}: {name} is not the state of a generator; use another checkpoint")
 
 
 def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], free: Iterable[str], allow: bool) -> None:

@@ -20,6 +20,7 @@ from training.state import TrainState, apply
 from training.step import Step
 from training.views import Background, TrainingViews
 from utils import rng
+from utils.errors import UserError
 
 BLACK: Background = (0.0, 0.0, 0.0)
 WHITE: Background = (1.0, 1.0, 1.0)
@@ -159,7 +160,17 @@ class Trainer:
         return tensors, info
 
     def restore(self, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-        """Continue from what `capture` returned."""
+        """Continue from what `capture` returned.
+
+        Raises
+        ------
+        UserError : it belongs to other views, or to another SH degree.
+        """
+        coefficients = (self.world.sh_degree + 1) ** 2 - 1
+        if max(info["views_left"], default=0) >= len(self.sampler.names):
+            raise UserError("the checkpoint belongs to a scene with more training views")
+        if tensors["param.shN"].shape[1] != coefficients:
+            raise UserError(f"the checkpoint has another SH degree than --sh_degree {self.world.sh_degree}")
         device = self.state.gaussians.means.device
         self.state = TrainState.from_tensors(
             {name: value for name, value in tensors.items() if name.startswith(("param.", "exp_avg", "stat."))},
