@@ -47,7 +47,7 @@ def main() -> None:
             run.outputs = [out / FILE_NAME]
             run.notes = sequences.summary()
     say(f"wrote {out / FILE_NAME}: {sequences.headline()}")
-    say(f"next: python vsr_upsample.py -s {model.source_path} -m {out}")
+    say(f"next: python vsr_upsample.py -s {model.source_path} -m {out}{' --eval' * model.eval}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def main() -> None:
     if common.dry_run:
         return
     if render.geometry:
-        say(f"wrote {out}/geometry\nnext: python vsr_upsample.py -s {model.source_path} -m {out} --flow geometry")
+        say(f"wrote {out}/geometry")
     elif render.flight:
         say(f"wrote {out}/flight.mp4" if (out / "flight.mp4").is_file() else f"wrote {out}/flight/")
     else:

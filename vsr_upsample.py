@@ -45,7 +45,7 @@ def main() -> None:
             attempt.notes["weights"] = weights.record() if weights else None
     say(f"wrote {len(source.sequences.saved)} frames to {folder}")
     if not flags.frames:
-        say(f"next: python train.py -s {model.source_path} -m {out}")
+        say(f"next: python train.py -s {model.source_path} -m {out}{' --eval' * model.eval}")
 
 
 if __name__ == "__main__":

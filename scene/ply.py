@@ -186,7 +186,7 @@ def _refuse_or_warn(path: Path, bad: Bool[np.ndarray, "N"], drop_invalid: bool, 
     first = int(bad.argmax())
     found = f"{path}: {int(bad.sum())} of {len(bad)} {what} hold NaN, Inf or no rotation, the first is number {first}"
     if not drop_invalid:
-        raise UserError(f"{found}; --drop_invalid removes them")
+        raise UserError(f"{found}; export the file again without them")
     log.warn(f"{found}; dropped")
 
 

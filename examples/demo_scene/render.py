@@ -78,7 +78,7 @@ def usable_variant() -> str:
     """
     if importlib.util.find_spec("mitsuba") is None:
         raise UserError(
-            "the demo scene is rendered with mitsuba: pip install -r requirements-demo.txt (or `make setup-demo`)"
+            "the demo scene is rendered with mitsuba: pip install -r requirements-demo.txt (`make demo` does it)"
         )
     for library in _llvm_libraries():
         env = os.environ | ({"DRJIT_LIBLLVM_PATH": library} if library else {})

@@ -100,7 +100,7 @@ def test_invalid_splats_are_refused_and_counted_or_dropped(tmp_path, capsys):
     gaussians.shN[6, 3, 2] = float("inf")
     gaussians.quats[7] = 0.0
     write_gaussians(tmp_path / "a.ply", gaussians)
-    with pytest.raises(UserError, match=r"a\.ply: 3 of 9 splats .* the first is number 4; --drop_invalid"):
+    with pytest.raises(UserError, match=r"a\.ply: 3 of 9 splats .* the first is number 4; export"):
         read_gaussians(tmp_path / "a.ply")
     kept = read_gaussians(tmp_path / "a.ply", drop_invalid=True)
     assert torch.equal(kept.means, gaussians.means[[0, 1, 2, 3, 5, 8]])
