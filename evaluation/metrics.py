@@ -28,7 +28,7 @@ def capped_psnr(image: Tensor, truth: Tensor) -> float:
 
 
 def measure(
-    image: UInt8[np.ndarray, "H W c"], truth: UInt8[np.ndarray, "H W c"], lpips: Lpips | None, where: str = "image"
+    image: UInt8[np.ndarray, "h w c"], truth: UInt8[np.ndarray, "H W c"], lpips: Lpips | None, where: str = "image"
 ) -> dict[str, float]:
     """Measure one 8-bit image against its truth.
 

@@ -63,7 +63,7 @@ def load_published(which: str, our_scenes: set[str] | None = None) -> PublishedS
     name, _, scene = which.partition(":")
     if name not in content["sets"]:
         raise UserError(f"--published {which}: known are {', '.join(content['sets'])}, and blender:lego for one scene")
-    entries = [Entry(**row) for row in content[name]]
+    entries = [_entry(row) for row in content[name]]
     known = {s for entry in entries for s in entry.scenes}
     if not scene and our_scenes and len(our_scenes) == 1 and our_scenes <= known:
         (scene,) = our_scenes
@@ -76,6 +76,11 @@ def load_published(which: str, our_scenes: set[str] | None = None) -> PublishedS
     else:
         title = f"Published: {title}"
     return PublishedSet(title, general, tuple(entries))
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    scenes = {scene: tuple(triple) for scene, triple in row.get("scenes", {}).items()}
+    return Entry(**row | {"values": tuple(row["values"]), "scenes": scenes})
 
 
 def _of_scene(entry: Entry, scene: str) -> Entry:

@@ -20,7 +20,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step), math.ceil(high / step)
-    return [i * step for i in range(first, last + 1)]
+    return [float(i * step) for i in range(first, last + 1)]
 
 
 def short(value: float) -> str:
@@ -90,9 +90,9 @@ def _figure(
     label: str,
     parts: Sequence[object],
     legend: Sequence[object] = (),
-    size: tuple[float, float] = (WIDTH, HEIGHT),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> Html:
-    svg = tag("svg", *parts, viewBox=f"0 0 {size[0]:g} {size[1]:g}", role="img", aria_label=label)
+    svg = tag("svg", *parts, viewBox=f"0 0 {size[0]} {size[1]}", role="img", aria_label=label)
     return tag("figure", tag("figcaption", title), *legend, svg, class_="chart")
 
 

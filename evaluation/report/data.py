@@ -123,7 +123,7 @@ def curves(log: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, f
             if key == "iteration" or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             chart, curve = (f"{key} of views", str(group)) if group else _chart_of(key)
-            charts.setdefault(chart, {}).setdefault(curve, []).append((line["iteration"], float(value)))
+            charts.setdefault(chart, {}).setdefault(curve, []).append((float(line["iteration"]), float(value)))
     return charts
 
 

@@ -165,7 +165,7 @@ def test_elements_escape_texts_and_keep_markup():
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.0), (29.7, 31.2), (1e-4, 3e-4), (-5, 120000), (2.0, 2.0), (0.0, 0.0)]
+    ("low", "high"), [(0.0, 1.0), (29.7, 31.2), (1e-4, 3e-4), (-5.0, 120000.0), (2.0, 2.0), (0.0, 0.0)]
 )
 def test_ticks_are_even_and_cover_the_range(low, high):
     ticks = nice_ticks(low, high)
@@ -175,7 +175,7 @@ def test_ticks_are_even_and_cover_the_range(low, high):
 
 
 def test_charts_are_balanced_and_labelled():
-    chart = line_chart("loss", {"a": [(1, 2.0), (5, 1.0)], "b": [(1, 1.0)]})
+    chart = line_chart("loss", {"a": [(1.0, 2.0), (5.0, 1.0)], "b": [(1.0, 1.0)]})
     assert Page(chart).all("svg")[0]["aria-label"] == "loss over iteration: a 2 to 1, b 1 to 1"
     bars = sorted_bars("PSNR", {"x": 31.0, "y": 29.0}, larger_is_better=True, decimals=2)
     assert bars.index("y: 29.00") < bars.index("x: 31.00")  # worst first
