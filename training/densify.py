@@ -87,7 +87,7 @@ def _selected(
 
 def _children(
     state: TrainState, parents: Tensor, noise: torch.Generator
-) -> tuple[Float[Tensor, "2*S 3"], Float[Tensor, "2*S 3"]]:
+) -> tuple[Float[Tensor, "children 3"], Float[Tensor, "children 3"]]:
     """Means and log scales of both children of each parent: drawn from the parent, and smaller."""
     log_scales = state.gaussians.log_scales[parents].repeat(CHILDREN, 1)
     drawn = torch.randn(log_scales.shape, generator=noise).to(log_scales)

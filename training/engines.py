@@ -4,7 +4,7 @@ The loop sees only `Engine`. Both evaluate the same objective, update with the s
 densification statistics; they agree to rounding.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from training.step import Step
 from training.views import Targets, View
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Carries out one step in place."""
 

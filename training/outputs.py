@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from scene import Scene
 from scene.gaussians import Gaussians
@@ -83,6 +83,7 @@ def _is_ours(line: str) -> bool:
     return isinstance(value, dict) and value.get("step") == STEP
 
 
+@runtime_checkable
 class Board(Protocol):
     """The part of TensorBoard's SummaryWriter that is used."""
 
