@@ -62,7 +62,7 @@ demo: setup $(STAMPS)/demo
 test: dev
 	$(PY) -m pytest -q -m "not slow and not net and not fuzz"
 test-slow: dev
-	$(PY) -m pytest -q -m "slow"
+	$(PY) -m pytest -q -m "slow or fuzz"
 fuzz: dev
 	$(PY) -m pytest -q -m "fuzz"
 lint: dev

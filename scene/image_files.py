@@ -21,6 +21,7 @@ from utils.errors import UserError
 MAX_PIXELS = 64 << 20
 MAX_FILE_BYTES = 512 << 20
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TAIL_BYTES = 4096  # some writers leave a few bytes behind the end marker
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples a pixel
 _PNG_DEPTHS = {0: (1, 2, 4, 8), 2: (8,), 3: (1, 2, 4, 8), 4: (8,), 6: (8,)}
 _ADAM7 = (
@@ -161,6 +162,9 @@ def _png_header(path: Path, file: io.BufferedReader, start: bytes) -> ImageHeade
             break
         alpha = kind == b"tRNS"
         position += 12 + length
+    file.seek(max(0, size - PNG_TAIL_BYTES))
+    if b"IEND" not in file.read():  # found here, before a long run meets it
+        raise UserError(f"{path}: cut short at byte {size}: a PNG ends with an IEND chunk")
     return ImageHeader(layout.width, layout.height, 4 if alpha else 3)
 
 
