@@ -74,6 +74,12 @@ class TrainingParams:
         "", "folder of pseudo-HR frames; default: OUT/hr where it is; none = train on the scene's own", result=False
     )
     scale: int = opt(0, "HR size over LR size; 0 = from the frames; with --lambda_tex 0 no frames are needed")
+    init_points: str = opt(
+        "scene",
+        "start from the scene's points (random ones where it has none), or from the visual hull of views with alpha:"
+        " far fewer and better placed, for short runs on a CPU",
+        choices=("scene", "hull"),
+    )
     init_ply: str = opt("", "start from the Gaussians of this PLY", result=False)
     start_checkpoint: str = opt("", "continue from this checkpoint, or from the latest", result=False)
     test_iterations: tuple[int, ...] = opt((7000, 30_000), "iterations at which views are measured", result=False)

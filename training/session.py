@@ -13,6 +13,7 @@ from arguments.loading import PipelineParams
 from arguments.steps import STEPS
 from arguments.training import TrainingParams
 from scene import Scene, load_scene
+from scene.hull import hull_points
 from scene.points import random_points
 from training import loop
 from training.checkpoint import Checkpoints, check_fingerprint, load
@@ -58,7 +59,9 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
         allow_missing=model.allow_missing,
         compat=common.compat,
     )
-    if scene.points is None:
+    if settings.training.init_points == "hull":
+        scene.points = hull_points(scene, seed=common.seed)
+    elif scene.points is None:
         scene.points = random_points(seed=common.seed)
     frames = frames_folder(settings.training.frames, out)
     views = training_views(scene, frames, model, optimisation, settings.training.scale, device)
