@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("ordering", "upsampling", "training", "gaussian_renderer", "submodules", "evaluation", "examples")
 BACKGROUNDS = ("white", "black")
 SCALE = 4
+INITIAL_POINTS = "exact points of the surface, each in the mean colour of its LR pixel"
 VARIANTS = {
     "bicubic": ("--ordering=file", "--upsampler=bicubic"),
     "single": ("--ordering=file", "--upsampler=basicvsr", "--propagation=none"),
@@ -154,7 +155,8 @@ def comparison(out: Path, config: str) -> dict[str, Any]:
         require_equal([(name, protocol) for name, protocol in protocols if protocol.background == background])
     require_equal(protocols[: len(BACKGROUNDS)], shown=("background",))
     shared = {key: value for key, value in protocols[0][1].to_json().items() if key not in ("background", "truth")}
-    return {"protocol": shared | {"settings": read_toml(config)}, "rows": rows}
+    shared |= {"initial_points": INITIAL_POINTS, "settings": read_toml(config)}
+    return {"protocol": shared, "rows": rows}
 
 
 def show(out: Path) -> None:
