@@ -1,0 +1,39 @@
+"""The README's picture: one detail of the demo, four times. `python -m examples.demo_picture` after `make demo`."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from examples.demo import DemoParams
+from scene.image_files import read_image, write_png
+from utils import errors, log
+
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "demo.png"
+VIEW = 2  # the departure board, seen from the front
+DETAIL = (96, 176, 276, 306)  # left, top, right, bottom in HR pixels
+ENLARGED = 2
+GAP_PX = 6
+
+
+def main() -> None:
+    """Write docs/images/demo.png: the view at LR size, bicubic model, video model, truth, from left to right."""
+    out = Path(DemoParams().output_path)
+    folder = max((out / "video" / "white" / "test").iterdir()).name
+    truth = read_image(out / "video" / "white" / "test" / folder / "gt" / f"{VIEW:05}.png")
+    scale = truth.shape[0] // read_image(next((out / "lr" / "train").glob("*.png"))).shape[0]
+    small = Image.fromarray(truth).reduce(scale).resize(truth.shape[1::-1], Image.Resampling.NEAREST)
+    renders = [out / variant / "white" / "test" / folder / "renders" for variant in ("bicubic", "video")]
+    panels = [np.asarray(small), *(read_image(render / f"{VIEW:05}.png") for render in renders), truth]
+    details = [Image.fromarray(panel).crop(DETAIL) for panel in panels]
+    width, height = ((DETAIL[i + 2] - DETAIL[i]) * ENLARGED for i in (0, 1))
+    sheet = np.full((height, len(details) * (width + GAP_PX) - GAP_PX, 3), 255, np.uint8)
+    for i, detail in enumerate(details):
+        left = i * (width + GAP_PX)
+        sheet[:, left : left + width] = np.asarray(detail.resize((width, height), Image.Resampling.LANCZOS))
+    write_png(PICTURE, sheet)
+    log.say(f"wrote {PICTURE}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
