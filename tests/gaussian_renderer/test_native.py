@@ -28,9 +28,6 @@ from utils.errors import UserError
 
 # float32 rounds to 6e-8; a sum over some hundred splats and pixels of both signs loses up to two digits.
 TOLERANCE = 1e-5
-# Behind a splat with alpha near the cap the backward pass divides what is left of the pixel's colour by T (1 - alpha),
-# and so its rounding by 0.01: that part of the gradients is good to 100 x 1e-6.
-BEHIND_OPAQUE = 1e-4
 MAPS = ("color", "alpha", "inverse_depth", "depth")
 
 
@@ -84,17 +81,14 @@ def errors(camera: Camera, gaussians: Gaussians, chosen: RenderSettings, name: s
     return {k: relative_error(found[k], exact[k]) for k in exact}
 
 
-CLEAR: dict[str, dict[str, Any]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "usual": {},
     "faint": {"opacity": -4.0, "log_scale": -2.0},
     "wide": {"spread": 4.0},
-}
-OPAQUE: dict[str, dict[str, Any]] = {
     "opaque": {"opacity": 5.0, "log_scale": -1.8},
     "close": {"depth": (0.05, 1.5)},
     "behind": {"depth": (-2.0, 2.5)},
 }
-KINDS = CLEAR | OPAQUE
 
 
 @hypothesis_settings(max_examples=40, derandomize=True, deadline=None)
@@ -124,17 +118,16 @@ def test_values_and_gradients_on_random_scenes(
     # One splat whose tail alone is in the picture can be arbitrarily ill-conditioned; some dozens are not.
     assume(gaussians.num >= 10)
     for name, error in errors(camera, gaussians, chosen).items():
-        loose = kind in OPAQUE and name.startswith("gradient")
-        assert error <= (BEHIND_OPAQUE if loose else TOLERANCE), (name, error)
+        assert error <= TOLERANCE, (name, error)
 
 
-def test_opaque_stack() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_opaque_stack(seed: int) -> None:
     """100 nearly opaque splats over the same pixels: the stop at T = 1e-4 and the cap at 0.99 are the rule."""
     camera = make_camera(48, 40)
-    gaussians = off_the_edges(camera, make_gaussians(100, 1, spread=0.1, opacity=7.0, log_scale=-1.5), settings())
+    gaussians = off_the_edges(camera, make_gaussians(100, seed, spread=0.1, opacity=7.0, log_scale=-1.5), settings())
     found = errors(camera, gaussians, settings())
-    assert max(found[k] for k in MAPS) <= TOLERANCE
-    assert max(found.values()) <= BEHIND_OPAQUE
+    assert max(found.values()) <= TOLERANCE, found
 
 
 EXTREMES: dict[str, dict[str, Any]] = {

@@ -207,3 +207,15 @@ def test_unknown_instruction_set_is_refused():
     assert done.returncode != 0
     assert "SPLAT_ISA=sse9: unknown instruction set; use one of" in done.stderr
     assert isa() in done.stderr
+
+
+def test_a_graph_alive_at_exit_is_no_leak():
+    script = (
+        "import sys, torch; from tests.submodules.rasterizer_scenes import make_case;"
+        "from diff_gaussian_rasterization import rasterize_extended;"
+        "means = torch.tensor([[0.0, 0, 3]], requires_grad=True); one = torch.ones(1, 4);"
+        "sys.kept = rasterize_extended(make_case(0, n=1).raster_camera, means, one[:, :1] / 2, colors=one[:, :3],"
+        " scales=one[:, :3], quats=one)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

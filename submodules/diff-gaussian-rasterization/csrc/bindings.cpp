@@ -206,6 +206,7 @@ nb::dict facts(const Rasterization& r) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // an autograd graph may be alive when the interpreter ends
   m.doc() = "CPU kernels of the rasterizer; use the Python modules around it.";
   nb::class_<splat::Camera>(m, "Camera");
   nb::class_<Rasterization>(m, "Rasterization")

@@ -137,23 +137,23 @@ class _Rasterize(torch.autograd.Function):
         )
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, color, transmittance, inverse_depth)
+        ctx.save_for_backward(*tensors, transmittance)
         return color, transmittance, inverse_depth, radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, color, transmittance, inverse_depth = ctx.saved_tensors
+        *tensors, transmittance = ctx.saved_tensors
         splats = Splats(*tensors)
         wanted = ctx.needs_input_grad[3:]  # means2d, then the fields of Splats
         means2d = torch.empty(splats.means.shape) if wanted[0] else None
         out = [None if t is None or not w else torch.empty_like(t) for t, w in zip(tensors, wanted[1:], strict=True)]
         g_color, g_transmittance, g_depth = (None if g is None else g.contiguous() for g in gradients[:3])
         if g_color is None:
-            g_color = torch.zeros_like(color)
+            g_color = torch.zeros(3, *transmittance.shape)
         ctx.lease.native.backward(
             _addresses(splats),
-            [address(color), address(transmittance), address(inverse_depth)],
+            [0, address(transmittance), 0],  # all it needs of the maps
             [address(g_color), address(g_transmittance), address(g_depth)],
             _addresses(Splats(*out)),  # type: ignore[arg-type]
             address(means2d),

@@ -327,7 +327,7 @@ class Workspace:
             if inverse_depth is None:
                 raise ValueError("grad_inverse_depth: the forward pass was without aux=True")
             check_tensor("grad_inverse_depth", grad_inverse_depth, tuple(inverse_depth.shape))
-        forward = [address(image), address(transmittance), address(inverse_depth)]
+        forward = [0, address(transmittance), 0]  # all that the backward pass needs of them
         return forward, [*map(address, (grad_image, grad_transmittance, grad_inverse_depth))], count
 
 

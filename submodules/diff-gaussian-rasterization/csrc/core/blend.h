@@ -32,21 +32,23 @@ struct BlendGradient {
   V weight;  // T alpha, the factor of dL/dcolour
 };
 
-/// Backward, front to back. `colour_gradient` = (colour, depth) . (their gradients) of this splat;
-/// `rest` = what is still to come, background included, times the gradient: one scalar a pixel, so
-/// that nothing per splat is stored and T is never divided back. raw_alpha is 0 where skipped.
-/// The cap at 0.99 is straight-through, as in the original.
+/// Backward, back to front. `colour_gradient` = (colour, depth) . (their gradients) of this splat;
+/// `rest` = all that lies behind it, background included, times the gradient; t = transmittance
+/// behind it, then in front of it. raw_alpha is 0 where the splat was not blended.
+///
+/// Front to back, `rest` would be the pixel's total less what has been passed, and its rounding,
+/// 1e-7 of the total, divided by t: up to 1e4 times larger behind opaque splats. Summed from behind
+/// it is good to its own last digits everywhere. The cap at 0.99 is straight-through, as in the
+/// original.
 template <class V>
 SPLAT_HD BlendGradient<V> blend_step_gradient(V raw_alpha, V colour_gradient, V& t, V& rest) {
   const V alpha = min(raw_alpha, V(kAlphaMax));
-  const V in_front = t;
-  const V behind = negative_multiply_add(in_front, alpha, in_front);
-  const auto live = V(kTransmittanceMin) <= behind;
-  const V weight = zero_unless(live, in_front * alpha);
-  rest = negative_multiply_add(weight, colour_gradient, rest);
-  t = behind;
-  const V through = negative_multiply_add(rest, reciprocal(behind), colour_gradient);
-  return {zero_unless(live, raw_alpha * in_front * through), weight};
+  const V inverse = reciprocal(V(1.f) - alpha);
+  const V power = raw_alpha * inverse * (t * colour_gradient - rest);
+  t = t * inverse;
+  const V weight = t * alpha;
+  rest += weight * colour_gradient;
+  return {power, weight};
 }
 
 }  // namespace splat

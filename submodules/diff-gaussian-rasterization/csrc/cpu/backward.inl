@@ -1,4 +1,4 @@
-// Blending backward, front to back, one task a tile. Gaussian-outer: the nine (ten with depth) sums
+// Blending backward, back to front, one task a tile. Gaussian-outer: the nine (ten with depth) sums
 // of a (tile, Gaussian) instance stay in registers over the blocks of the tile, then one joint lane
 // reduction and one store into the slot of the instance. Every slot is written exactly once: no
 // atomics, and the same bits for any number of threads.
@@ -7,56 +7,55 @@ enum Moment { kSum, kU, kV, kUU, kUV, kVV, kRed, kGreen, kBlue, kInverseDepth, k
 constexpr int kSlotFloats = 16;
 
 struct BlockGradient {
-  VecF t;                        // transmittance in front of the next splat
-  VecF rest;                     // what is still to come, times the gradient
+  VecF t;                        // transmittance behind the next splat
+  VecF rest;                     // what lies behind it, times the gradient
+  VecI end;                      // index after the last instance that was blended
   VecF red, green, blue, depth;  // dL/dimage
 };
 
-/// Gradients of a block and `rest` before its first splat.
-SPLAT_HD BlockGradient load_block_gradient(const Images& images, const Images& gradient,
-                                           const BlockView& view, bool aux) {
+/// State behind the last splat: only the background, seen through what is left.
+SPLAT_HD BlockGradient load_block_gradient(const Workspace& w, const Images& images,
+                                           const Images& gradient, const BlockView& view,
+                                           int64_t block) {
   const int64_t pixels = int64_t{view.width} * view.height;
+  const float* const background = w.camera.background;
   BlockGradient q;
-  q.t = ones_inside(view);
+  q.t = read_block(images.transmittance, view);
+  q.end = load_int(&w.lane_end[block * kLanes]);
   q.red = read_block(gradient.color, view);
   q.green = read_block(gradient.color + pixels, view);
   q.blue = read_block(gradient.color + 2 * pixels, view);
-  q.depth = 0.f;
-  q.rest = q.red * read_block(images.color, view) +
-           q.green * read_block(images.color + pixels, view) +
-           q.blue * read_block(images.color + 2 * pixels, view);
-  if (aux) {
-    q.depth = read_block(gradient.inverse_depth, view);
-    q.rest += q.depth * read_block(images.inverse_depth, view);
-  }
-  if (gradient.transmittance) {
-    q.rest += read_block(gradient.transmittance, view) * read_block(images.transmittance, view);
-  }
+  q.depth = gradient.inverse_depth ? read_block(gradient.inverse_depth, view) : VecF(0.f);
+  q.rest = q.red * background[0] + q.green * background[1] + q.blue * background[2];
+  if (gradient.transmittance) q.rest += read_block(gradient.transmittance, view);
+  q.rest *= q.t;
   return q;
 }
 
-/// Blocks of `alive` that go beyond instance i; `next` = first instance after which this changes.
-SPLAT_HD uint64_t still_alive(const uint32_t* block_end, uint64_t alive, uint32_t i, uint32_t end,
-                              uint32_t& next) {
-  next = end;
-  for (uint64_t todo = alive; todo; todo &= todo - 1) {
+/// Blocks of `inside` that instance i may have been blended in; `next` = index below which this
+/// changes.
+SPLAT_HD uint64_t reached_blocks(const uint32_t* block_end, uint64_t inside, uint32_t i,
+                                 uint32_t& next) {
+  uint64_t reached = inside;
+  next = 0;
+  for (uint64_t todo = inside; todo; todo &= todo - 1) {
     const int b = __builtin_ctzll(todo);
     if (block_end[b] < i) {
-      alive &= ~(uint64_t{1} << b);
-    } else {
-      next = smaller(next, block_end[b] + 1);
+      reached &= ~(uint64_t{1} << b);
+      next = larger(next, block_end[b] + 1);
     }
   }
-  return alive;
+  return reached;
 }
 
 /// Gradient sums of one splat over the blocks in `mask`.
 template <bool kAux>
-SPLAT_HD void instance_gradient(const Record& r, TileOrigin o, uint64_t mask, BlockGradient* blocks,
-                                float* slot) {
+SPLAT_HD void instance_gradient(const Record& r, uint32_t i, TileOrigin o, uint64_t mask,
+                                BlockGradient* blocks, float* slot) {
   const float dx = static_cast<float>(o.x) - r.x, dy = static_cast<float>(o.y) - r.y;
   const VecF a = r.a, b = r.b, c = r.c, u0 = r.a * dx + r.b * dy, v0 = r.c * dy;
   const VecF log2_opacity = r.log2_opacity, red = r.red, green = r.green, blue = r.blue;
+  const VecI index = static_cast<int>(i);
   VecF sum[kMoments];
   for (int k = 0; k < kMoments; k++) sum[k] = 0.f;
   for (; mask; mask &= mask - 1) {
@@ -65,7 +64,7 @@ SPLAT_HD void instance_gradient(const Record& r, TileOrigin o, uint64_t mask, Bl
     const VecF ox = load(kOffsets.x + kLanes * block), oy = load(kOffsets.y + kLanes * block);
     const VecF u = a * ox + (b * oy + u0), v = c * oy + v0;
     VecF alpha = log2_alpha(u, v, log2_opacity);
-    const Mask contributes = VecF(kLog2AlphaMin) <= alpha;
+    const Mask contributes = (VecF(kLog2AlphaMin) <= alpha) & (index < q.end);
     exp2_each<1>(&alpha);
     alpha = zero_unless(contributes, alpha);
     VecF colour_gradient = red * q.red + green * q.green + blue * q.blue;
@@ -93,36 +92,33 @@ void blend_tile_backward(Workspace& w, int tile, const Images& images, const Ima
   if (start == end) return;
   const FlushDenormals flush;
   BlockGradient blocks[kBlocks];
-  uint64_t alive = 0;
+  const uint32_t* const block_end = w.block_end.data() + int64_t{tile} * kBlocks;
+  uint64_t inside = 0, reached = 0;
   for (int b = 0; b < kBlocks; b++) {
     const BlockView view = block_view(w.camera, origin, b);
     if (view.outside()) continue;
-    blocks[b] = load_block_gradient(images, gradient, view, kAux);
-    alive |= uint64_t{1} << b;
+    blocks[b] = load_block_gradient(w, images, gradient, view, int64_t{tile} * kBlocks + b);
+    inside |= uint64_t{1} << b;
   }
-  const uint32_t* const block_end = w.block_end.data() + int64_t{tile} * kBlocks;
-  uint32_t i = start, next = start;
-  for (; i < end && alive; i++) {
-    __builtin_prefetch(&w.records[w.instance_gaussian[smaller(i + 10, end - 1)]]);
-    if (i >= next) alive = still_alive(block_end, alive, i, end, next);
-    const uint64_t mask = w.instance_mask[i] & alive;
+  for (uint32_t i = end, next = end; i-- > start;) {
+    __builtin_prefetch(&w.records[w.instance_gaussian[larger(i, start + 10) - 10]]);
+    if (i < next) reached = reached_blocks(block_end, inside, i, next);
+    const uint64_t mask = w.instance_mask[i] & reached;
     float* const slot = &w.slots[int64_t{w.instance_slot[i]} * kSlotFloats];
     if (mask) {
-      instance_gradient<kAux>(w.records[w.instance_gaussian[i]], origin, mask, blocks, slot);
+      instance_gradient<kAux>(w.records[w.instance_gaussian[i]], i, origin, mask, blocks, slot);
     } else {
       store(slot, VecF(0.f));
     }
   }
-  for (; i < end; i++) store(&w.slots[int64_t{w.instance_slot[i]} * kSlotFloats], VecF(0.f));
 }
 
 void blend_backward(Workspace& w, const Images& images, const Images& gradient, int threads) {
   const int tiles = w.tiles_x * w.tiles_y;
-  const bool aux = gradient.inverse_depth && images.inverse_depth;
   w.slots.grow((w.instances + 1) * kSlotFloats);
 #pragma omp parallel for schedule(dynamic, 2) num_threads(threads)
   for (int tile = 0; tile < tiles; tile++) {
-    if (aux) {
+    if (gradient.inverse_depth) {
       blend_tile_backward<true>(w, tile, images, gradient);
     } else {
       blend_tile_backward<false>(w, tile, images, gradient);

@@ -72,12 +72,14 @@ struct BlockState {
   VecF t;        // running transmittance, below the limit once finished
   VecF t_final;  // behind the last blended splat
   VecF red, green, blue, inverse_depth;
+  VecI end;  // index after the last instance blended
 };
 
 /// What a tile needs of a splat, x and y replaced by u and v at the tile's origin.
 struct TileSplat {
   float u0, v0, a, b, c, log2_opacity, red, green, blue, inverse_depth;
-  float unused[6];
+  int32_t end;  // index of the next instance
+  float unused[5];
 };
 
 struct TileBatch {
@@ -100,6 +102,7 @@ SPLAT_HD uint64_t unpack_batch(const Workspace& w, TileOrigin o, uint32_t first,
     const float dx = static_cast<float>(o.x) - r.x, dy = static_cast<float>(o.y) - r.y;
     s.u0 = r.a * dx + r.b * dy;
     s.v0 = r.c * dy;
+    s.end = static_cast<int32_t>(index + 1);
     const uint64_t mask = w.instance_mask[index];
     used |= mask;
     for (int k = 0; k < 8; k++) batch.rows[k][i] = static_cast<uint8_t>(mask >> (8 * k));
@@ -135,6 +138,7 @@ SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy,
       s.green += weight * splat[k]->green;
       s.blue += weight * splat[k]->blue;
       if (kAux) s.inverse_depth += weight * splat[k]->inverse_depth;
+      s.end = select(live, VecI(splat[k]->end), s.end);
     }
     if (!any(live)) {
       finished = smaller(j + kSide, num_hits);
@@ -145,9 +149,9 @@ SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy,
   return finished;
 }
 
-SPLAT_HD void write_tile(const Workspace& w, TileOrigin o, const BlockState* blocks,
-                         const Images& out) {
+SPLAT_HD void write_tile(Workspace& w, int tile, const BlockState* blocks, const Images& out) {
   const Camera& c = w.camera;
+  const TileOrigin o = tile_origin(w, tile);
   const int64_t pixels = int64_t{c.width} * c.height;
   for (int b = 0; b < kBlocks; b++) {
     const BlockView view = block_view(c, o, b);
@@ -158,6 +162,7 @@ SPLAT_HD void write_tile(const Workspace& w, TileOrigin o, const BlockState* blo
     write_block(out.color + 2 * pixels, view, s.blue + s.t_final * c.background[2]);
     write_block(out.transmittance, view, s.t_final);
     if (out.inverse_depth) write_block(out.inverse_depth, view, s.inverse_depth);
+    store(&w.lane_end[(int64_t{tile} * kBlocks + b) * kLanes], s.end);
   }
 }
 
@@ -177,12 +182,13 @@ void blend_tile(Workspace& w, int tile, const Images& out) {
     block_end[b] = view.outside() ? start : end;
     if (view.outside()) continue;
     const VecF one = ones_inside(view), zero = 0.f;
-    blocks[b] = {one, one, zero, zero, zero, zero};
+    blocks[b] = {one, one, zero, zero, zero, zero, static_cast<int>(start)};
     alive |= uint64_t{1} << b;
   }
   for (uint32_t first = start; first < end && alive; first += kBatch) {
     const int n = static_cast<int>(smaller<uint32_t>(kBatch, end - first));
     const uint64_t used = unpack_batch(w, origin, first, n, end, batch);
+    batch.splat[kBatch].end = static_cast<int32_t>(first) + n;  // it may pass for the last one
     for (uint64_t todo = alive & used; todo; todo &= todo - 1) {
       const int b = __builtin_ctzll(todo);
       const int hits =
@@ -196,12 +202,13 @@ void blend_tile(Workspace& w, int tile, const Images& out) {
       }
     }
   }
-  write_tile(w, origin, blocks, out);
+  write_tile(w, tile, blocks, out);
 }
 
 void blend_forward(Workspace& w, const Images& out, int threads) {
   const int tiles = w.tiles_x * w.tiles_y;
   w.block_end.grow(int64_t{tiles} * kBlocks);
+  w.lane_end.grow(int64_t{tiles} * kBlocks * kLanes);
 #pragma omp parallel for schedule(dynamic, 2) num_threads(threads)
   for (int tile = 0; tile < tiles; tile++) {
     if (out.inverse_depth) {

@@ -54,7 +54,6 @@ void forward(Workspace& w, const Scene& scene, const Camera& camera, const Image
   w.count = scene.count;
   w.tiles_x = (camera.width + kTile - 1) / kTile;
   w.tiles_y = (camera.height + kTile - 1) / kTile;
-  w.has_aux = out.inverse_depth != nullptr;
   const double start = now_ms();
   preprocess(w, scene, radii, threads);
   const double preprocessed = now_ms();

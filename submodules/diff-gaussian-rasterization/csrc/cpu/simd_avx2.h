@@ -145,9 +145,10 @@ SIMD_INLINE VecF with_sign_of(VecF magnitude, VecF sign) {
   return {_mm256_or_ps(magnitude.a, _mm256_and_ps(sign.a, bit)),
           _mm256_or_ps(magnitude.b, _mm256_and_ps(sign.b, bit))};
 }
-SIMD_INLINE VecF reciprocal(VecF x) {  // 12 bits, then one Newton step
-  const VecF r = {_mm256_rcp_ps(x.a), _mm256_rcp_ps(x.b)};
-  return r * negative_multiply_add(x, r, 2.f);
+SIMD_INLINE VecF reciprocal(VecF x) {  // 12 bits, then two Newton steps; 1 for 1
+  VecF r = {_mm256_rcp_ps(x.a), _mm256_rcp_ps(x.b)};
+  r = r * negative_multiply_add(x, r, 1.f) + r;
+  return r * negative_multiply_add(x, r, 1.f) + r;
 }
 SIMD_INLINE VecI truncate(VecF x) { return {_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b)}; }
 SIMD_INLINE VecF to_float(VecI x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }

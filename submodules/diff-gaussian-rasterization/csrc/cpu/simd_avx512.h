@@ -86,7 +86,7 @@ SIMD_INLINE VecF with_sign_of(VecF magnitude, VecF sign) {
 }
 SIMD_INLINE VecF reciprocal(VecF a) {  // 14 bits, then one Newton step
   const VecF r = _mm512_rcp14_ps(a.v);
-  return r * negative_multiply_add(a, r, 2.f);
+  return r * negative_multiply_add(a, r, 1.f) + r;
 }
 SIMD_INLINE VecF scale_by_floor_exponent(VecF a, VecF e) {  // a 2^floor(e)
   return _mm512_scalef_ps(a.v, e.v);

@@ -47,7 +47,6 @@ struct Workspace {
   int64_t instances = 0;
   int64_t invalid = 0;  // culled because of NaN, Inf or values beyond float32's reach
   int tiles_x = 0, tiles_y = 0;
-  bool has_aux = false;  // the forward wrote inverse depth
   double stage_ms[kStages] = {};
 
   Buffer<Record> records;
@@ -64,6 +63,7 @@ struct Workspace {
   Buffer<uint32_t> instance_gaussian, instance_slot;
   Buffer<uint64_t> instance_mask;
   Buffer<uint32_t> block_end;  // [tiles, 64]: index after which no lane of the block is live
+  Buffer<int32_t> lane_end;    // [tiles, 64, 16]: index after the last instance blended there
   Buffer<float> slots;         // [instances, 16]: gradient sums
   Buffer<float> loss_rows[kMaxThreads];
   Buffer<double> loss_sums;
@@ -74,7 +74,8 @@ struct Workspace {
     int64_t sum = records.bytes() + radii.bytes() + flags.bytes() + keys.bytes() + order.bytes() +
                   order_swap.bytes() + histogram.bytes() + tile_start.bytes() + slot_start.bytes() +
                   instance_gaussian.bytes() + instance_slot.bytes() + instance_mask.bytes() +
-                  block_end.bytes() + slots.bytes() + loss_sums.bytes() + taps_by_column.bytes();
+                  block_end.bytes() + lane_end.bytes() + slots.bytes() + loss_sums.bytes() +
+                  taps_by_column.bytes();
     for (const auto& b : emitted) sum += b.bytes();
     for (const auto& b : loss_rows) sum += b.bytes();
     for (const auto& b : lr_scratch) sum += b.bytes();
