@@ -22,7 +22,7 @@ from gaussian_renderer import render as rasterize
 from scene import Scene
 from scene.cameras import Camera
 from scene.gaussians import FIELDS, Gaussians
-from scene.image_files import read_header, read_image, write_png
+from scene.image_files import read_header, write_png
 from scene.images import composite
 from scene.ply import read_gaussians
 from utils.atomic import writing
@@ -125,30 +125,26 @@ def comparable_views(scene: Scene, split: str) -> list[str]:
 
 def view_camera(scene: Scene, name: str) -> Camera:
     """Return the camera of a view at the size of its truth."""
-    path = scene.hr_path(name)
-    if path is None:
-        return scene.cameras[name]
-    header = read_header(path)
-    return scene.cameras[name].resized(header.width, header.height)
+    size = scene.hr_size(name)
+    return scene.cameras[name].resized(*size) if size else scene.cameras[name]
 
 
 def lr_camera(scene: Scene, name: str) -> Camera:
     """Return the camera of a view at LR size, also of a test view that is known at HR size only."""
     camera = scene.cameras[name]
     scale = hr_scale(scene)
-    path = scene.hr_path(name)
-    if scale == 1 or path is None:
+    size = scene.hr_size(name)
+    if scale == 1 or size is None:
         return camera
-    header = read_header(path)
-    return camera.resized(round(header.width / scale), round(header.height / scale))
+    return camera.resized(round(size[0] / scale), round(size[1] / scale))
 
 
 def hr_scale(scene: Scene) -> float:
     """HR size / LR size of the scene: truth's width over the width of the views that are trained on."""
     for name in [*scene.test, *scene.train]:
-        path = scene.hr_path(name)
-        if path is not None:
-            return round(read_header(path).width / scene.cameras[scene.train[0]].width, 4)
+        size = scene.hr_size(name)
+        if size:
+            return round(size[0] / scene.cameras[scene.train[0]].width, 4)
     return 1.0
 
 
@@ -162,8 +158,8 @@ def truth_8bit(scene: Scene, name: str, background: str) -> UInt8[np.ndarray, "H
 
     Rounded after composing; under --compat sequence_matters the fraction of a grey level is dropped, as in its release.
     """
-    path = scene.hr_path(name)
-    image = scene.images.raw(name) if path is None else read_image(path)
+    truth = scene.hr_image(name)
+    image = scene.images.raw(name) if truth is None else truth
     composed = composite(image, COLOURS[background], truncate=scene.images.truncate)
     return np.rint(composed * 255).astype(np.uint8)
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from scene.blender import TEST_FILE, TRAIN_FILE, read_blender
 from scene.cameras import Camera, scaled_intrinsics
 from scene.colmap import MODEL_FOLDERS, model_folder, read_colmap
+from scene.image_files import read_header, read_image
 from scene.images import ImageStore, working_size
 from scene.lr_kernel import FILE_NAME as KERNEL_FILE
 from scene.lr_kernel import LRKernelFile
@@ -71,6 +73,31 @@ class Scene:
         UserError : the image is a link that leads out of `hr_root` and the scene.
         """
         return Roots(self.root, self.hr_root).hr_image(name)
+
+    def hr_size(self, name: str) -> tuple[int, int] | None:
+        """Width and height of the part of the HR truth that the view was made from; None where there is no truth.
+
+        `scene.downscale` crops sides that its scale does not divide; lr_kernel.json says how far.
+        """
+        path = self.hr_path(name)
+        if path is None:
+            return None
+        header = read_header(path)
+        own = [self.cameras[name].width, self.cameras[name].height]
+        for size in self.kernel_file.sizes if self.kernel_file else ():
+            if size["lr"] == own and size["hr"] == [header.width, header.height]:
+                return size["used"][0], size["used"][1]
+        return header.width, header.height
+
+    def hr_image(self, name: str) -> UInt8[np.ndarray, "H W C"] | None:
+        """The HR truth of a view at `hr_size`, or None.
+
+        Raises
+        ------
+        UserError : as `hr_path`, or the image cannot be read.
+        """
+        path, size = self.hr_path(name), self.hr_size(name)
+        return None if path is None or size is None else read_image(path)[: size[1], : size[0]]
 
 
 def load_scene(
