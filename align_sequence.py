@@ -17,20 +17,12 @@ def main() -> None:
     if not model.source_path or not model.model_path:
         raise UserError("align_sequence.py: -s SCENE (the LR views) and -m OUT (the output folder) are needed")
     from ordering import build, describe
-    from scene import load_scene
+    from scene import open_scene
     from scene.files import scene_inputs
     from scene.sequences import FILE_NAME, read_sequences, write_sequences
 
     out = Path(model.model_path)
-    scene = load_scene(
-        model.source_path,
-        images=model.images,
-        eval=model.eval,
-        hr_root=model.hr_root,
-        resolution=model.resolution,
-        allow_missing=model.allow_missing,
-        compat=common.compat,
-    )
+    scene = open_scene(model, common.compat)
     if common.dry_run:
         say(describe(scene, ordering, common.compat))
         return

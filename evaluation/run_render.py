@@ -20,7 +20,7 @@ from evaluation.rendering import (
     to_8bit,
     view_camera,
 )
-from scene import Scene, load_scene
+from scene import Scene, open_scene
 from training.job import device_for
 from utils.compute import set_threads
 from utils.errors import UserError
@@ -48,15 +48,7 @@ def render_model(common: CommonParams, model: ModelParams, pipeline: PipelinePar
     set_threads(common.threads)
     out = Path(render.output_path or model.model_path)
     ply, _ = find_model(Path(model.model_path), render.iteration)
-    scene = load_scene(
-        model.source_path,
-        images=model.images,
-        eval=model.eval,
-        hr_root=model.hr_root or None,
-        resolution=model.resolution,
-        allow_missing=model.allow_missing,
-        compat=common.compat,
-    )
+    scene = open_scene(model, common.compat)
     job = load_job(scene, model, pipeline, render, device_for(common.device, pipeline.rasterizer))
     if common.dry_run:
         views = f"{len(scene.train)} train and {len(scene.test)} test views"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from arguments.loading import ModelParams
 from scene.blender import TEST_FILE, TRAIN_FILE, read_blender
 from scene.cameras import Camera, scaled_intrinsics
 from scene.colmap import MODEL_FOLDERS, model_folder, read_colmap
@@ -98,6 +99,19 @@ class Scene:
         """
         path, size = self.hr_path(name), self.hr_size(name)
         return None if path is None or size is None else read_image(path)[: size[1], : size[0]]
+
+
+def open_scene(model: ModelParams, compat: str = "") -> Scene:
+    """The scene that a script's loading flags name. Raises UserError as `load_scene`."""
+    return load_scene(
+        model.source_path,
+        images=model.images,
+        eval=model.eval,
+        hr_root=model.hr_root or None,
+        resolution=model.resolution,
+        allow_missing=model.allow_missing,
+        compat=compat,
+    )
 
 
 def load_scene(

@@ -12,7 +12,7 @@ from arguments.cfg_args import write_cfg_args
 from arguments.loading import PipelineParams
 from arguments.steps import STEPS
 from arguments.training import TrainingParams
-from scene import Scene, load_scene
+from scene import Scene, open_scene
 from scene.hull import hull_points
 from scene.points import random_points
 from training import loop
@@ -50,15 +50,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
     rng.seed_all(common.seed)
     set_threads(common.threads)
     device = device_for(common.device, settings.pipeline.rasterizer)
-    scene = load_scene(
-        model.source_path,
-        images=model.images,
-        eval=model.eval,
-        hr_root=model.hr_root or None,
-        resolution=model.resolution,
-        allow_missing=model.allow_missing,
-        compat=common.compat,
-    )
+    scene = open_scene(model, common.compat)
     if settings.training.init_points == "hull":
         scene.points = hull_points(scene, seed=common.seed)
     elif scene.points is None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from arguments.loading import ModelParams
-from scene import load_scene
+from scene import open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_header, read_image
 from scene.lr_kernel import KERNELS, LRKernelFile, resolve_kernel
@@ -83,15 +83,7 @@ def scene_source(model: ModelParams, path: Path, compat: str) -> Source:
     """
     if not path.is_file():
         raise UserError(f"{path}: no {FILE_NAME}; make it with align_sequence.py, or name one with --sequences")
-    scene = load_scene(
-        model.source_path,
-        images=model.images,
-        eval=model.eval,
-        hr_root=model.hr_root,
-        resolution=model.resolution,
-        allow_missing=model.allow_missing,
-        compat=compat,
-    )
+    scene = open_scene(model, compat)
     sequences = read_sequences(path, required=scene.train, known=scene.test)
     used = dict.fromkeys(name for s in sequences.subsequences for name in s.frames)
     kernel = resolve_kernel(scene, model.lr_kernel) if model.lr_kernel or scene.kernel_file else None
