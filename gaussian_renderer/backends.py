@@ -4,7 +4,7 @@ All take activated Splats and give the same RenderOutput; radii and the gradient
 3DGS code whatever the backend, because densification counts on them.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from scene.cameras import Camera
 from utils.errors import UserError
 
 
+@runtime_checkable
 class Rasterizer(Protocol):
     """Splats seen by a camera become an image; differentiable in every tensor of `splats`."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +18,7 @@ from utils.errors import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
+@runtime_checkable
 class Views(Protocol):
     """Where LR frames come from: `scene.images.ImageStore` is one."""
 

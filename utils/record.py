@@ -1,8 +1,7 @@
 """run.json: one record a step, written last. It says what a result was made from and decides what may be skipped.
 
-A step's key: its settings, its seed, hashes of its inputs and of its code. Same key and intact outputs = up to date.
-A step cut short leaves `.NAME.started.json` with its key: only an attempt with the same key may keep partial outputs.
-"""
+A step's key: settings, seed, hashes of inputs and code. Same key and intact outputs = up to date. A step cut short
+leaves `.NAME.started.json` with its key: only an attempt with the same key may keep partial outputs."""
 
 import json
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from utils.atomic import read_json, write_json
 from utils.errors import UserError
@@ -23,6 +22,7 @@ SCHEMA = 1
 GROUND = ("scene", "arguments", "utils")  # below every step
 
 
+@runtime_checkable
 class Common(Protocol):
     """What a step needs of the flags that all scripts share (arguments.loading.CommonParams)."""
 

@@ -16,8 +16,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from arguments.cfg_args import read_cfg_args, write_cfg_args
+from arguments.loading import ModelParams
 from scene.blender import read_blender
 from scene.colmap_model import read_model
 from scene.image_files import read_image
@@ -30,6 +33,7 @@ from scene.transforms import read_transforms
 from tests.scene.test_ply import foreign, some_gaussians
 from tests.scene_factory import picture, write_blender, write_colmap, write_transforms
 from utils.errors import UserError
+from utils.state import load_state, save_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")  # notices on EXIF, not on pixels
 DEFAULT_RUNS, LONG_RUNS = 300, 100_000
@@ -144,10 +148,20 @@ def sequences_json(folder: Path) -> Reader:
     return path, lambda: read_sequences(path, names)
 
 
+def cfg_args(folder: Path) -> Reader:
+    return write_cfg_args(folder, ModelParams(source_path="scene", eval=True)), lambda: read_cfg_args(folder)
+
+
+def checkpoint(folder: Path) -> Reader:
+    path = folder / "iteration_1.safetensors"
+    save_state(path, {"means": torch.zeros(2, 3), "random": torch.zeros(8, dtype=torch.uint8)}, {"iteration": 1})
+    return path, lambda: load_state(path)
+
+
 READERS = [
     *(ply_binary, ply_ascii, ply_points, png_rgba, png_palette, jpeg),
     *(colmap_cameras, colmap_images, colmap_points, colmap_cameras_text, colmap_images_text, colmap_points_text),
-    *(blender_json, transforms_json, lr_kernel_json, sequences_json),
+    *(blender_json, transforms_json, lr_kernel_json, sequences_json, cfg_args, checkpoint),
 ]
 WORDS = [
     b"\0",
