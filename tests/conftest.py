@@ -1,7 +1,10 @@
 """What all tests share: where the development data lie, and that nothing talks to the network."""
 
+import contextlib
+import fcntl
 import os
 import socket
+import struct
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads starve each other
@@ -13,6 +16,19 @@ if (SHARED / "data").is_dir():
     os.environ.setdefault("SEQSPLAT_DATA", str(SHARED / "data"))
 if (SHARED / "weights").is_dir():
     os.environ.setdefault("SEQSPLAT_WEIGHTS", str(SHARED / "weights"))
+
+
+def _raise_loopback() -> None:
+    """In a network namespace of its own (`unshare -rn make test`) the loopback interface starts down: raise it."""
+    get_flags, set_flags, up = 0x8913, 0x8914, 1  # SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, contextlib.suppress(OSError):
+        answer = fcntl.ioctl(any_socket, get_flags, struct.pack("16sH14x", b"lo", 0))
+        flags = struct.unpack("16sH14x", answer)[1]
+        if not flags & up:
+            fcntl.ioctl(any_socket, set_flags, struct.pack("16sH14x", b"lo", flags | up))
+
+
+_raise_loopback()
 
 
 def _folder(variable: str) -> Path:
