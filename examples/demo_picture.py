@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from examples.demo import DemoParams
+from examples.demo import SCALE, DemoParams
 from scene.image_files import read_image, write_png
+from scene.lr_kernel import LRKernel
 from utils import errors, log
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "demo.png"
@@ -16,13 +18,21 @@ ENLARGED = 2
 GAP_PX = 6
 
 
+def to_lr(truth: np.ndarray) -> Image.Image:
+    """The view at the size of the LR views, made as they are."""
+    height, width = truth.shape[:2]
+    kernel = LRKernel("bicubic", "renormalise", (width, height), (width // SCALE, height // SCALE))
+    planes = kernel.down(torch.from_numpy(truth).movedim(2, 0) / 255)
+    return Image.fromarray((planes.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, 2).numpy())
+
+
 def main() -> None:
     """Write docs/images/demo.png: the view at LR size, bicubic model, video model, truth, from left to right."""
     out = Path(DemoParams().output_path)
     folder = max((out / "video" / "white" / "test").iterdir()).name
     truth = read_image(out / "video" / "white" / "test" / folder / "gt" / f"{VIEW:05}.png")
-    scale = truth.shape[0] // read_image(next((out / "lr" / "train").glob("*.png"))).shape[0]
-    small = Image.fromarray(truth).reduce(scale).resize(truth.shape[1::-1], Image.Resampling.NEAREST)
+    height, width = truth.shape[:2]
+    small = to_lr(truth).resize((width, height), Image.Resampling.NEAREST)
     renders = [out / variant / "white" / "test" / folder / "renders" for variant in ("bicubic", "video")]
     panels = [np.asarray(small), *(read_image(render / f"{VIEW:05}.png") for render in renders), truth]
     details = [Image.fromarray(panel).crop(DETAIL) for panel in panels]

@@ -11,6 +11,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported:
 
 import pytest
 
+with contextlib.suppress(ImportError):  # beartype is not on every machine
+    import tests.typecheck  # noqa: F401 (named by --jaxtyping-packages)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 if (SHARED / "data").is_dir():
     os.environ.setdefault("SEQSPLAT_DATA", str(SHARED / "data"))

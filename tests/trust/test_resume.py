@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.forked import ScriptProcess
@@ -91,6 +92,22 @@ def test_signals_end_with_their_code_and_change_no_bit(root, unbroken, signum, s
     # before train.py has set its handlers (imports are done already) Python's own end SIGINT with 1, SIGTERM with -15
     assert set(codes) <= {128 + signum, 0, 1, -signal.SIGTERM}
     assert 128 + signum in codes or 0 in codes
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_training_ends_in_good_order(root, signum):
+    """Ten random moments each: the code says which signal, within 10 s, and the last checkpoint loads."""
+    moments = np.random.default_rng(signum).uniform(0.0, 0.3, 10)
+    for i, moment in enumerate(moments):
+        out = root / f"moment_{signum}_{i}"
+        process = ScriptProcess(command(root, out, iterations=100_000), root / f"moment_{signum}_{i}.txt")
+        wait_for(out / "checkpoints" / "iteration_10.safetensors")
+        time.sleep(moment)
+        process.signal(signum)
+        begin = time.monotonic()
+        assert process.wait(10) == 128 + signum
+        assert time.monotonic() - begin < 10
+        checkpoints_load(out)
 
 
 def test_a_second_signal_ends_at_once(root):
