@@ -5,7 +5,7 @@ on the hull start where the object can be. Letters: V views, n points, r voxels 
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from scene import Scene
@@ -56,7 +56,7 @@ def hull_points(scene: Scene, n: int = POINTS, resolution: int = RESOLUTION, see
     return PointCloud(xyz.astype(np.float32), _colours(scene, xyz, normals))
 
 
-def _centres(index: Float[np.ndarray, "P 3"], resolution: int) -> Float[np.ndarray, "P 3"]:
+def _centres(index: Shaped[np.ndarray, "P 3"], resolution: int) -> Float[np.ndarray, "P 3"]:
     """World positions of (fractional) voxel indices."""
     return (index + 0.5) * (2.0 * RANDOM_HALF_EXTENT / resolution) - RANDOM_HALF_EXTENT
 

@@ -48,7 +48,9 @@ def fetch(url: str, path: Path, sha256: str, *, max_bytes: int = MAX_BYTES, inse
     return digest.hexdigest()
 
 
-def _copy(source: IO[bytes], target: IO[bytes], digest: "hashlib._Hash", url: str, announced: int, limit: int) -> int:
+def _copy(
+    source: http.client.HTTPResponse, target: IO[bytes], digest: "hashlib._Hash", url: str, announced: int, limit: int
+) -> int:
     received = 0
     if announced > limit:
         raise UserError(f"{url}: announces {announced} bytes, more than the {limit} expected; refused")
