@@ -59,8 +59,11 @@ $(foreach package,$(NATIVE),$(eval $(call native,$(package))))
 demo: setup $(STAMPS)/demo
 	$(PY) -m examples.demo
 
+# Shapes and types of signatures are checked while tests run, where beartype is installed.
+SHAPES := scene,ordering,upsampling,training,evaluation,gaussian_renderer,utils,tests.typecheck.check
 test: dev
-	$(PY) -m pytest -q -m "not slow and not net and not fuzz"
+	$(PY) -m pytest -q -m "not slow and not net and not fuzz" \
+	  $$($(PY) -c "import beartype" 2>/dev/null && echo --jaxtyping-packages=$(SHAPES))
 test-slow: dev
 	$(PY) -m pytest -q -m "slow or fuzz"
 fuzz: dev
