@@ -1,7 +1,6 @@
 """The training loop: steps, and what happens between them - models, measurements, checkpoints, signals, NaN."""
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from training.signals import StopRequest
 from training.trainer import NonFinite, Trainer
 from utils.errors import Interrupted
 from utils.log import Progress, note, say, warn
+from utils.provenance import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _facts(trainer: Trainer, terms: Terms) -> dict[str, object]:
 
 def _shown(trainer: Trainer) -> dict[str, str]:
     count = trainer.state.gaussians.num
-    memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    memory_gb = peak_bytes() / 1e9
     splats = f"{count / 1000:.0f}k" if count >= 10_000 else str(count)
     return {"loss": f"{trainer.smoothed_loss:.4f}", "splats": splats, "GB": f"{memory_gb:.1f}"}
 

@@ -3,15 +3,17 @@
 import io
 import json
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from utils import log, rng
+from utils import child, log, rng
 from utils.errors import Interrupted, UserError, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +142,84 @@ finally:
     assert "-h, --help" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["examples.demo", "evaluation.tables", "utils.weights"])
+def test_help_of_modules_needs_no_torch(module):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", module, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "-h, --help" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "utils.errors" in imported
+    assert not {"torch", "cv2"} & imported
+
+
+@pytest.mark.parametrize(
+    ("module", "wrong", "right"),
+    [
+        ("examples.demo", "--output_paht", "--output_path"),
+        ("evaluation.tables", "--formt", "--format"),
+        ("utils.weights", "--downlod", "--download"),
+        ("scene.check", "--hr_rot", "--hr_root"),
+        ("scene.downscale", "--scal", "--scale"),
+        ("benchmarks.rasterizer", "--repeat", "--repeats"),
+    ],
+)
+def test_a_wrong_flag_of_a_module_names_the_nearest(module, wrong, right):
+    command = [sys.executable, "-m", module, wrong, "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"unknown flag {wrong}; did you mean {right}?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    code = "from utils.errors import run; from utils.log import say; run(lambda: [say('x' * 100) for _ in range(9999)])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().startswith("x")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 141
+
+
+CHILD = """
+import signal, sys, time
+def stop(signum, frame):
+    time.sleep(0.3)
+    open(sys.argv[1] + ".ended", "w").close()
+    sys.exit(7)
+signal.signal(signal.SIGTERM, stop)
+open(sys.argv[1] + ".began", "w").close()
+time.sleep(60)
+"""
+
+
+def test_sigterm_reaches_the_child_and_its_exit_code_comes_back(tmp_path):
+    code = "import sys; from utils.child import run_child; sys.exit(run_child([sys.executable, *sys.argv[1:]]))"
+    mark = tmp_path / "child"
+    with subprocess.Popen([sys.executable, "-c", code, "-c", CHILD, str(mark)], cwd=ROOT) as parent:
+        while not mark.with_suffix(".began").exists():
+            assert parent.poll() is None
+            time.sleep(0.02)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(30) == 7
+        assert mark.with_suffix(".ended").exists(), "the parent did not wait for its child"
+
+
+def test_exit_codes_of_children():
+    before = signal.getsignal(signal.SIGTERM)
+    assert child.run_child([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert child.run_child([sys.executable, "-c", killed]) == 137
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize("script", ["run", "train", "render", "align_sequence", "vsr_upsample", "metrics"])
 def test_a_wrong_flag_names_the_nearest(script):
     done = subprocess.run(
@@ -148,3 +228,11 @@ def test_a_wrong_flag_names_the_nearest(script):
     assert done.returncode == 2
     assert "did you mean --seed?" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_peak_memory_is_the_processs_own():
+    ballast = bytearray(600 << 20)
+    ballast[::4096] = b"1" * len(ballast[::4096])
+    code = "from utils.provenance import peak_bytes; print(peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < 300 << 20 < len(ballast)
