@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from arguments.flags import settings
+from arguments.next_step import next_step
 from arguments.steps import STEPS, parse
 from utils import errors, record
 from utils.errors import UserError
@@ -39,7 +40,7 @@ def main() -> None:
             run.outputs = [out / FILE_NAME]
             run.notes = sequences.summary()
     say(f"wrote {out / FILE_NAME}: {sequences.headline()}")
-    say(f"next: python vsr_upsample.py -s {model.source_path} -m {out}{' --eval' * model.eval}")
+    say(next_step("vsr_upsample.py", model, common.compat))
 
 
 if __name__ == "__main__":

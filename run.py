@@ -1,12 +1,13 @@
 """Run the whole pipeline on one scene: order, upsample, train, render, metrics; skip what is up to date."""
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from arguments.pipeline import plan
 from utils import errors, log
+from utils.child import run_child
+from utils.record import read_record
 
 ROOT = Path(__file__).resolve().parent
 
@@ -14,19 +15,16 @@ ROOT = Path(__file__).resolve().parent
 def main() -> None:
     """Run each step's script in a process of its own, so that its memory is its own and a crash stays one step's."""
     begin = time.monotonic()
-    for command in plan():
+    commands = plan()
+    for i, command in enumerate(commands, 1):
         log.note(f"== {command.step}: {command.script}")
-        # The child gets the terminal's signals itself and ends in good order; its exit code is ours.
-        child = subprocess.Popen([sys.executable, str(ROOT / command.script), *command.arguments])
-        while True:
-            try:
-                code = child.wait()
-                break
-            except KeyboardInterrupt:
-                continue
+        code = run_child([sys.executable, str(ROOT / command.script), *command.arguments])
         if code:
             log.note(f"run.py: step {command.step} ended with exit code {code}; the same command continues from here")
-            sys.exit(code if code > 0 else 128 - code)
+            sys.exit(code)
+        if command.dry_run and i < len(commands) and read_record(command.folder, command.step) is None:
+            log.note(f"run.py: --dry_run ends here; the following steps need the result of {command.step}")
+            break
     log.note(f"run.py: done in {log.duration(time.monotonic() - begin)}")
 
 

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from arguments.flags import settings
+from arguments.next_step import next_step
 from arguments.steps import STEPS, parse
 from utils import errors, record
 from utils.errors import UserError
@@ -45,7 +46,7 @@ def main() -> None:
             attempt.notes["weights"] = weights.record() if weights else None
     say(f"wrote {len(source.sequences.saved)} frames to {folder}")
     if not flags.frames:
-        say(f"next: python train.py -s {model.source_path} -m {out}{' --eval' * model.eval}")
+        say(next_step("train.py", model, common.compat))
 
 
 if __name__ == "__main__":

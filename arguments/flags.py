@@ -5,16 +5,16 @@ accepted; a wrong flag or key names the nearest right one.
 """
 
 import difflib
-import re
 import sys
 import tomllib
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-from utils.errors import UserError, one_line
+from utils.command_line import Parser
+from utils.errors import UserError
 
 T = TypeVar("T")
 
@@ -33,18 +33,6 @@ def opt(default: Any, help: str, short: str | None = None, *, result: bool = Tru
 def settings(*groups: Any) -> dict[str, Any]:
     """All values of `groups` that can change a result, by name."""
     return {f.name: getattr(g, f.name) for g in groups for f in fields(g) if f.metadata.get("result", True)}
-
-
-class _Parser(ArgumentParser):
-    """argparse with one-line errors that name the nearest known flag."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"unrecognized arguments: (\S+)", message)
-        if wrong:
-            known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(wrong[1].split("=")[0], known, n=1, cutoff=0.5)
-            message = f"unknown flag {wrong[1]}" + (f"; did you mean {near[0]}?" if near else "; --help lists all")
-        raise UserError(f"{self.prog}: {one_line(message)}")
 
 
 def add_flags(parser: ArgumentParser, cls: type, taken: set[str] | None = None) -> None:
@@ -99,7 +87,7 @@ def parse_given(
     ------
     UserError : unknown flag or wrong value.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", default=SUPPRESS, metavar="FILE", help="TOML file; the command line wins")
     taken: set[str] = set()
     for cls in groups:

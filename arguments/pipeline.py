@@ -4,37 +4,29 @@ Order of authority: default < method < configuration file < command line.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from arguments.flags import as_flags, checked, make, opt, parse_given, read_toml
-from arguments.loading import CommonParams, ModelParams
-from arguments.paper_config import read_paper_config
-from arguments.steps import STEPS
+from arguments.flags import as_flags, make, parse_given
+from arguments.steps import METHODS, STEPS, RunParams, file_settings, own_settings, read_config
 from utils.errors import UserError
 
-METHODS: dict[str, dict[str, Any]] = {"seqsplat": {}, "sequence_matters": {"compat": "sequence_matters"}}
-SHARED_SECTIONS = {"scene": ModelParams, "common": CommonParams}
+__all__ = ["METHODS", "Command", "RunParams", "plan"]
 
-
-@dataclass(frozen=True)
-class RunParams:
-    """What is run"""
-
-    method: str = opt(
-        "seqsplat", "seqsplat, or sequence_matters: the paper's released behaviour", choices=list(METHODS)
-    )
-    steps: tuple[str, ...] = opt(tuple(STEPS), "steps to run, in this order", choices=list(STEPS))
+# Flags that mean something else to a step than on run.py's command line: there --frames is what train.py trains on
+# and metrics.py measures, and --output_path is where render.py writes.
+NOT_SHARED = {"upsample": ("frames", "output_path")}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One step's script with its arguments."""
+    """One step's script with its arguments. `folder`: where its record says that it was done."""
 
     step: str
     script: str
     arguments: tuple[str, ...]
+    folder: str
+    dry_run: bool = False
 
 
 def plan(argv: Sequence[str] | None = None) -> list[Command]:
@@ -49,44 +41,26 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
         "run.py", "Run all steps of one scene; skip what is up to date and say why a step runs.", groups, argv
     )
     config = given.pop("config", "")
-    top, sections = _read_config(config) if config else ({}, {})
+    top, sections = read_config(config) if config else ({}, {})
     run = make(RunParams, top | given)
     if not given.get("source_path") or not given.get("model_path"):
         raise UserError("run.py: -s SCENE (the LR views) and -m OUT (the output folder) are needed")
-    return [_command(name, METHODS[run.method], sections, given) for name in run.steps]
+    values = {name: _values(name, run.method, sections, given) for name in STEPS}
+    rendered = values["render"].get("output_path") or given["model_path"]
+    values["metrics"]["model_paths"] = [rendered]  # it takes several models; here it is this one
+    folders = dict.fromkeys(STEPS, given["model_path"]) | {"render": rendered, "metrics": rendered}
+    return [
+        Command(
+            name,
+            STEPS[name].script,
+            tuple(as_flags(values[name] | {"skip_done": True, "overwrite": True})),
+            folders[name],
+            values[name].get("dry_run", False),
+        )
+        for name in run.steps
+    ]
 
 
-def _from_file(sections: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """What a configuration file says for step `name`: its shared sections, then its own."""
-    return {key: value for part in (*SHARED_SECTIONS, name) for key, value in sections.get(part, {}).items()}
-
-
-def _command(name: str, method: dict[str, Any], sections: dict[str, dict[str, Any]], given: dict[str, Any]) -> Command:
-    step = STEPS[name]
-    merged = method | _from_file(sections, name) | given
-    own = {f.name for group in step.groups for f in fields(group)}
-    values = {key: value for key, value in merged.items() if key in own}
-    if name == "metrics":  # it takes several models; here it is this one
-        values["model_paths"] = [given["model_path"]]
-    return Command(name, step.script, tuple(as_flags(values | {"skip_done": True, "overwrite": True})))
-
-
-def _read_config(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """(top-level keys, sections by step) of a TOML file, or of one of the paper's YAML files."""
-    if Path(path).suffix in (".yml", ".yaml"):
-        flat = read_paper_config(path)
-        sections: dict[str, dict[str, Any]] = {}
-        for name, step in STEPS.items():
-            own = {f.name for group in step.groups for f in fields(group)}
-            sections[name] = {key: value for key, value in flat.items() if key in own}
-        return {"method": "sequence_matters"}, sections
-    content = read_toml(path)
-    top = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
-    unknown = set(sections) - set(STEPS) - set(SHARED_SECTIONS)
-    if unknown:
-        raise UserError(f"{path}: unknown section [{min(unknown)}]; known: {', '.join([*SHARED_SECTIONS, *STEPS])}")
-    for name, table in sections.items():
-        groups = [SHARED_SECTIONS[name]] if name in SHARED_SECTIONS else list(STEPS[name].groups)
-        checked(table, groups, f"{path} [{name}]")
-    return checked(top, [RunParams], path), sections
+def _values(name: str, method: str, sections: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
+    own = own_settings(name) - set(NOT_SHARED.get(name, ()))
+    return file_settings(name, method, sections) | {key: value for key, value in given.items() if key in own}

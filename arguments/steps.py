@@ -1,17 +1,26 @@
-"""The pipeline's steps: which script runs each, which settings it takes, which code makes its result."""
+"""The pipeline's steps: which script runs each, which settings it takes, which code makes its result.
+
+Order of authority: default < method < configuration file < command line, for a script alone as for run.py.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from arguments.evaluation import MetricsParams
-from arguments.flags import parse_groups
+from arguments.flags import checked, make, opt, parse_given, read_toml
 from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.ordering import OrderingParams
+from arguments.paper_config import read_paper_config
 from arguments.render import RenderParams
 from arguments.training import OptimizationParams, TrainingParams
 from arguments.upsampling import UpsamplingParams
+from utils.errors import UserError
 from utils.log import set_quiet
+
+METHODS: dict[str, dict[str, Any]] = {"seqsplat": {}, "sequence_matters": {"compat": "sequence_matters"}}
+SHARED_SECTIONS = {"scene": ModelParams, "common": CommonParams}
 
 
 @dataclass(frozen=True)
@@ -58,14 +67,65 @@ STEPS = {
 }
 
 
+@dataclass(frozen=True)
+class RunParams:
+    """What is run"""
+
+    method: str = opt(
+        "seqsplat", "seqsplat, or sequence_matters: the paper's released behaviour", choices=list(METHODS)
+    )
+    steps: tuple[str, ...] = opt(tuple(STEPS), "steps to run, in this order", choices=list(STEPS))
+
+
 def parse(name: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """One settings instance for each group of step `name`, from the command line.
+    """One settings instance for each group of step `name`, from the command line and its --config file.
 
     Raises
     ------
-    UserError : unknown flag, wrong value.
+    UserError : unknown flag, section or key, wrong value.
     """
     step = STEPS[name]
-    values = parse_groups(step.script, step.description, step.groups, argv, section=name)
+    given = parse_given(step.script, step.description, step.groups, argv)
+    config = given.pop("config", "")
+    if config:
+        top, sections = read_config(config)
+        given = file_settings(name, make(RunParams, top).method, sections) | given
+    values: tuple[Any, ...] = tuple(make(cls, given) for cls in step.groups)
     set_quiet(values[0].quiet)
     return values
+
+
+def own_settings(name: str) -> set[str]:
+    """Names of all settings of step `name`."""
+    return {f.name for group in STEPS[name].groups for f in fields(group)}
+
+
+def file_settings(name: str, method: str, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What method and configuration file say for step `name`: the shared sections, then its own."""
+    merged = dict(METHODS[method])
+    for section in (*SHARED_SECTIONS, name):
+        merged |= sections.get(section, {})
+    return {key: value for key, value in merged.items() if key in own_settings(name)}
+
+
+def read_config(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(top-level keys, sections by step) of a TOML file, or of one of the paper's YAML files.
+
+    Raises
+    ------
+    UserError : missing or malformed file, unknown section or key, wrong value.
+    """
+    if Path(path).suffix in (".yml", ".yaml"):
+        flat = read_paper_config(path)
+        by_step = {name: {k: v for k, v in flat.items() if k in own_settings(name)} for name in STEPS}
+        return {"method": "sequence_matters"}, by_step
+    content = read_toml(path)
+    top = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    sections = {key: value for key, value in content.items() if isinstance(value, dict)}
+    unknown = set(sections) - set(STEPS) - set(SHARED_SECTIONS)
+    if unknown:
+        raise UserError(f"{path}: unknown section [{min(unknown)}]; known: {', '.join([*SHARED_SECTIONS, *STEPS])}")
+    for name, table in sections.items():
+        groups = [SHARED_SECTIONS[name]] if name in SHARED_SECTIONS else list(STEPS[name].groups)
+        checked(table, groups, f"{path} [{name}]")
+    return checked(top, [RunParams], path), sections

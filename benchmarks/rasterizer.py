@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,8 +23,10 @@ import torch
 from diff_gaussian_rasterization import RasterCamera, isa
 from diff_gaussian_rasterization.fused import Workspace
 
+from arguments.flags import Parser, underscored
 from benchmarks import gen
 from benchmarks.prototype import Prototype, build
+from utils import errors
 
 STAGES = ("preprocess", "sort_bin", "forward", "loss", "blend_backward", "geometry")
 Times = dict[str, float]
@@ -116,7 +119,8 @@ def machine(threads: int) -> dict[str, object]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rasterizer", description=__doc__.splitlines()[0])
+    description = __doc__.splitlines()[0]
+    parser = Parser(prog="python -m benchmarks.rasterizer", description=description, allow_abbrev=False)
     parser.add_argument("--against", type=Path, help="folder of the prototype; compiled in a temporary copy")
     parser.add_argument("--n", type=int, nargs="+", default=[100_000], help="numbers of Gaussians (default: 100000)")
     parser.add_argument("--size", type=int, nargs="+", default=[800], help="image sides in pixels (default: 800)")
@@ -124,7 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
     parser.add_argument("--repeats", type=int, default=9, help="counted rounds (default: 9)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    return parser.parse_args()
+    return parser.parse_args(underscored(sys.argv[1:]))
 
 
 def main() -> None:
@@ -150,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -1,5 +1,6 @@
 """Published numbers beside ours: read from published.toml, each with its source and what forbids a comparison."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """The rows of one data set, or of one of its scenes."""
+    """The rows of one data set, or of one of its scenes. views : test views of each scene; 0 = not the same in all."""
 
     title: str
     general: str
     entries: tuple[Entry, ...]
+    views: int = 0
 
-    def note(self, entry: Entry, our_backgrounds: set[str]) -> str:
-        """Say where a row comes from and why it may not be compared with ours."""
-        parts = [entry.source]
+    def note(self, entry: Entry, our_backgrounds: set[str], our_views: Collection[int] = ()) -> str:
+        """Say where a row comes from and why it may not be compared with ours. our_views : 0 = not recorded."""
+        parts, reasons = [entry.source], []
         differing = entry.background and our_backgrounds - {entry.background}
         if differing:
-            parts.append(f"NOT COMPARABLE: {entry.background} background, ours {' and '.join(sorted(differing))}")
+            reasons.append(f"{entry.background} background, ours {' and '.join(sorted(differing))}")
+        others = sorted(set(our_views) - {0, self.views})
+        if self.views and others:
+            reasons.append(f"{self.views} test views, ours {' and '.join(map(str, others))}")
+        if reasons:
+            parts.append(f"NOT COMPARABLE: {', and '.join(reasons)}")
         return "; ".join([*parts, entry.caveat] if entry.caveat else parts)
 
 
@@ -75,7 +82,7 @@ def load_published(which: str, our_scenes: set[str] | None = None) -> PublishedS
         title = f"Published: scene {scene} of {title.split(', mean')[0]}"
     else:
         title = f"Published: {title}"
-    return PublishedSet(title, general, tuple(entries))
+    return PublishedSet(title, general, tuple(entries), content["sets"][name].get("views", 0))
 
 
 def _entry(row: dict[str, Any]) -> Entry:

@@ -10,10 +10,8 @@ from typing import Any
 from arguments.evaluation import TableParams
 from arguments.flags import parse_groups
 from evaluation.formats import FORMATS, Table
-from evaluation.metrics import mean
 from evaluation.protocols import FIELDS, Protocol, from_json, require_equal
 from evaluation.published import PublishedSet, load_published
-from evaluation.results import read_metrics
 from utils import errors
 from utils.atomic import write_text
 from utils.errors import UserError
@@ -60,6 +58,8 @@ def read_row(folder: Path, name: str, split: str = "test", iteration: int = -1) 
     ------
     UserError : not measured yet, or not this split or iteration.
     """
+    from evaluation.results import read_metrics  # imports PyTorch: not needed for --help or a wrong flag
+
     content = read_metrics(folder)
     methods = {key.split("/", 1)[1]: value for key, value in content["methods"].items() if key.startswith(f"{split}/")}
     numbers = {int(m.rpartition("_")[2]): m for m in methods if m.rpartition("_")[2].isdigit()}
@@ -112,12 +112,15 @@ def build(rows: Sequence[Row], columns: Sequence[str], published: PublishedSet |
     require_equal([(row.name, row.protocol) for row in rows], columns)
     table = Table(list(columns), [[row.cell(column) for column in columns] for row in rows])
     if with_mean:
+        from evaluation.metrics import mean  # imports PyTorch
+
         numbers = [c for c in columns if all(isinstance(row.values.get(c), int | float) for row in rows)]
         average = mean([{c: row.values[c] for c in numbers} for row in rows])
         table.rows.append(["mean" if c == "name" else cell_text(c, average.get(c)) for c in columns])
     if published is not None:
+        backgrounds = {row.protocol.background for row in rows}
         for entry in published.entries:
-            number = table.add_note(published.note(entry, {row.protocol.background for row in rows}))
+            number = table.add_note(published.note(entry, backgrounds, {row.protocol.views for row in rows}))
             table.below.append([f"{entry.name} [{number}]", *(cell_text(c, entry.cell(c)) for c in columns[1:])])
         table.caption = f"{published.title}. {published.general}"
     return table

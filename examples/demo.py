@@ -10,7 +10,6 @@ them skip what is done: the same command continues where it was stopped.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +18,9 @@ from typing import Any
 
 from arguments.flags import opt, parse_groups, read_toml
 from arguments.loading import CommonParams
-from examples.demo_scene.write import COMPLETE, SceneSettings, cached_scene
 from utils import errors, log
 from utils.atomic import read_json, write_json
+from utils.child import run_child
 from utils.record import read_record, step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,10 +55,10 @@ class Budget:
         begin = time.monotonic()
         log.note(f"== {stage}")
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        code = subprocess.run([sys.executable, *command], env=environment, check=False).returncode
+        code = run_child([sys.executable, *command], environment)
         if code:
             log.note(f"demo: stopped at '{stage}'; the same command continues from here")
-            sys.exit(code if code > 0 else 128 - code)
+            sys.exit(code)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - begin
 
 
@@ -67,6 +66,8 @@ def main() -> None:
     """Make the scene, run the variants, write table and report."""
     begin = time.monotonic()
     common, params = parse_groups("demo", "The whole method on a small scene.", (CommonParams, DemoParams))
+    from examples.demo_scene.write import COMPLETE, SceneSettings, cached_scene  # imports PyTorch: not for --help
+
     common = replace(common, skip_done=True, overwrite=True)
     out = Path(params.output_path)
     settings = SceneSettings()

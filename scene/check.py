@@ -1,15 +1,17 @@
 """What is missing of a full data set, said before a long run: python -m scene.check DATA_ROOT [SCENE ...]
 
-Looks for DATA_ROOT/{nerf_synthetic,mipnerf360}/SCENE, or scenes directly in DATA_ROOT, or DATA_ROOT as one scene. Reads
-headers, never pixels. Exit code 2 when anything is missing.
+Looks for DATA_ROOT/{nerf_synthetic,mipnerf360}/SCENE, or scenes directly in DATA_ROOT, or DATA_ROOT as one scene. If one
+of DATA_ROOT's scenes bears a name of a data set's, all of that set are expected. Reads headers, never pixels. Exit code
+2 when anything is missing.
 """
 
-from argparse import ArgumentParser
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arguments.flags import Parser, underscored
 from scene import load_scene, scene_roots
 from scene.blender import TEST_FILE, TRAIN_FILE
 from scene.colmap import MODEL_FOLDERS, model_folder
@@ -145,20 +147,28 @@ def scenes_under(root: Path, wanted: list[str]) -> list[tuple[str, Path, str]]:
     UserError : nothing that looks like a scene.
     """
     found: list[tuple[str, Path, str]] = []
-    for data_set, official in SETS.items():
+    for data_set in SETS:
         if (root / data_set).is_dir():
             there = sorted(path.name for path in (root / data_set).iterdir() if path.is_dir())
-            names = list(dict.fromkeys([*official, *there]))
-            found += [(f"{data_set}/{name}", root / data_set / name, data_set) for name in names]
+            found += [(f"{data_set}/{name}", root / data_set / name, data_set) for name in _expected(data_set, there)]
     if not found and _looks_like_scene(root):
         found = [(root.resolve().name, root, "")]
     if not found and root.is_dir():
-        found = [(path.name, path, "") for path in sorted(root.iterdir()) if _looks_like_scene(path)]
+        there = [path.name for path in sorted(root.iterdir()) if _looks_like_scene(path)]
+        sets = [data_set for data_set, official in SETS.items() if set(official) & set(there)]
+        expected = [(name, data_set) for data_set in sets for name in _expected(data_set, [])]
+        others = [(name, "") for name in there if name not in dict(expected)]
+        found = [(name, root / name, data_set) for name, data_set in [*expected, *others]]
     chosen = [entry for entry in found if not wanted or entry[1].name in wanted]
     if not chosen:
         looked = " or ".join(f"{name}/" for name in SETS)
         raise UserError(f"{root}: no scenes found; looked for {looked}, and for scene folders in it")
     return chosen
+
+
+def _expected(data_set: str, there: list[str]) -> list[str]:
+    """The scenes of a data set, then what else is there."""
+    return list(dict.fromkeys([*SETS[data_set], *there]))
 
 
 def _looks_like_scene(folder: Path) -> bool:
@@ -167,11 +177,12 @@ def _looks_like_scene(folder: Path) -> bool:
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="python -m scene.check", description="Say what is missing of a data set.")
+    description = "Say what is missing of a data set."
+    parser = Parser(prog="python -m scene.check", description=description, allow_abbrev=False)
     parser.add_argument("data_root", type=Path, help="folder that holds nerf_synthetic/ and mipnerf360/, or scenes")
-    parser.add_argument("scenes", nargs="*", help="check only these scenes")
+    parser.add_argument("scenes", nargs="*", default=[], help="check only these scenes")
     parser.add_argument("--hr_root", type=Path, help="folder of the HR images that LR scenes refer to")
-    args = parser.parse_args()
+    args = parser.parse_args(underscored(sys.argv[1:]))
     if not args.data_root.is_dir():
         raise UserError(f"{args.data_root}: no such folder")
     incomplete = 0

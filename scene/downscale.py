@@ -15,6 +15,8 @@ import numpy as np
 
 from arguments.downscale import DownscaleParams
 from arguments.flags import parse_groups, settings
+from arguments.loading import ModelParams
+from arguments.next_step import next_step
 from scene import Scene, load_scene
 from scene.files import scene_inputs
 from scene.image_files import write_png
@@ -210,7 +212,8 @@ def main() -> None:
     made = downscale(params)
     shown = ", ".join("{}x{} -> {}x{}".format(*entry["hr"], *entry["lr"]) for entry in made.sizes[:3])
     say(f"wrote {params.output_path}: {shown}, {made.kernel}, {made.border}; truth in {made.hr_root}")
-    say(f"next: python align_sequence.py -s {params.output_path} -m OUT --eval")
+    model = ModelParams(source_path=params.output_path, model_path="OUT", eval=True)
+    say(next_step("align_sequence.py", model, params.compat))
 
 
 if __name__ == "__main__":

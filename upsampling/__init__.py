@@ -121,17 +121,16 @@ def _by_size(job: Job, calls: Sequence[Subsequence]) -> Mapping[tuple[int, int],
 
 def _budget(job: Job, call: Subsequence) -> int:
     """Memory of one pass: colour and alpha run side by side."""
-    passes = 2 if _two_passes(job, call) else 1
-    return int(job.settings.max_memory * 2**30) // passes
+    return int(job.settings.max_memory * 2**30) // _passes(job, call)
 
 
 def _plan(job: Job, call: Subsequence) -> Plan:
     w, h = job.source.views.size(call.frames[0])
-    return plan(job.net, len(call.frames) + 2 * call.padded, h, w, _budget(job, call))
+    return plan(job.net, len(call.frames) + 2 * call.padded, h, w, _budget(job, call), _passes(job, call))
 
 
-def _two_passes(job: Job, call: Subsequence) -> bool:
-    return job.settings.alpha == "network" and job.source.views.has_alpha(call.frames[0])
+def _passes(job: Job, call: Subsequence) -> int:
+    return 2 if job.settings.alpha == "network" and job.source.views.has_alpha(call.frames[0]) else 1
 
 
 def _measured(job: Job, name: str, image: np.ndarray) -> float | None:

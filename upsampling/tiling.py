@@ -4,6 +4,7 @@ A chunk's outer frames and a tile's rim lack context; they overlap their neighbo
 frames are taken from one chunk only, and tiles are blended linearly over the inner half of the overlap.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,8 +31,12 @@ class Plan:
     bytes: int
 
 
-def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int) -> Plan:
+def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1) -> Plan:
     """The coarsest cut of a clip of t frames of h x w px that stays under `max_bytes`.
+
+    Parameters
+    ----------
+    passes : how many run side by side, each with `max_bytes`; the error speaks of their sum, as the flag does.
 
     Raises
     ------
@@ -52,7 +57,8 @@ def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int) -> Plan:
         if total(least) <= max_bytes:
             longest = max(n for n in range(least, t + 1) if total(n) <= max_bytes)
             return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest))
-    raise UserError(f"--max_memory {max_bytes / 2**30:.2f}: {w}x{h} px need {total(least) / 2**30:.2f} GB or more")
+    needed = math.ceil(100 * passes * total(least) / 2**30) / 100  # rounded up: as a value of the flag it suffices
+    raise UserError(f"--max_memory {passes * max_bytes / 2**30:.2f}: {w}x{h} px need {needed:.2f} GB or more")
 
 
 def _grids(h: int, w: int) -> Iterator[tuple[int, int]]:

@@ -37,6 +37,12 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        if sys.stdout:
+            sys.stdout.flush()  # a reader that has gone shows here, not while the interpreter ends
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone: nothing is wrong, and nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)  # 128 + SIGPIPE, as shells expect
     except (UserError, MemoryError, Interrupted, KeyboardInterrupt) as error:
         if os.environ.get("SPLAT_TRACEBACK"):
             raise

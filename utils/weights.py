@@ -7,11 +7,11 @@ imported), and a download if that was asked for. The checksum is compared before
 
 import hashlib
 import os
-import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from utils.command_line import Parser
 from utils.downloads import MAX_BYTES, fetch
 from utils.errors import UserError, run
 from utils.log import note, say
@@ -75,8 +75,7 @@ def cache_folder() -> Path:
 
 def _places(spec: Spec) -> list[tuple[Path, str]]:
     folder = os.environ.get("SEQSPLAT_WEIGHTS")
-    names = (spec.filename, *spec.aliases)
-    places = [(Path(folder) / name, "SEQSPLAT_WEIGHTS") for name in names] if folder else []
+    places = [(Path(folder) / name, "SEQSPLAT_WEIGHTS") for name in (spec.filename, *spec.aliases)] if folder else []
     places.append((_cached(spec), "cache"))
     if spec.package:
         name, _, version = spec.package.partition("==")
@@ -134,13 +133,16 @@ def _not_found(spec: Spec, searched: list[str]) -> str:
 
 
 def main() -> None:
-    """List the table and where each file is: `python -m utils.weights [ID...] [--download]`."""
-    wanted = [a for a in sys.argv[1:] if a != "--download"]
-    for id in wanted or WEIGHTS:
-        if not wanted and not any(place.is_file() for place, _ in _places(WEIGHTS[id])):
+    """List the table and where each file is."""
+    parser = Parser(prog="python -m utils.weights", description="List known weights and where each file is.")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="only these; an error where one is not found")
+    parser.add_argument("--download", action="store_true", help="fetch what is missing from its official address")
+    args = parser.parse_args()
+    for id in args.ids or WEIGHTS:
+        if not args.ids and not any(place.is_file() for place, _ in _places(WEIGHTS[id])):
             say(f"{id}\t-\tnot here\t{WEIGHTS[id].licence}\t{WEIGHTS[id].package or WEIGHTS[id].source}")
             continue
-        found = resolve(id, download="--download" in sys.argv)
+        found = resolve(id, download=args.download)
         say(f"{id}\t{found.sha256[:8]}\t{found.source}\t{found.licence}\t{found.path}")
 
 

@@ -1,6 +1,7 @@
 """Flags come from dataclasses: defaults, authority, errors, and a frozen list of everything a user may type."""
 
 import json
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from arguments.cfg_args import read_cfg_args, write_cfg_args
 from arguments.flags import as_flags, opt, parse_groups, settings
 from arguments.loading import CommonParams, ModelParams
+from arguments.next_step import next_step
 from arguments.paper_config import read_paper_config
 from arguments.pipeline import METHODS, plan
 from arguments.steps import STEPS, parse
@@ -151,6 +153,45 @@ def test_a_plan_gives_each_step_its_own_flags_and_they_parse(tmp_path):
     train = parse("train", next(c.arguments for c in commands if c.step == "train"))
     assert train[3].iterations == 70
     assert train[1].eval
+
+
+def test_a_script_alone_reads_of_a_file_what_run_py_gives_it(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(
+        'method = "sequence_matters"\n[common]\nthreads = 2\n[scene]\neval = true\nsh_degree = 2\n'
+        '[order]\nordering = "als"\n[train]\niterations = 70\nsh_degree = 1\n[metrics]\nno_lpips = true\n'
+    )
+    words = ["-s", "scene", "-m", "out", "--config", str(path)]
+    for command in plan([*words, "--seed", "3"]):
+        alone = words if command.step != "metrics" else ["-m", "out", "--config", str(path)]
+        ours = parse(command.step, [*alone, "--seed", "3", "--skip_done", "--overwrite"])
+        assert ours == parse(command.step, command.arguments)
+        assert (ours[0].compat, ours[0].threads) == ("sequence_matters", 2)
+    assert parse("train", words)[1].sh_degree == 1
+    assert parse("train", [*words, "--sh_degree", "3"])[1].sh_degree == 3
+    path.write_text("[trian]\na = 1\n")
+    with pytest.raises(UserError, match="unknown section"):
+        parse("train", words)
+
+
+def test_flags_that_mean_another_thing_to_a_step_do_not_reach_it():
+    commands = plan(["-s", "scene", "-m", "out", "--frames", "mine", "--output_path", "white"])
+    groups = {command.step: parse(command.step, command.arguments) for command in commands}
+    assert (groups["upsample"][2].frames, groups["upsample"][2].output_path) == ("", "")
+    assert groups["train"][4].frames == "mine"
+    assert groups["render"][3].output_path == "white"
+    assert (groups["metrics"][1].frames, groups["metrics"][1].model_paths) == ("mine", ("white",))
+    assert {command.step: command.folder for command in commands}["render"] == "white"
+
+
+def test_the_next_command_carries_every_loading_flag():
+    model = ModelParams(source_path="my scene", model_path="out", eval=True, resolution=-1, hr_root="a b", images="i_2")
+    line = next_step("train.py", model, "sequence_matters")
+    assert line.startswith("next: python train.py -s 'my scene' -m out ")
+    common, again = parse("train", shlex.split(line.removeprefix("next: python train.py ")))[:2]
+    assert again == model
+    assert common.compat == "sequence_matters"
+    assert next_step("train.py", ModelParams(source_path="s", model_path="m")) == "next: python train.py -s s -m m"
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,16 @@ def test_published_rows_carry_source_and_the_background_that_forbids_comparing(t
     assert "Sequence Matters' run; NOT COMPARABLE: white background, ours black" in text
 
 
+def test_another_number_of_test_views_forbids_comparing(tmp_path, monkeypatch, capsys):
+    few = write_metrics(tmp_path / "few", scene="own", views=25)
+    text = table(monkeypatch, capsys, few, "--published", "blender")
+    assert "NOT COMPARABLE: 200 test views, ours 25" in text
+    assert "NOT COMPARABLE: white background, ours black, and 200 test views, ours 25" in text
+    all_ = write_metrics(tmp_path / "all", scene="own", views=200)
+    assert "test views, ours" not in table(monkeypatch, capsys, all_, "--published", "blender")
+    assert "test views, ours" not in table(monkeypatch, capsys, few, "--published", "mip360")
+
+
 def test_published_file_is_complete_and_consistent():
     content = read_toml(FILE)
     scenes = {"blender": 8, "mip360": 9}

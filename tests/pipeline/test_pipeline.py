@@ -112,6 +112,19 @@ def test_a_changed_setting_reruns_what_depends_on_it_and_says_why(finished):
     assert "render: runs because its input" in done.stderr
 
 
+def test_a_dry_run_ends_where_the_next_step_would_need_a_result(finished):
+    _, lr, out, _ = finished
+    new = out.parent / "new"
+    done = run("run.py", "-s", lr, "-m", new, *FLAGS, "--dry_run")
+    assert "the following steps need the result of order" in done.stderr
+    assert "== upsample" not in done.stderr
+    assert not new.exists()
+    before = fingerprint(out)
+    done = run("run.py", "-s", lr, "-m", out, *FLAGS, "--dry_run")
+    assert "== metrics" in done.stderr
+    assert fingerprint(out) == before
+
+
 def test_an_edited_schedule_is_used(finished):
     _, lr, out, _ = finished
     path = out / "sequences.json"

@@ -65,6 +65,19 @@ def test_what_is_missing_is_listed_and_exits_two(tmp_path, run):
     assert run(tmp_path, "room")[0] == 0
 
 
+def test_a_root_with_scenes_of_a_data_set_directly_in_it_expects_all_of_them(tmp_path, run):
+    write_blender(tmp_path / "lego")
+    write_blender(tmp_path / "own")
+    code, stdout, stderr = run(tmp_path)
+    assert code == 2
+    assert stdout.count("the folder is not there") == 7
+    assert "lego: INCOMPLETE" in stdout
+    assert "transforms_train.json lists 8 views, the data set has 100" in stdout
+    assert "own: complete" in stdout
+    assert stderr.strip() == "error: 8 of 9 scenes are incomplete or missing, see above"
+    assert run(tmp_path, "own")[0] == 0
+
+
 def test_colmap_problems(tmp_path):
     write_colmap(tmp_path)
     for name in ("images_2", "images_4"):

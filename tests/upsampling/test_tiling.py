@@ -1,5 +1,6 @@
 """Cutting a clip bounds memory and must not show."""
 
+import re
 import sys
 from collections.abc import Iterator
 
@@ -110,6 +111,15 @@ def test_half_the_memory_is_tried_once_when_it_runs_out(capsys):
 def test_too_little_memory_names_the_flag():
     with pytest.raises(UserError, match=r"--max_memory 0.10: 300x200 px need 0.\d\d GB or more"):
         plan(Reach(), 3, 200, 300, GB // 10)  # type: ignore[arg-type]
+
+
+def test_the_memory_that_is_asked_for_counts_both_passes_and_is_enough():
+    with pytest.raises(UserError, match=r"--max_memory 0.10: .* need") as refusal:
+        plan(Reach(), 3, 200, 300, GB // 20, passes=2)  # type: ignore[arg-type]
+    needed = float(re.search(r"need (\S+) GB", str(refusal.value))[1])
+    plan(Reach(), 3, 200, 300, int(needed * GB) // 2, passes=2)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="or more"):
+        plan(Reach(), 3, 200, 300, int((needed - 0.02) * GB) // 2, passes=2)  # type: ignore[arg-type]
 
 
 def test_basicvsr_in_chunks_and_tiles_is_basicvsr(monkeypatch):
