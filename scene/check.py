@@ -1,8 +1,8 @@
 """What is missing of a full data set, said before a long run: python -m scene.check DATA_ROOT [SCENE ...]
 
-Looks for DATA_ROOT/{nerf_synthetic,mipnerf360}/SCENE, or scenes directly in DATA_ROOT, or DATA_ROOT as one scene. If one
-of DATA_ROOT's scenes bears a name of a data set's, all of that set are expected. Reads headers, never pixels. Exit code
-2 when anything is missing.
+Looks for DATA_ROOT/{nerf_synthetic,mipnerf360}/SCENE, or scenes directly in DATA_ROOT, or DATA_ROOT as one scene. If
+one of DATA_ROOT's scenes bears a name of a data set's, all of that set are expected. Reads headers, never pixels.
+Exit code 2 when anything is missing.
 """
 
 import sys
