@@ -21,24 +21,26 @@ def main() -> None:
     from scene import open_scene
     from scene.files import scene_inputs
     from scene.sequences import FILE_NAME, read_sequences, write_sequences
+    from utils.folders import refuse_inside
 
     out = Path(model.model_path)
     scene = open_scene(model, common.compat)
+    refuse_inside(out, scene.root, scene.hr_root)
     if common.dry_run:
         say(describe(scene, ordering, common.compat))
         return
     kept = {k: v for k, v in settings(common, model, ordering).items() if k not in settings(model)}
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
     inputs = scene_inputs(scene, scene.cameras)
-    with record.step(out, "order", kept, inputs, STEPS["order"].code, common) as run:
-        if run.up_to_date:
-            sequences = read_sequences(out / FILE_NAME)
+    with record.step(out, "order", kept, inputs, STEPS["order"].code, common, editable=True) as run:
+        if run.up_to_date or run.edited:
+            sequences = read_sequences(out / FILE_NAME, required=scene.train, known=scene.test)
         else:
             background = (1.0, 1.0, 1.0) if model.white_background else (0.0, 0.0, 0.0)
             sequences = build(scene, ordering, seed=common.seed, compat=common.compat, background=background)
             write_sequences(out / FILE_NAME, sequences)
-            run.outputs = [out / FILE_NAME]
-            run.notes = sequences.summary()
+        run.outputs = [out / FILE_NAME]
+        run.notes = sequences.summary() | ({"edited": True} if run.edited else {})
     say(f"wrote {out / FILE_NAME}: {sequences.headline()}")
     say(next_step("vsr_upsample.py", model, common.compat))
 

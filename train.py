@@ -5,15 +5,15 @@ from arguments.steps import parse
 from training.output_folder import output_folder
 from training.signals import StopRequest
 from utils import errors
-from utils.locks import locked
+from utils.locks import LOCK_NAME, locked
 from utils.log import say
 
 
 def main() -> None:
     common, model, pipeline, optimisation, training = parse("train")
-    out = output_folder(model)
+    out = output_folder(model, training.frames)
     stop = StopRequest()
-    if out.is_dir() and not common.dry_run:
+    if (out / LOCK_NAME).is_file() and not common.dry_run:
         with locked(out):  # a folder in use is refused at once, before PyTorch is loaded
             pass
     from training.job import Settings

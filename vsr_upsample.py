@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Upsample ordered LR views (-s SCENE -m OUT writes OUT/hr/NAME.png) or a folder (--frames DIR -o DIR)."""
 
+from functools import partial
 from pathlib import Path
 
 from arguments.flags import settings
@@ -18,10 +19,11 @@ def main() -> None:
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
     from scene.sequences import FILE_NAME
-    from upsampling import Job, describe, load, resolve_weights, run
+    from upsampling import Job, clear, describe, load, resolve_weights, run
     from upsampling.precision import precision
     from upsampling.sources import folder_source, scene_source
     from utils.compute import choose_device, set_threads
+    from utils.folders import refuse_inside
 
     out = Path(flags.output_path or model.model_path)
     if flags.frames:
@@ -29,6 +31,7 @@ def main() -> None:
     else:
         folder = out / "hr"
         source = scene_source(model, Path(flags.sequences or out / FILE_NAME), common.compat)
+    refuse_inside(folder, flags.frames or model.source_path, source.hr_root)
     weights, device = resolve_weights(flags), choose_device(common.device)
     set_threads(common.threads)
     if common.dry_run:
@@ -38,7 +41,8 @@ def main() -> None:
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
     kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
     inputs = {**source.inputs, "weights": [weights.path] if weights else []}
-    with record.step(out, "upsample", kept, inputs, STEPS["upsample"].code, common) as attempt:
+    removes = partial(clear, folder, source)
+    with record.step(out, "upsample", kept, inputs, STEPS["upsample"].code, common, clear=removes) as attempt:
         if not attempt.up_to_date:
             net = load(flags, weights, device, common.seed)
             job = Job(net, flags, source, folder, common.compat, attempt.resume, device)

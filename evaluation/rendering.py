@@ -16,6 +16,7 @@ from torch import Tensor
 
 from arguments.loading import ModelParams, PipelineParams
 from arguments.render import RenderParams
+from evaluation.method_folders import keep_only, method_folder
 from evaluation.protocols import FLOORED, OPAQUE, ROUNDED, UNKNOWN, Protocol
 from gaussian_renderer import RenderOutput
 from gaussian_renderer import render as rasterize
@@ -186,12 +187,13 @@ def render_split(job: Job, split: str, out: Path, render: RenderParams, keep: bo
 
     Yields
     ------
-    Each path, written.
+    Each path, written. After the last one, what else lies there is removed.
     """
     names = comparable_views(job.scene, split)
     if split == "train" and len(names) < len(job.scene.train):
         warn(f"{len(names)} of {len(job.scene.train)} train views have an HR truth, only these are rendered")
-    folder = out / split / job.method
+    folder = method_folder(out, split, job.iteration)
+    written: list[Path] = []
     progress = Progress(f"render {split}", len(names), "view")
     for i, (name, file) in enumerate(zip(names, file_names(names, render.keep_names), strict=True)):
         image, truth = folder / "renders" / file, folder / "gt" / file
@@ -202,8 +204,10 @@ def render_split(job: Job, split: str, out: Path, render: RenderParams, keep: bo
             write_png(image, to_8bit(output.color))
             if depth:
                 _write_depth(depth[0], depth[1], output.depth.cpu().numpy())
+        written += (image, truth, *depth)
         yield from (image, truth, *depth)
         progress.update(i + 1)
+    keep_only(folder, written)  # metrics.py measures all that lies there
     progress.close()
 
 
@@ -224,6 +228,11 @@ def depth_picture(depth: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]
     return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
 
 
+def geometry_paths(scene: Scene, out: Path) -> dict[str, Path]:
+    """Files of `render_geometry` by the names of their views."""
+    return {name: out / "geometry" / f"{name}.npz" for name in [*scene.train, *scene.test]}
+
+
 def render_geometry(job: Job, out: Path, keep: bool = False) -> Iterator[Path]:
     """Write OUT/geometry/NAME.npz for every view at LR size: `z` (0 = background) and `alpha`, float32 [h, w].
 
@@ -231,10 +240,9 @@ def render_geometry(job: Job, out: Path, keep: bool = False) -> Iterator[Path]:
     ------
     Each path, written.
     """
-    names = [*job.scene.train, *job.scene.test]
-    progress = Progress("geometry", len(names), "view")
-    for i, name in enumerate(names):
-        path = out / "geometry" / f"{name}.npz"
+    paths = geometry_paths(job.scene, out)
+    progress = Progress("geometry", len(paths), "view")
+    for i, (name, path) in enumerate(paths.items()):
         if not (keep and path.is_file()):
             output = job.draw(lr_camera(job.scene, name))
             with writing(path) as tmp, open(tmp, "xb") as file:

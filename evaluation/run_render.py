@@ -1,6 +1,7 @@
 """What render.py does: load model and scene, decide what is asked for, render it, keep the record."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.render import RenderParams
 from arguments.steps import STEPS
 from evaluation.flight import write_flight
+from evaluation.method_folders import keep_only, method_folder, remove_orphans
 from evaluation.rendering import (
     Job,
     comparable_views,
     describe,
     find_model,
+    geometry_paths,
     load_job,
     render_geometry,
     render_split,
@@ -24,6 +27,7 @@ from scene import Scene, open_scene
 from training.job import device_for
 from utils.compute import set_threads
 from utils.errors import UserError
+from utils.folders import refuse_inside
 from utils.log import say
 from utils.record import Run, read_record, step
 
@@ -49,6 +53,7 @@ def render_model(common: CommonParams, model: ModelParams, pipeline: PipelinePar
     out = Path(render.output_path or model.model_path)
     ply, _ = find_model(Path(model.model_path), render.iteration)
     scene = open_scene(model, common.compat)
+    refuse_inside(out, scene.root, scene.hr_root)
     job = load_job(scene, model, pipeline, render, device_for(common.device, pipeline.rasterizer))
     if common.dry_run:
         views = f"{len(scene.train)} train and {len(scene.test)} test views"
@@ -56,7 +61,8 @@ def render_model(common: CommonParams, model: ModelParams, pipeline: PipelinePar
         return out
     name, groups = _step(scene, ply, render)
     earlier = (read_record(out, name) or {}).get("notes", {}).get("methods", {})  # the step takes its record away
-    with step(out, name, settings(common, model, pipeline, render), groups, CODE, common) as run:
+    removes = partial(_clear, name, job, out, render)
+    with step(out, name, settings(common, model, pipeline, render), groups, CODE, common, clear=removes) as run:
         if not run.up_to_date:
             _work(name, job, out, render, run, earlier)
     return out
@@ -84,6 +90,16 @@ def _splits(scene: Scene, render: RenderParams) -> list[str]:
     return [split for split, yes in wanted.items() if yes]
 
 
+def _clear(name: str, job: Job, out: Path, render: RenderParams) -> None:
+    """Remove what `_work` would keep of an earlier attempt."""
+    if name == "geometry":
+        for path in geometry_paths(job.scene, out).values():
+            path.unlink(missing_ok=True)
+    elif name == "render":
+        for split in _splits(job.scene, render):
+            keep_only(method_folder(out, split, job.iteration))
+
+
 def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run, earlier: dict[str, Any]) -> None:
     run.notes |= {
         "model": os.path.relpath(job.model.model_path, out),
@@ -99,6 +115,7 @@ def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run, earlie
         path = write_flight(lambda c: to_8bit(job.draw(c).color), cameras, out, *length, size)
         run.outputs += [path] if path.is_file() else sorted(path.iterdir())
     else:
+        remove_orphans(out, Path(job.model.model_path))
         methods = {key: value for key, value in earlier.items() if (out / key / "renders").is_dir()}
         for split in _splits(job.scene, render):
             run.outputs += render_split(job, split, out, render, keep=run.resume)

@@ -7,7 +7,7 @@ from a checkpoint of another fingerprint would not give the same bits, so it is 
 
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,23 +94,26 @@ class Checkpoints:
         matches = ((NAME.fullmatch(p.name), p) for p in self.folder.glob("iteration_*"))
         return sorted((int(match[1]), path) for match, path in matches if match)
 
-    def latest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that can be read, None when there is none at all.
+    def newest_first(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Every checkpoint that can be read, the newest first; nothing where there is none at all.
 
         Raises
         ------
         UserError : checkpoints are there and not one can be read.
         """
         failure: UserError | None = None
+        readable = 0
         for _, path in reversed(self.found()):
             try:
-                return load(path)
+                state = load(path)
             except UserError as error:
                 warn(f"{error}; trying the one before")
                 failure = error
-        if failure:
+                continue
+            readable += 1
+            yield state
+        if failure and not readable:
             raise failure
-        return None
 
     def check_space(self, size_bytes: int) -> None:
         """Refuse to start what cannot keep two checkpoints of `size_bytes` each.

@@ -63,6 +63,14 @@ def clear_earlier(out: Path) -> int:
     return log.stat().st_size
 
 
+def clear_later(out: Path, iteration: int) -> None:
+    """Remove models and checkpoints after `iteration`, where a run goes on that may end otherwise than the earlier."""
+    for path in (*out.glob("point_cloud/iteration_*"), *out.glob("checkpoints/iteration_*.safetensors")):
+        found = re.fullmatch(r"iteration_(\d+)(\.safetensors)?", path.name)
+        if found and int(found[1]) > iteration and not path.is_symlink():
+            path.unlink() if found[2] else shutil.rmtree(path)
+
+
 def remove_leftovers(out: Path) -> None:
     """Remove temporary files of writers that were killed; only for who holds the folder's lock."""
     for pattern in ("", "checkpoints/", "point_cloud/*/"):

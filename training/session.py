@@ -21,15 +21,17 @@ from training.dry_run import describe
 from training.estimate import estimate, megabytes
 from training.guard import Guard
 from training.job import Job, Settings, device_for, frames_folder
-from training.outputs import Log, clear_earlier, ply_path, remove_leftovers, tensorboard, write_static
+from training.outputs import Log, clear_earlier, clear_later, ply_path, remove_leftovers, tensorboard, write_static
 from training.signals import StopRequest
 from training.views import Background, TrainingViews, training_views
 from utils import record, rng
 from utils.compute import set_threads
 from utils.errors import UserError
+from utils.folders import refuse_inside
 from utils.log import note
 
 UNUSED = ("ip", "port", "debug_from", "detect_anomaly", "disable_viewer")
+FREE = frozenset({"save_iterations"})  # says what is kept, changes no number
 State = tuple[dict[str, Tensor], dict[str, Any]]
 MeasureFactory = Callable[[Scene, TrainingViews, PipelineParams, Background], loop.Measure]
 
@@ -51,6 +53,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
     set_threads(common.threads)
     device = device_for(common.device, settings.pipeline.rasterizer)
     scene = open_scene(model, common.compat)
+    refuse_inside(out, scene.root, scene.hr_root)
     if settings.training.init_points == "hull":
         scene.points = hull_points(scene, seed=common.seed)
     elif scene.points is None:
@@ -91,6 +94,8 @@ def _run(job: Job, stop: StopRequest, measure: MeasureFactory, replaceable: bool
         log_bytes = clear_earlier(out)
     if begun is not None:
         trainer.restore(*begun)
+        if not training.start_checkpoint or training.start_checkpoint == "latest":
+            clear_later(out, trainer.iteration)
         note(f"continuing after iteration {trainer.iteration}")
     yield write_cfg_args(out, settings.model)
     yield from write_static(out, job.scene, job.views)
@@ -120,25 +125,47 @@ def _begun(job: Job, checkpoints: Checkpoints, saved: frozenset[int], replaceabl
     UserError : the named checkpoint cannot be used, or an unfinished run of other settings would be overwritten.
     """
     training, wanted = job.settings.training, job.settings.training.start_checkpoint
-    # A longer run has the same beginning, unless the weight of the frames follows the length.
-    free = {"save_iterations"} | ({"iterations"} if job.settings.optimisation.lambda_tex_final < 0 else set())
     if wanted and wanted != "latest":
-        begun: State | None = load(wanted)
-    else:
-        begun = checkpoints.latest()
-        if wanted and begun is None:
-            raise UserError(f"--start_checkpoint latest: no checkpoint in {checkpoints.folder}")
-    if begun is None:
-        return None
-    info = begun[1]
-    try:
-        check_fingerprint(info["fingerprint"], checkpoints.fingerprint, free, training.allow_mismatch)
-    except UserError:
-        if wanted or not replaceable:
-            raise
-        return None
-    missing = [i for i in saved if i <= info["iteration"] and not ply_path(job.out, i).is_file()]
-    return None if missing and not wanted else begun
+        named = load(wanted)
+        check_fingerprint(
+            named[1]["fingerprint"], checkpoints.fingerprint, _free(job, named[1]), training.allow_mismatch
+        )
+        return named
+    for begun in checkpoints.newest_first():
+        info = begun[1]
+        try:
+            check_fingerprint(
+                info["fingerprint"], checkpoints.fingerprint, FREE | _length(job), training.allow_mismatch
+            )
+        except UserError:
+            if wanted or not replaceable:
+                raise
+            return None
+        missing = [i for i in saved if i <= info["iteration"] and not ply_path(job.out, i).is_file()]
+        past = info["iteration"] > job.settings.optimisation.iterations
+        if (wanted or not missing) and not past and (training.allow_mismatch or not _ends_short(job, info)):
+            return begun
+    if wanted:
+        raise UserError(
+            f"--start_checkpoint latest: no checkpoint in {checkpoints.folder} that this run can go on from"
+        )
+    return None
+
+
+def _length(job: Job) -> frozenset[str]:
+    """A longer run has the same beginning, unless the weight of the frames follows the length."""
+    return frozenset({"iterations"} if job.settings.optimisation.lambda_tex_final < 0 else ())
+
+
+def _free(job: Job, info: dict[str, Any]) -> frozenset[str]:
+    return FREE if _ends_short(job, info) else FREE | _length(job)
+
+
+def _ends_short(job: Job, info: dict[str, Any]) -> bool:
+    """Whether a checkpoint is the end of a shorter run: the last iteration had no update, which a longer run makes."""
+    made = info["fingerprint"].get("settings")
+    end = made.get("iterations") if isinstance(made, dict) else None
+    return isinstance(end, int) and info["iteration"] >= end and job.settings.optimisation.iterations != end
 
 
 def _foreign(wanted: str, checkpoints: Checkpoints) -> bool:

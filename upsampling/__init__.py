@@ -18,6 +18,7 @@ from scene.images import read_image, write_png
 from scene.lr_kernel import LRKernel
 from scene.sequences import Subsequence
 from upsampling import basicvsr, interpolation, rlfn, span  # noqa: F401 (each registers its networks)
+from upsampling.consistency import FILE_NAME as REPORT_NAME
 from upsampling.consistency import consistency_db, write_report
 from upsampling.interpolation import Interpolation
 from upsampling.planes import alpha_plane, colour_plane, joined
@@ -27,9 +28,20 @@ from upsampling.tiling import Plan, plan, upsample
 from utils.errors import UserError
 from utils.log import Progress
 
-__all__ = ["Job", "describe", "load", "resolve_weights", "run"]
+__all__ = ["Job", "clear", "describe", "load", "resolve_weights", "run"]
 
 SEQUENCE_MATTERS = "sequence_matters"
+
+
+def frame_path(folder: Path, name: str) -> Path:
+    """File of a saved frame; folders in names are kept."""
+    return folder / f"{name}.png"
+
+
+def clear(folder: Path, source: Source) -> None:
+    """Remove the frames that a run over `source` would write, so that none of other settings is kept."""
+    for path in (*(frame_path(folder, name) for name in source.sequences.saved), folder / REPORT_NAME):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Job:
 
     def path(self, name: str) -> Path:
         """File of a saved frame; folders in names are kept."""
-        return self.folder / f"{name}.png"
+        return frame_path(self.folder, name)
 
     def calls(self) -> list[Subsequence]:
         """The calls as they are made: one frame each for what uses no neighbours, with nothing computed for nobody."""

@@ -55,12 +55,16 @@ class FolderViews:
 
 @dataclass(frozen=True)
 class Source:
-    """What is upsampled: frames, calls, the step's input files, how the LR views were made (None = not known)."""
+    """What is upsampled: frames, calls, the step's input files, how the LR views were made (None = not known).
+
+    hr_root : folder of the HR truth, where there is one.
+    """
 
     views: Views
     sequences: Sequences
     inputs: dict[str, list[Path]]
     kernel: tuple[str, str] | None
+    hr_root: Path | None = None
 
 
 def folder_source(folder: str | Path, lr_kernel: str) -> Source:
@@ -88,4 +92,4 @@ def scene_source(model: ModelParams, path: Path, compat: str) -> Source:
     sequences = read_sequences(path, required=scene.train, known=scene.test)
     used = dict.fromkeys(name for s in sequences.subsequences for name in s.frames)
     kernel = resolve_kernel(scene, model.lr_kernel) if model.lr_kernel or scene.kernel_file else None
-    return Source(scene.images, sequences, {"sequences": [path], **scene_inputs(scene, used)}, kernel)
+    return Source(scene.images, sequences, {"sequences": [path], **scene_inputs(scene, used)}, kernel, scene.hr_root)

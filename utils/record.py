@@ -1,11 +1,11 @@
 """run.json: one record a step, written last. It says what a result was made from and decides what may be skipped.
 
-A step's key: settings, seed, hashes of inputs and code. Same key and intact outputs = up to date. A step cut short
-leaves `.NAME.started.json` with its key: only an attempt with the same key may keep partial outputs."""
+Same key (utils.keys) and intact outputs = up to date. A step cut short leaves `.NAME.started.json` with its key: only
+an attempt with the same key may keep partial outputs, so an attempt with another key first removes what is there and
+then leaves its own mark."""
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from utils.atomic import read_json, write_json
 from utils.errors import UserError
+from utils.keys import difference, make_key, same_key
 from utils.locks import locked
 from utils.log import note
-from utils.provenance import hash_code, hash_files, process_facts, sha256
+from utils.outputs import damaged_outputs, output_facts, remove_outputs
+from utils.provenance import process_facts
 
 RECORD_NAME = "run.json"
 SCHEMA = 1
-GROUND = ("scene", "arguments", "utils")  # below every step
 
 
 @runtime_checkable
@@ -36,10 +37,14 @@ class Common(Protocol):
 
 @dataclass
 class Run:
-    """A step under way. The script adds `outputs` (paths under OUT) and `notes` (any JSON) before it ends."""
+    """A step under way. The script adds `outputs` (paths under OUT) and `notes` (any JSON) before it ends.
+
+    up_to_date : nothing to do. resume : partial outputs may be kept. edited : only check and record the outputs again.
+    """
 
     up_to_date: bool = False
     resume: bool = False
+    edited: bool = False
     outputs: list[Path] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -52,6 +57,9 @@ def step(
     inputs: Mapping[str, Iterable[str | Path]],
     code: Sequence[str],
     common: Common,
+    *,
+    clear: Callable[[], None] = lambda: None,
+    editable: bool = False,
 ) -> Iterator[Run]:
     """Lock OUT, decide whether step `name` must run, and record it when the body ends without an exception.
 
@@ -59,7 +67,9 @@ def step(
     ----------
     settings : every setting that changes the result, JSON values.
     inputs : files read, by group; their contents are hashed, not their names' folders.
-    code : packages that make the result; those of GROUND are always added.
+    code : packages that make the result; those of utils.keys.GROUND are always added.
+    clear : removes what an attempt could keep; called before one that may keep nothing.
+    editable : outputs that were changed by hand since are used, not made again.
 
     Raises
     ------
@@ -67,27 +77,38 @@ def step(
     """
     out = Path(out)
     with locked(out):
-        key = _key(settings, inputs, code, common.seed)
-        started = out / f".{name}.started.json"
+        key = make_key(settings, inputs, code, common.seed)
         old = read_record(out, name)
-        reason = _why(old, key, out)
-        run = Run(up_to_date=reason is None and common.skip_done)
+        reason = difference(old, key) if old else "its results are not there"
+        damaged = [] if old is None or reason else damaged_outputs(out, old["outputs"])
+        run = Run(edited=editable and bool(damaged) and all((out / path).is_file() for path in damaged))
+        begin = time.time()
+        if run.edited:  # the record stays until the script has found the files fit for use
+            note(f"{name}: {damaged[0]} was edited by hand and is used; remove it to {name} anew")
+            yield run
+            _end(out, name, key, run, begin)
+            return
+        reason = f"{damaged[0]} is missing or changed" if damaged else reason
+        run.up_to_date = reason is None and common.skip_done
         if run.up_to_date:
             note(f"{name}: up to date")
             yield run
             return
         if old and old["settings"] != key["settings"] and not common.overwrite:
             raise UserError(f"{out} holds step {name} made with other settings ({reason}); --overwrite replaces it")
-        before = (read_json(started) if started.exists() else old) or {}
-        run.resume = all(before.get(name) == value for name, value in key.items())
+        run.resume = same_key(old or _mark(out, name), key)
         note(f"{name}: {'continues' if run.resume and not old else 'runs'} because {reason or 'it was asked for'}")
-        write_json(started, key)
+        if run.resume:
+            remove_outputs(out, damaged)
         if old and reason:
             _write_record(out, name, None)  # from here on its files may be a mixture
+        if not run.resume:
+            _started(out, name).unlink(missing_ok=True)
+            clear()
+        write_json(_started(out, name), key)
         begin = time.time()
         yield run
-        _write_record(out, name, key | _facts(out, run, begin))
-        started.unlink(missing_ok=True)
+        _end(out, name, key, run, begin)
 
 
 def read_record(out: str | Path, name: str) -> dict[str, Any] | None:
@@ -113,38 +134,17 @@ def _write_record(out: Path, name: str, record: dict[str, Any] | None) -> None:
     write_json(out / RECORD_NAME, content)
 
 
-def _key(settings: Mapping, inputs: Mapping, code: Sequence[str], seed: int) -> dict[str, Any]:
-    key = {
-        "settings": settings,
-        "seed": seed,
-        "inputs": {group: hash_files(paths) for group, paths in inputs.items()},
-        "code": hash_code({*code, *GROUND}),
-    }
-    return json.loads(json.dumps(key))  # tuples become lists, as they do in the file it is compared with
+def _started(out: Path, name: str) -> Path:
+    return out / f".{name}.started.json"
 
 
-def _why(old: dict[str, Any] | None, key: dict[str, Any], out: Path) -> str | None:
-    """Why the step must run; None when its results are there and were made from the same things."""
-    if old is None:
-        return "its results are not there"
-    before, now = old["settings"] | {"seed": old["seed"]}, key["settings"] | {"seed": key["seed"]}
-    for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
-            return f"setting {name} was {before.get(name)!r} and is {now.get(name)!r}"
-    changed = [group for group in key["inputs"] if old["inputs"].get(group) != key["inputs"][group]]
-    if changed:
-        return f"its input {changed[0]} changed"
-    if old["code"] != key["code"]:
-        return "the code changed"
-    for path, facts in old["outputs"].items():
-        if not (out / path).is_file() or sha256(out / path) != facts["sha256"]:
-            return f"{path} is missing or changed"
-    return None
+def _mark(out: Path, name: str) -> dict[str, Any]:
+    """The key of the attempt that was cut short, {} where there is none."""
+    path = _started(out, name)
+    return read_json(path) if path.exists() else {}
 
 
-def _facts(out: Path, run: Run, begin: float) -> dict[str, Any]:
-    files = sorted({Path(p) for p in run.outputs})
-    return process_facts(begin) | {
-        "notes": run.notes,
-        "outputs": {str(p.relative_to(out)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
-    }
+def _end(out: Path, name: str, key: dict[str, Any], run: Run, begin: float) -> None:
+    facts = process_facts(begin) | {"notes": run.notes, "outputs": output_facts(out, map(Path, run.outputs))}
+    _write_record(out, name, key | facts)
+    _started(out, name).unlink(missing_ok=True)

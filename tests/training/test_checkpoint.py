@@ -50,15 +50,15 @@ def test_latest_is_the_newest_that_can_be_read(tmp_path, capsys):
         kept.write(*content(iteration))
     torn = kept.path(20).read_bytes()
     kept.path(20).write_bytes(torn[: len(torn) // 2])
-    assert kept.latest()[1]["iteration"] == 10
+    assert next(kept.newest_first())[1]["iteration"] == 10
     assert "iteration_20" in capsys.readouterr().err
     kept.path(10).write_bytes(b"")
     with pytest.raises(UserError, match="iteration_10"):
-        kept.latest()
+        next(kept.newest_first())
 
 
 def test_none_is_no_error(tmp_path):
-    assert checkpoints(tmp_path).latest() is None
+    assert list(checkpoints(tmp_path).newest_first()) == []
 
 
 @pytest.mark.parametrize("name", ["chkpnt7000.pth", "model.pt"])

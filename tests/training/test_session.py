@@ -99,13 +99,57 @@ def test_other_settings_need_overwrite(root, run):
 def test_a_longer_run_continues_and_ends_as_if_it_had_been_one(root, run):
     run(command(root, root / "long"))
     run(command(root, root / "grown", iterations=30, checkpoint_iterations=25))
-    (root / "grown/checkpoints/iteration_30.safetensors").unlink()  # its last iteration had no update, as in 3DGS
     argv = [*command(root, root / "grown", start_checkpoint="latest"), "--overwrite"]
     run(argv)
     for name in ("long", "grown"):
         assert (root / name / "point_cloud/iteration_60/point_cloud.ply").is_file()
     plies = [(root / name / "point_cloud/iteration_60/point_cloud.ply").read_bytes() for name in ("long", "grown")]
     assert plies[0] == plies[1]
+
+
+def model(out: Path, iteration: int) -> bytes:
+    return (out / f"point_cloud/iteration_{iteration}/point_cloud.ply").read_bytes()
+
+
+@pytest.mark.parametrize("interval", [10, 20])
+def test_the_end_of_a_shorter_run_is_not_the_start_of_a_longer(root, run, interval):
+    """3DGS's last iteration has no update: 20 then 40 must go on from before the end of the 20, or from the start."""
+    straight, grown = root / f"straight_{interval}", root / f"twice_{interval}"
+    run(command(root, straight, iterations=40))
+    run(command(root, grown, iterations=20, checkpoint_interval=interval))
+    end = grown / "checkpoints/iteration_20.safetensors"
+    with pytest.raises(UserError, match="iterations = 20, now it is 40"):
+        run([*command(root, grown, iterations=40, start_checkpoint=end), "--overwrite"])
+    if interval == 20:
+        with pytest.raises(UserError, match="can go on from"):
+            run([*command(root, grown, iterations=40, start_checkpoint="latest"), "--overwrite"])
+    said = run([*command(root, grown, iterations=40, checkpoint_interval=interval), "--overwrite"])
+    assert ("continuing after iteration 10" in said.err) == (interval == 10)
+    assert model(grown, 40) == model(straight, 40)
+    logs = [(out / "log.jsonl").read_text().splitlines() for out in (grown, straight)]
+    assert logs[0] == logs[1]
+    assert [json.loads(line)["iteration"] for line in logs[0]] == list(range(1, 41))
+
+
+def test_a_shorter_run_leaves_nothing_of_the_longer(root, run):
+    run(command(root, root / "was_long", iterations=40, checkpoint_iterations=10))
+    run([*command(root, root / "was_long", iterations=20), "--overwrite"])
+    run(command(root, root / "short", iterations=20))
+    assert model(root / "was_long", 20) == model(root / "short", 20)
+    for pattern in ("point_cloud/iteration_*", "checkpoints/iteration_*"):
+        left = {int(p.stem.removeprefix("iteration_")) for p in (root / "was_long").glob(pattern)}
+        assert max(left) == 20
+
+
+def test_a_changed_model_is_made_again(root, run):
+    out = root / "tampered"
+    run(command(root, out, iterations=40))
+    good = model(out, 40)
+    ply = out / "point_cloud/iteration_40/point_cloud.ply"
+    ply.write_bytes(good[:-4] + b"\0\0\0\0")
+    said = run([*command(root, out, iterations=40), "--skip_done"])
+    assert "continuing after iteration 30" in said.err
+    assert model(out, 40) == good
 
 
 def test_another_folders_checkpoint_is_continued_here(root, run):

@@ -107,3 +107,65 @@ def test_a_strange_run_json_is_refused(scene):
     write_text(scene / "out" / "run.json", '{"schema": 99, "steps": {}}')
     with pytest.raises(UserError, match="schema"):
         attempt(scene)
+
+
+def partial(scene, number, *, stop_after=2, **changes):
+    """A step of two files that keeps what is there when it may; returns what it kept."""
+    out, flags = scene / "out", Flags(skip_done=False, overwrite=True)
+    files = [out / "0.txt", out / "1.txt"]
+
+    def clear():
+        assert read_record(out, "order") is None, "the old record goes before its files do"
+        assert not (out / ".order.started.json").exists(), "the new mark comes after"
+        for path in files:
+            path.unlink(missing_ok=True)
+
+    inputs = {"in": [scene / "in.txt"]}
+    kept = []
+    with step(out, "order", {"number": number}, inputs, (), flags, clear=clear, **changes) as run:
+        for i, path in enumerate(files):
+            if i == stop_after:
+                raise RuntimeError("killed")
+            if run.edited or (run.resume and path.exists()):
+                kept.append(path.name)
+            else:
+                write_text(path, str(number))
+        run.outputs += files
+    return kept
+
+
+def test_an_attempt_with_other_settings_keeps_no_file_of_the_one_before(scene):
+    partial(scene, 1)
+    with pytest.raises(RuntimeError, match="killed"):
+        partial(scene, 2, stop_after=1)
+    assert partial(scene, 2) == ["0.txt"], "its own first file, not the second of the other settings"
+    assert [(scene / "out" / f"{i}.txt").read_text() for i in range(2)] == ["2", "2"]
+
+
+def test_a_changed_output_is_made_again(scene):
+    partial(scene, 1)
+    write_text(scene / "out" / "1.txt", "tampered")
+    assert partial(scene, 1) == ["0.txt"]
+    assert (scene / "out" / "1.txt").read_text() == "1"
+
+
+def test_a_record_that_names_files_elsewhere_removes_none(scene):
+    partial(scene, 1)
+    path = scene / "out" / "run.json"
+    write_text(path, path.read_text().replace('"1.txt"', '"../in.txt"'))
+    partial(scene, 1)
+    assert (scene / "in.txt").read_text() == "input"
+
+
+def test_an_edited_output_is_used_and_recorded(scene, capsys):
+    partial(scene, 1)
+    write_text(scene / "out" / "1.txt", "by hand")
+    before = (scene / "out" / "run.json").read_text()
+    with pytest.raises(RuntimeError, match="killed"):
+        partial(scene, 1, stop_after=1, editable=True)  # found unfit: nothing is lost, and nothing forgotten
+    assert (scene / "out" / "run.json").read_text() == before
+    capsys.readouterr()
+    assert partial(scene, 1, editable=True) == ["0.txt", "1.txt"]
+    assert "1.txt was edited by hand and is used; remove it to order anew" in capsys.readouterr().err
+    assert (scene / "out" / "1.txt").read_text() == "by hand"
+    assert (scene / "out" / "run.json").read_text() != before
