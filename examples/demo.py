@@ -142,7 +142,7 @@ def comparison(out: Path, config: str) -> dict[str, Any]:
         for background in BACKGROUNDS:
             folder = out / variant / background
             metrics = read_metrics(folder)
-            (result,) = metrics["methods"].values()
+            result = metrics["methods"][max(metrics["methods"], key=iteration_of)]
             records = [*made, *(record for record in [read_record(folder, "render")] if record)]
             row: dict[str, Any] = {"variant": variant, "background": background}
             row |= {key: round(result["mean"][key], 4) for key in ("PSNR", "SSIM", "LPIPS")}
@@ -158,6 +158,12 @@ def comparison(out: Path, config: str) -> dict[str, Any]:
     shared = {key: value for key, value in protocols[0][1].to_json().items() if key not in ("background", "truth")}
     shared |= {"initial_points": INITIAL_POINTS, "settings": read_toml(config)}
     return {"protocol": shared, "rows": rows}
+
+
+def iteration_of(method: str) -> int:
+    """N of "test/ours_N", -1 for what is not named so."""
+    number = method.rpartition("_")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def show(out: Path) -> None:

@@ -65,6 +65,18 @@ def test_table_has_a_row_for_each_variant_and_background(tmp_path):
     assert "background" not in table["protocol"]
 
 
+def test_table_takes_the_last_iteration_of_several(tmp_path):
+    result_files(tmp_path)
+    path = tmp_path / "video" / "black" / "metrics.json"
+    metrics = read_json(path)
+    (result,) = metrics["methods"].values()
+    for name in ("test/ours_20", "test/theirs"):
+        metrics["methods"][name] = result | {"mean": result["mean"] | {"PSNR": 99.0}}
+    write_json(path, metrics)
+    rows = demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))["rows"]
+    assert max(row["PSNR"] for row in rows) < 99
+
+
 def test_table_refuses_to_mix_protocols(tmp_path):
     result_files(tmp_path, video={"views": 11})
     with pytest.raises(UserError, match="'views'"):
