@@ -172,7 +172,8 @@ def show(out: Path) -> None:
 
     record = read_record(out, "demo")
     if record:
-        budget = record["notes"]["budget"] | {"total": round(record["seconds"], 1)}
+        budget = record["notes"]["budget"]
+        budget |= {"total": sum(budget.values())}
         log.say(aligned(Table(["stage", "seconds"], [[stage, f"{seconds:.1f}"] for stage, seconds in budget.items()])))
         log.say()
     rows = read_json(out / "table.json")["rows"]
