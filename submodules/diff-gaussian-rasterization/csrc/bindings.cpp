@@ -39,11 +39,15 @@ splat::Parameters parameters(const SixAddresses& a) {
   return parameters(EightAddresses{a[0], a[1], a[2], a[3], a[4], a[5], 0, 0});
 }
 
-splat::Images images(const std::array<Address, 3>& a) {
+using ImageAddresses = std::array<Address, 5>;
+
+splat::Images images(const ImageAddresses& a) {
   splat::Images i;
   i.color = floats(a[0]);
   i.transmittance = floats(a[1]);
   i.inverse_depth = floats(a[2]);
+  i.depth = floats(a[3]);
+  i.normal = floats(a[4]);
   return i;
 }
 
@@ -90,9 +94,10 @@ splat::Camera make_camera(int width, int height, const std::array<double, 9>& ro
 }
 
 void forward(Rasterization& r, const splat::Camera& camera, const EightAddresses& addresses,
-             std::int64_t count, std::int64_t sh0_stride, std::int64_t shN_stride, int rest,
-             bool activated, const std::array<Address, 3>& out, Address radii, int threads) {
+             Address filter, std::int64_t count, std::int64_t sh0_stride, std::int64_t shN_stride,
+             int rest, bool activated, const ImageAddresses& out, Address radii, int threads) {
   r.scene.p = parameters(addresses);
+  r.scene.filter = floats(filter);
   r.scene.count = count;
   r.scene.sh0_stride = sh0_stride;
   r.scene.shN_stride = shN_stride;
@@ -105,15 +110,22 @@ void forward(Rasterization& r, const splat::Camera& camera, const EightAddresses
             threads);
 }
 
-void backward(Rasterization& r, const EightAddresses& addresses,
-              const std::array<Address, 3>& forward_images, const std::array<Address, 3>& gradient,
-              const EightAddresses& out, Address means2d, int threads) {
+void backward(Rasterization& r, const EightAddresses& addresses, Address filter,
+              Address transmittance, const ImageAddresses& gradient, const EightAddresses& out,
+              const EightAddresses& added, Address means2d, Address absolute_means2d, Address pose,
+              int threads) {
   r.scene.p = parameters(addresses);
+  r.scene.filter = floats(filter);
+  splat::BackwardOutputs o;
+  o.gradients = parameters(out);
+  o.added = parameters(added);
+  o.means2d = floats(means2d);
+  o.absolute_means2d = floats(absolute_means2d);
+  o.pose = reinterpret_cast<double*>(pose);
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
   const nb::gil_scoped_release release;
-  k.backward(r.workspace, r.scene, images(forward_images), images(gradient), parameters(out),
-             nullptr, floats(means2d), splat::Statistics{}, threads);
+  k.backward(r.workspace, r.scene, floats(transmittance), images(gradient), o, threads);
 }
 
 splat::AdamFactors adam_factors(double lr, std::int64_t step, double beta1, double beta2,
@@ -130,16 +142,18 @@ splat::AdamFactors adam_factors(double lr, std::int64_t step, double beta1, doub
   return f;
 }
 
-void backward_adam(Rasterization& r, const SixAddresses& addresses,
-                   const std::array<Address, 3>& forward_images,
-                   const std::array<Address, 3>& gradient, const SixAddresses& mean,
-                   const SixAddresses& square, const std::array<double, 6>& learning_rates,
-                   std::int64_t step, const std::array<double, 2>& betas, double eps,
-                   Address means2d, const std::array<Address, 3>& statistics, int threads) {
+void backward_adam(Rasterization& r, const SixAddresses& addresses, Address filter,
+                   Address transmittance, const ImageAddresses& gradient, const SixAddresses& added,
+                   const SixAddresses& mean, const SixAddresses& square,
+                   const std::array<double, 6>& learning_rates, std::int64_t step,
+                   const std::array<double, 2>& betas, double eps, Address visible, Address means2d,
+                   const std::array<Address, 4>& statistics, int threads) {
   r.scene.p = parameters(addresses);
+  r.scene.filter = floats(filter);
   splat::AdamState adam;
   adam.mean = parameters(mean);
   adam.square = parameters(square);
+  adam.visible = reinterpret_cast<const std::uint8_t*>(visible);
   const auto factors = [&](std::size_t k) {
     return adam_factors(learning_rates[k], step, betas[0], betas[1], eps);
   };
@@ -149,12 +163,24 @@ void backward_adam(Rasterization& r, const SixAddresses& addresses,
   adam.opacities = factors(3);
   adam.sh0 = factors(4);
   adam.shN = factors(5);
-  const splat::Statistics s{floats(statistics[0]), floats(statistics[1]), floats(statistics[2])};
+  splat::BackwardOutputs o;
+  o.adam = &adam;
+  o.added = parameters(added);
+  o.means2d = floats(means2d);
+  o.statistics = {floats(statistics[0]), floats(statistics[1]), floats(statistics[2]),
+                  floats(statistics[3])};
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
   const nb::gil_scoped_release release;
-  k.backward(r.workspace, r.scene, images(forward_images), images(gradient), splat::Parameters{},
-             &adam, floats(means2d), s, threads);
+  k.backward(r.workspace, r.scene, floats(transmittance), images(gradient), o, threads);
+}
+
+void contributions(Rasterization& r, const std::array<Address, 3>& out, int threads) {
+  const splat::Contributions c{floats(out[0]), floats(out[1]), floats(out[2])};
+  const splat::Kernels& k = splat::active_kernels();
+  threads = checked_threads(threads);
+  const nb::gil_scoped_release release;
+  k.contributions(r.workspace, c, threads);
 }
 
 std::array<double, 3> as_array(const splat::LossTerms& t) { return {t.l1, t.ssim, t.loss}; }
@@ -199,6 +225,7 @@ nb::dict facts(const Rasterization& r) {
   d["instances"] = r.workspace.instances;
   d["invalid"] = r.workspace.invalid;
   d["bytes"] = r.workspace.bytes();
+  d["bands"] = r.workspace.bands;
   d["stage_ms"] = stages;
   return d;
 }
@@ -214,6 +241,9 @@ NB_MODULE(_native, m) {
       .def("forward", &forward)
       .def("backward", &backward)
       .def("backward_adam", &backward_adam)
+      .def("contributions", &contributions)
+      .def("set_memory_limit",
+           [](Rasterization& r, std::int64_t bytes) { r.workspace.memory_limit = bytes; })
       .def("l1_ssim", &l1_ssim)
       .def("lr_l1_ssim", &lr_l1_ssim)
       .def("facts", &facts);

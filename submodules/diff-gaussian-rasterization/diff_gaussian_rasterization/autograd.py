@@ -126,12 +126,13 @@ class _Rasterize(torch.autograd.Function):
         ctx.lease.native.forward(
             camera,
             _addresses(splats),
+            0,
             count,
             3 * stored,
             3 * stored,
             stored - 1,
             True,
-            [address(color), address(transmittance), address(inverse_depth)],
+            [address(color), address(transmittance), address(inverse_depth), 0, 0],
             address(radii),
             torch.get_num_threads(),
         )
@@ -153,10 +154,14 @@ class _Rasterize(torch.autograd.Function):
             g_color = torch.zeros(3, *transmittance.shape)
         ctx.lease.native.backward(
             _addresses(splats),
-            [0, address(transmittance), 0],  # all it needs of the maps
-            [address(g_color), address(g_transmittance), address(g_depth)],
+            0,
+            address(transmittance),
+            [address(g_color), address(g_transmittance), address(g_depth), 0, 0],
             _addresses(Splats(*out)),  # type: ignore[arg-type]
+            [0] * 8,
             address(means2d),
+            0,
+            0,
             torch.get_num_threads(),
         )
         return None, None, None, means2d, *out

@@ -136,12 +136,13 @@ class Workspace:
         self._native.forward(
             camera.native(),
             [*map(address, parameters), 0, 0],
+            0,
             count,
             3,
             3 * rest,
             rest,
             False,
-            [address(image), address(transmittance), address(inverse_depth)],
+            [address(image), address(transmittance), address(inverse_depth), 0, 0],
             address(self._radii),
             torch.get_num_threads(),
         )
@@ -235,7 +236,7 @@ class Workspace:
         parameters, grads : six tensors each, in the order of the module docstring.
         grad_means2d : [N, 3] or None; receives dL/d(screen position) in NDC units (x W/2, y H/2 per pixel), third = 0.
         """
-        images, gradients, count = self._backward_images(grad_image, grad_transmittance, grad_inverse_depth)
+        transmittance, gradients, count = self._backward_images(grad_image, grad_transmittance, grad_inverse_depth)
         six = _check_six(parameters, count, "")
         out = _check_six(grads, count, "gradient of ")
         if out[5].shape != six[5].shape:
@@ -244,10 +245,14 @@ class Workspace:
             check_tensor("grad_means2d", grad_means2d, (count, 3))
         self._native.backward(
             [*map(address, six), 0, 0],
-            images,
+            0,
+            transmittance,
             gradients,
             [*map(address, out), 0, 0],
+            [0] * 8,
             address(grad_means2d),
+            0,
+            0,
             torch.get_num_threads(),
         )
 
@@ -280,7 +285,7 @@ class Workspace:
         -----
         Arithmetic of torch.optim.Adam without weight decay, also for Gaussians and bands with zero gradient.
         """
-        images, gradients, count = self._backward_images(grad_image, grad_transmittance, grad_inverse_depth)
+        transmittance, gradients, count = self._backward_images(grad_image, grad_transmittance, grad_inverse_depth)
         six = _check_six(parameters, count, "")
         mean, square = _check_six(exp_avg, count, "exp_avg of "), _check_six(exp_avg_sq, count, "exp_avg_sq of ")
         if not six[5].shape == mean[5].shape == square[5].shape:
@@ -291,16 +296,19 @@ class Workspace:
         _check_statistics(stats, grad_means2d, count)
         self._native.backward_adam(
             [*map(address, six)],
-            images,
+            0,
+            transmittance,
             gradients,
+            [0] * 6,
             [*map(address, mean)],
             [*map(address, square)],
             [float(lr) for lr in learning_rates],
             step,
             [*betas],
             eps,
+            0,
             address(grad_means2d),
-            [*map(address, stats)],
+            [*map(address, stats), 0],
             torch.get_num_threads(),
         )
 
@@ -316,7 +324,7 @@ class Workspace:
 
     def _backward_images(
         self, grad_image: Tensor, grad_transmittance: Tensor | None, grad_inverse_depth: Tensor | None
-    ) -> tuple[list[int], list[int], int]:
+    ) -> tuple[int, list[int], int]:
         if self._forward is None:
             raise ValueError("backward: call forward first")
         _, count, image, transmittance, inverse_depth = self._forward
@@ -327,8 +335,8 @@ class Workspace:
             if inverse_depth is None:
                 raise ValueError("grad_inverse_depth: the forward pass was without aux=True")
             check_tensor("grad_inverse_depth", grad_inverse_depth, tuple(inverse_depth.shape))
-        forward = [0, address(transmittance), 0]  # all that the backward pass needs of them
-        return forward, [*map(address, (grad_image, grad_transmittance, grad_inverse_depth))], count
+        gradients = [*map(address, (grad_image, grad_transmittance, grad_inverse_depth)), 0, 0]
+        return address(transmittance), gradients, count
 
 
 def _check_statistics(

@@ -14,13 +14,13 @@ struct BlockGradient {
 };
 
 /// State behind the last splat: only the background, seen through what is left.
-SPLAT_HD BlockGradient load_block_gradient(const Workspace& w, const Images& images,
+SPLAT_HD BlockGradient load_block_gradient(const Workspace& w, const float* transmittance,
                                            const Images& gradient, const BlockView& view,
                                            int64_t block) {
   const int64_t pixels = int64_t{view.width} * view.height;
   const float* const background = w.camera.background;
   BlockGradient q;
-  q.t = read_block(images.transmittance, view);
+  q.t = read_block(transmittance, view);
   q.end = load_int(&w.lane_end[block * kLanes]);
   q.red = read_block(gradient.color, view);
   q.green = read_block(gradient.color + pixels, view);
@@ -86,7 +86,8 @@ SPLAT_HD void instance_gradient(const Record& r, uint32_t i, TileOrigin o, uint6
 }
 
 template <bool kAux>
-void blend_tile_backward(Workspace& w, int tile, const Images& images, const Images& gradient) {
+void blend_tile_backward(Workspace& w, int tile, const float* transmittance,
+                         const Images& gradient) {
   const TileOrigin origin = tile_origin(w, tile);
   const uint32_t start = w.tile_start[tile], end = w.tile_start[tile + 1];
   if (start == end) return;
@@ -97,7 +98,7 @@ void blend_tile_backward(Workspace& w, int tile, const Images& images, const Ima
   for (int b = 0; b < kBlocks; b++) {
     const BlockView view = block_view(w.camera, origin, b);
     if (view.outside()) continue;
-    blocks[b] = load_block_gradient(w, images, gradient, view, int64_t{tile} * kBlocks + b);
+    blocks[b] = load_block_gradient(w, transmittance, gradient, view, int64_t{tile} * kBlocks + b);
     inside |= uint64_t{1} << b;
   }
   for (uint32_t i = end, next = end; i-- > start;) {
@@ -113,15 +114,15 @@ void blend_tile_backward(Workspace& w, int tile, const Images& images, const Ima
   }
 }
 
-void blend_backward(Workspace& w, const Images& images, const Images& gradient, int threads) {
+void blend_backward(Workspace& w, const float* transmittance, const Images& gradient, int threads) {
   const int tiles = w.tiles_x * w.tiles_y;
   w.slots.grow((w.instances + 1) * kSlotFloats);
 #pragma omp parallel for schedule(dynamic, 2) num_threads(threads)
   for (int tile = 0; tile < tiles; tile++) {
     if (gradient.inverse_depth) {
-      blend_tile_backward<true>(w, tile, images, gradient);
+      blend_tile_backward<true>(w, tile, transmittance, gradient);
     } else {
-      blend_tile_backward<false>(w, tile, images, gradient);
+      blend_tile_backward<false>(w, tile, transmittance, gradient);
     }
   }
 }

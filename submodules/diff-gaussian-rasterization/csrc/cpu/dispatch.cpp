@@ -17,7 +17,7 @@ struct Isa {
 
 const Isa kIsas[] = {
 // best first; the last always works
-#if defined(SPLAT_X86)
+#if defined(SPLAT_HAS_avx512)
     {"avx512",
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -25,6 +25,8 @@ const Isa kIsas[] = {
               __builtin_cpu_supports("avx512vbmi2");
      },
      &avx512::kKernels},
+#endif
+#if defined(SPLAT_HAS_avx2)
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
      &avx2::kKernels},
 #endif

@@ -213,18 +213,18 @@ SPLAT_HD void add_statistics(const Workspace& w, const Statistics& s, const Grou
   }
 }
 
-void geometry_group(Workspace& w, const Scene& scene, const GradientSink& sink, float* means2d,
-                    const Statistics& statistics, const Group& g) {
+void geometry_group(Workspace& w, const Scene& scene, const BackwardOutputs& out, const Group& g) {
+  const GradientSink sink{out.adam, out.adam ? scene.p : out.gradients};
   const GroupFlags flags = w.flags[g.first / kLanes];
   GroupGradient o;
   clear(o);
   if (flags.drawn) group_gradient(w, scene, g, flags, o);
-  if (flags.visible) add_statistics(w, statistics, g, flags, o);
+  if (flags.visible) add_statistics(w, out.statistics, g, flags, o);
   const bool idle = !flags.drawn;
   const AdamState* a = sink.adam;
   const Parameters none, &mean = a ? a->mean : none, &square = a ? a->square : none;
   const VecF ndc[3] = {o.ndc_x, o.ndc_y, 0.f};
-  emit<3>({means2d, nullptr, nullptr, nullptr}, g, ndc, idle);
+  emit<3>({out.means2d, nullptr, nullptr, nullptr}, g, ndc, idle);
   emit<3>({sink.to.means, mean.means, square.means, a ? &a->means : nullptr}, g,
           o.gaussian.position, idle);
   emit<3>({sink.to.scales, mean.scales, square.scales, a ? &a->scales : nullptr}, g,
@@ -239,14 +239,13 @@ void geometry_group(Workspace& w, const Scene& scene, const GradientSink& sink, 
   emit_sh_rest(sink, scene, g, flags.drawn, sh_floats(w.camera.sh_degree), o.basis, o.colour);
 }
 
-void geometry_backward(Workspace& w, const Scene& scene, const GradientSink& sink, float* means2d,
-                       const Statistics& statistics, int threads) {
+void geometry_backward(Workspace& w, const Scene& scene, const BackwardOutputs& out, int threads) {
   const int64_t n = w.count, chunks = (n + kChunk - 1) / kChunk;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
     const int64_t end = smaller(n, (chunk + 1) * kChunk);
     for (int64_t i = chunk * kChunk; i < end; i += kLanes) {
-      geometry_group(w, scene, sink, means2d, statistics, make_group(i, n));
+      geometry_group(w, scene, out, make_group(i, n));
     }
   }
 }

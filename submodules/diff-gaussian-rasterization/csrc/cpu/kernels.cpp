@@ -44,6 +44,7 @@ SPLAT_HD T larger(T a, T b) {
 #include "cpu/binning.inl"
 #include "cpu/forward.inl"
 #include "cpu/backward.inl"
+#include "cpu/contributions.inl"
 #include "cpu/geometry.inl"
 #include "cpu/loss.inl"
 #include "cpu/lr_loss.inl"
@@ -66,14 +67,12 @@ void forward(Workspace& w, const Scene& scene, const Camera& camera, const Image
   w.stage_ms[kForward] = now_ms() - binned;
 }
 
-void backward(Workspace& w, const Scene& scene, const Images& images, const Images& gradient,
-              const Parameters& out, const AdamState* adam, float* means2d,
-              const Statistics& statistics, int threads) {
+void backward(Workspace& w, const Scene& scene, const float* transmittance, const Images& gradient,
+              const BackwardOutputs& out, int threads) {
   const double start = now_ms();
-  blend_backward(w, images, gradient, threads);
+  blend_backward(w, transmittance, gradient, threads);
   const double blended = now_ms();
-  geometry_backward(w, scene, GradientSink{adam, adam ? scene.p : out}, means2d, statistics,
-                    threads);
+  geometry_backward(w, scene, out, threads);
   w.stage_ms[kBlendBackward] = blended - start;
   w.stage_ms[kGeometry] = now_ms() - blended;
 }
@@ -83,6 +82,7 @@ void backward(Workspace& w, const Scene& scene, const Images& images, const Imag
 extern const Kernels kKernels;
 #define SPLAT_STRINGIFY(x) #x
 #define SPLAT_STRING(x) SPLAT_STRINGIFY(x)
-const Kernels kKernels = {SPLAT_STRING(SPLAT_ISA_NAME), forward, backward, l1_ssim, lr_l1_ssim};
+const Kernels kKernels = {
+    SPLAT_STRING(SPLAT_ISA_NAME), forward, backward, contributions, l1_ssim, lr_l1_ssim};
 
 }  // namespace splat::SPLAT_ISA_NAME

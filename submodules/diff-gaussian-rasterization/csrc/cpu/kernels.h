@@ -25,19 +25,23 @@ struct Scene {
   Parameters p;  // read only, except by Adam
   int64_t count = 0;
   int64_t sh0_stride = 3, shN_stride = 45;
-  int rest = 15;           // coefficients per channel stored in shN
-  bool activated = false;  // scales and opacities are values, not logarithms and logits
+  int rest = 15;                  // coefficients per channel stored in shN
+  bool activated = false;         // scales and opacities are values, not logarithms and logits
+  const float* filter = nullptr;  // [N] 3D smoothing filter, standard deviation [world units]
 };
 
 struct Images {
   float* color = nullptr;          // [3, H, W]
   float* transmittance = nullptr;  // [H, W]
-  float* inverse_depth = nullptr;  // [H, W] or null
+  float* inverse_depth = nullptr;  // [H, W] or null: sum of T alpha / z
+  float* depth = nullptr;          // [H, W] or null: sum of T alpha z
+  float* normal = nullptr;         // [3, H, W] or null: sum of T alpha n, world axes
 };
 
 struct AdamState {
   Parameters mean, square;
   AdamFactors means, scales, quats, opacities, sh0, shN;
+  const uint8_t* visible = nullptr;  // [N]: Gaussians to update (sparse Adam); null = all
 };
 
 /// Densification statistics, added to in place. Any of them may be null.
@@ -45,6 +49,25 @@ struct Statistics {
   float* gradient_norm = nullptr;  // [N], norm of dL/dmeans2D in NDC units
   float* count = nullptr;          // [N], views in which the Gaussian was visible
   float* max_radius = nullptr;     // [N], [px]
+  float* absolute_norm = nullptr;  // [N], norm of the sums over pixels of |dL/dx|, |dL/dy|, NDC
+};
+
+/// Where the backward pass leaves what it finds. Null pointers = not wanted.
+struct BackwardOutputs {
+  Parameters gradients;               // without Adam
+  const AdamState* adam = nullptr;    // with it, scene.p is updated in place instead
+  Parameters added;                   // gradients of other views, added to this view's
+  float* means2d = nullptr;           // [N, 3], NDC units, third = 0
+  float* absolute_means2d = nullptr;  // [N, 3], sums over pixels of absolute values
+  double* pose = nullptr;             // [15]: dL/d rotation (row major), translation, camera centre
+  Statistics statistics;
+};
+
+/// What each Gaussian contributed to the last image; combined in place. Any may be null.
+struct Contributions {
+  float* max_weight = nullptr;  // [N], largest T alpha of a pixel
+  float* weight = nullptr;      // [N], sum of T alpha over pixels
+  float* pixels = nullptr;      // [N], number of pixels blended into
 };
 
 struct Taps {            // a banded matrix: out[i] = sum_k weight[i, k] in[start[i] + k]
@@ -67,11 +90,10 @@ struct Kernels {
   const char* name;
   void (*forward)(Workspace&, const Scene&, const Camera&, const Images&, int32_t* radii,
                   int threads);
-  /// gradient.color is required. adam == nullptr: `out` receives gradients; otherwise scene.p is
-  /// updated in place. means2d: [N, 2] or null.
-  void (*backward)(Workspace&, const Scene&, const Images&, const Images& gradient,
-                   const Parameters& out, const AdamState* adam, float* means2d, const Statistics&,
-                   int threads);
+  /// gradient.color is required; `transmittance` is that of the forward pass.
+  void (*backward)(Workspace&, const Scene&, const float* transmittance, const Images& gradient,
+                   const BackwardOutputs&, int threads);
+  void (*contributions)(Workspace&, const Contributions&, int threads);
   LossTerms (*l1_ssim)(Workspace&, const float* image, const float* target, float* gradient,
                        int width, int height, const LossSettings&, int threads);
   LossTerms (*lr_l1_ssim)(Workspace&, const float* image, const float* lr_target, float* gradient,

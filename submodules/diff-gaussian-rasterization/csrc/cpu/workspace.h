@@ -45,7 +45,9 @@ struct Workspace {
   int64_t count = 0;  // Gaussians
   int64_t drawn = 0;  // with a record
   int64_t instances = 0;
-  int64_t invalid = 0;  // culled because of NaN, Inf or values beyond float32's reach
+  int64_t invalid = 0;       // culled because of NaN, Inf or values beyond float32's reach
+  int64_t memory_limit = 0;  // [bytes] of all buffers here, kept by bands of tile rows; 0 = none
+  int bands = 1;             // of the last image
   int tiles_x = 0, tiles_y = 0;
   double stage_ms[kStages] = {};
 
