@@ -53,34 +53,39 @@ template <bool kAux>
 SPLAT_HD void instance_gradient(const Record& r, uint32_t i, TileOrigin o, uint64_t mask,
                                 BlockGradient* blocks, float* slot) {
   const float dx = static_cast<float>(o.x) - r.x, dy = static_cast<float>(o.y) - r.y;
-  const VecF a = r.a, b = r.b, c = r.c, u0 = r.a * dx + r.b * dy, v0 = r.c * dy;
-  const VecF log2_opacity = r.log2_opacity, red = r.red, green = r.green, blue = r.blue;
-  const VecI index = static_cast<int>(i);
-  VecF sum[kMoments];
+  const PartF a = r.a, b = r.b, c = r.c, u0 = r.a * dx + r.b * dy, v0 = r.c * dy;
+  const PartF log2_opacity = r.log2_opacity, red = r.red, green = r.green, blue = r.blue;
+  const PartI index = static_cast<int>(i);
+  PartF sum[kMoments];
   for (int k = 0; k < kMoments; k++) sum[k] = 0.f;
   for (; mask; mask &= mask - 1) {
     const int block = __builtin_ctzll(mask);
     BlockGradient& q = blocks[block];
-    const VecF ox = load(kOffsets.x + kLanes * block), oy = load(kOffsets.y + kLanes * block);
-    const VecF u = a * ox + (b * oy + u0), v = c * oy + v0;
-    VecF alpha = log2_alpha(u, v, log2_opacity);
-    const Mask contributes = (VecF(kLog2AlphaMin) <= alpha) & (index < q.end);
-    exp2_each<1>(&alpha);
-    alpha = zero_unless(contributes, alpha);
-    VecF colour_gradient = red * q.red + green * q.green + blue * q.blue;
-    if (kAux) colour_gradient += VecF(r.inverse_depth) * q.depth;
-    const BlendGradient<VecF> g = blend_step_gradient(alpha, colour_gradient, q.t, q.rest);
-    const VecF gu = g.power * u, gv = g.power * v;
-    sum[kSum] += g.power;
-    sum[kU] += gu;
-    sum[kV] += gv;
-    sum[kUU] += gu * u;
-    sum[kUV] += gu * v;
-    sum[kVV] += gv * v;
-    sum[kRed] += g.weight * q.red;
-    sum[kGreen] += g.weight * q.green;
-    sum[kBlue] += g.weight * q.blue;
-    if (kAux) sum[kInverseDepth] += g.weight * q.depth;
+    for (int k = 0; k < kParts; k++) {
+      const int64_t lane = kLanes * block + kPartLanes * k;
+      const PartF ox = load_part(kOffsets.x + lane), oy = load_part(kOffsets.y + lane);
+      const PartF u = a * ox + (b * oy + u0), v = c * oy + v0;
+      PartF alpha = log2_alpha(u, v, log2_opacity);
+      const PartMask contributes = (PartF(kLog2AlphaMin) <= alpha) & (index < part(q.end, k));
+      exp2_each<1>(&alpha);
+      alpha = zero_unless(contributes, alpha);
+      const PartF q_red = part(q.red, k), q_green = part(q.green, k), q_blue = part(q.blue, k);
+      PartF colour_gradient = red * q_red + green * q_green + blue * q_blue;
+      if (kAux) colour_gradient += PartF(r.inverse_depth) * part(q.depth, k);
+      const BlendGradient<PartF> g =
+          blend_step_gradient(alpha, colour_gradient, part(q.t, k), part(q.rest, k));
+      const PartF gu = g.power * u, gv = g.power * v;
+      sum[kSum] += g.power;
+      sum[kU] += gu;
+      sum[kV] += gv;
+      sum[kUU] += gu * u;
+      sum[kUV] += gu * v;
+      sum[kVV] += gv * v;
+      sum[kRed] += g.weight * q_red;
+      sum[kGreen] += g.weight * q_green;
+      sum[kBlue] += g.weight * q_blue;
+      if (kAux) sum[kInverseDepth] += g.weight * part(q.depth, k);
+    }
   }
   store(slot, sum_lanes10(sum));
 }

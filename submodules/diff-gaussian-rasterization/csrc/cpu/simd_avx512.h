@@ -99,6 +99,15 @@ SIMD_INLINE VecI truncate(VecF a) { return _mm512_cvttps_epi32(a.v); }
 SIMD_INLINE VecF to_float(VecI a) { return _mm512_cvtepi32_ps(a.v); }
 SIMD_INLINE VecI float_bits(VecF a) { return _mm512_castps_si512(a.v); }
 
+// Parts of a vector for loops with many sums: here the whole.
+constexpr int kParts = 1, kPartLanes = 16;
+using PartF = VecF;
+using PartI = VecI;
+using PartMask = Mask;
+SIMD_INLINE PartF load_part(const float* p) { return load(p); }
+SIMD_INLINE PartF& part(VecF& x, int) { return x; }
+SIMD_INLINE PartI& part(VecI& x, int) { return x; }
+
 /// Transpose the 16 x 16 matrix held in r[0..15].
 SIMD_INLINE void transpose16(VecF* r) {
   __m512 t[16], s[16];

@@ -219,6 +219,15 @@ SIMD_INLINE void split_exponent(VecF x, VecF& exponent, VecF& mantissa) {  // ma
   mantissa = from_bits(bits);
 }
 
+// Parts of a vector for loops with many sums: here the whole.
+constexpr int kParts = 1, kPartLanes = 16;
+using PartF = VecF;
+using PartI = VecI;
+using PartMask = Mask;
+SIMD_INLINE PartF load_part(const float* p) { return load(p); }
+SIMD_INLINE PartF& part(VecF& x, int) { return x; }
+SIMD_INLINE PartI& part(VecI& x, int) { return x; }
+
 /// Transpose the 16 x 16 matrix held in r[0..15].
 SIMD_INLINE void transpose16(VecF* r) {
   for (int i = 0; i < 16; i++) {
