@@ -37,7 +37,8 @@ def composite_planes(
 
     Notes
     -----
-    Plane by plane and in place, as it runs in every training step: 0.5 ms for 400x400 RGBA, interleaved 2.9 ms.
+    Plane by plane and in place, as it runs in every training step. 800x800, one thread: RGBA 1.0 ms, RGB 0.4 ms where
+    `image` lies channel by channel in memory (ImageStore.raw), else 1.9 and 1.0 ms.
     """
     if image.shape[2] == 4 and quantise and truncate:
         scaled = image / 255.0  # float64, and this order of operations: the floor must fall as the release's does

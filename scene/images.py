@@ -86,7 +86,7 @@ class ImageStore:
         return self.header(name).channels == 4
 
     def raw(self, name: str) -> UInt8[np.ndarray, "H W C"]:
-        """uint8 [H, W, 3], or [H, W, 4] with straight alpha. Read only.
+        """uint8 [H, W, 3], or [H, W, 4] with straight alpha; channel by channel in memory. Read only.
 
         Raises
         ------
@@ -115,7 +115,9 @@ class ImageStore:
         image = read_image(self.path(name))
         if name in self._undistortions:
             image = self._undistortions[name].apply(image)
-        return resized(image, *self.size(name)) if name in self._sizes else image
+        image = resized(image, *self.size(name)) if name in self._sizes else image
+        planes = np.ascontiguousarray(image.transpose(2, 0, 1))  # as composite_planes reads them fastest
+        return planes.transpose(1, 2, 0)
 
 
 def working_size(width: int, height: int, resolution: int) -> tuple[int, int]:

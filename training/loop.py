@@ -70,7 +70,7 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
         guard.keep(trainer, log.lines.size())
         while trainer.iteration < plan.iterations:
             try:
-                _iterate(trainer, plan, log, guard, progress)
+                iterate(trainer, plan, log, guard, progress)
             except NonFinite as error:
                 guard.roll_back(trainer, error)
                 log.cut(guard.good_log_bytes)
@@ -85,7 +85,7 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
     return [path for i in sorted(plan.save) if (path := ply_path(plan.out, i)).is_file()]
 
 
-def _iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Progress) -> None:
+def iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Progress) -> None:
     """One iteration; as in the original code its PLY and its measurements are those before its update."""
     now = trainer.iteration + 1
     if now in plan.save:
@@ -102,7 +102,8 @@ def _iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Pro
         _checkpoint(trainer, plan, log, guard)
     elif now % GOOD_STATE_INTERVAL == 0:
         guard.keep(trainer, log.lines.size())
-    progress.update(now, **_shown(trainer))
+    if progress.due(now):
+        progress.update(now, **_shown(trainer))
 
 
 def _facts(trainer: Trainer, terms: Terms) -> dict[str, object]:

@@ -62,13 +62,16 @@ class Progress:
         self.start = self.shown = time.monotonic()
         self.terminal = sys.stderr.isatty()
 
+    def due(self, done: int) -> bool:
+        """Whether `update` would show something: for who has to measure what it shows."""
+        period = TERMINAL_PERIOD_S if self.terminal else FILE_PERIOD_S
+        return not _quiet and (time.monotonic() - self.shown >= period or done >= self.total)
+
     def update(self, done: int, **fields: object) -> None:
         """Show `done` of `total`; `fields` are appended as `name value`."""
-        now = time.monotonic()
-        period = TERMINAL_PERIOD_S if self.terminal else FILE_PERIOD_S
-        if _quiet or (now - self.shown < period and done < self.total):
+        if not self.due(done):
             return
-        self.shown = now
+        self.shown = now = time.monotonic()
         rate = (done - self.first) / max(now - self.start, 1e-9)
         eta = duration((self.total - done) / rate) if rate > 0 else "?"
         speed = f"{rate:.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s/{self.unit}"

@@ -1,0 +1,265 @@
+"""Where the time of one iteration of train.py goes: kernels, PyTorch's operators, Python.
+
+    python -m benchmarks.training_step [--n 100000 300000] [--size 800] [--threads 1 2] [--rgba] [--json FILE]
+
+Our own scene (benchmarks.gen) from a few cameras, images as PNG files in a temporary folder, the loop of train.py with
+its log. Learning rates are 0: the same work, but the scene stays as it is. Shares are of the iteration's time in the
+same run: PyTorch's operators by torch.profiler, functions of Python by cProfile (own time; the kernels' is taken out of
+the functions that call them). What comes every 100 or 1000 iterations is timed apart, its share is spread over them.
+"""
+
+import argparse
+import cProfile
+import json
+import pstats
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from arguments.flags import Parser, underscored
+from arguments.loading import PipelineParams
+from arguments.training import OptimizationParams
+from benchmarks import gen
+from benchmarks.rasterizer import machine
+from scene.cameras import Camera, intrinsics
+from scene.gaussians import Gaussians
+from scene.image_files import write_png
+from scene.images import ImageStore
+from training import loop
+from training.checkpoint import Checkpoints
+from training.densify import densification
+from training.engines import choose
+from training.guard import Guard
+from training.outputs import Log
+from training.state import TrainState, apply
+from training.trainer import Generators, Trainer, World
+from training.views import TrainingViews, View
+from utils import errors
+from utils.log import Progress, set_quiet
+
+VIEWS = 6
+TURN = 0.06  # between neighbouring views [rad]
+NEVER = 1 << 30
+KERNELS = "diff_gaussian_rasterization"
+SHOWN = 0.001  # smaller shares are left out
+Shares = dict[str, float]
+
+
+def cameras(size: int) -> dict[str, Camera]:
+    """A few cameras side by side, all looking at the centre of the scene."""
+    focal, found = gen.focal_px(size), {}
+    for i in range(VIEWS):
+        angle = TURN * (i - VIEWS // 2)
+        pose = np.eye(4)
+        pose[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+        pose[2, 3] = gen.DISTANCE
+        found[f"{i}"] = Camera(f"{i}", size, size, intrinsics(focal, focal, size / 2, size / 2), pose)
+    return found
+
+
+def make_trainer(folder: Path, n: int, size: int, kind: str, rgba: bool = False) -> Trainer:
+    """A run of train.py on images in `folder` that changes no parameter and does not densify by itself."""
+    paths = {}
+    for i, name in enumerate(cameras(size)):
+        image = np.rint(255 * gen.target(size, seed=i).clip(0, 1)).astype(np.uint8).transpose(1, 2, 0)
+        alpha = np.roll(image[..., :1], size // 3, axis=0)
+        paths[name] = folder / f"{name}.png"
+        write_png(paths[name], np.concatenate([image, alpha], axis=2) if rgba else image)
+    views = {name: View(camera, None) for name, camera in cameras(size).items()}
+    settings = OptimizationParams(
+        iterations=NEVER,
+        densify_from_iter=NEVER - 1,
+        densify_until_iter=NEVER,
+        opacity_reset_interval=NEVER,
+        sh_interval=1,
+        position_lr_init=0.0,
+        feature_lr=0.0,
+        opacity_lr=0.0,
+        scaling_lr=0.0,
+        rotation_lr=0.0,
+    )
+    values = {name: torch.from_numpy(value) for name, value in gen.scene(n, size, kind).items()}
+    return Trainer(
+        TrainingViews(views, ImageStore(paths), None, torch.device("cpu")),
+        choose(PipelineParams(), "cpu"),
+        TrainState.start(Gaussians(**values)),
+        settings,
+        World(extent=4.0, sh_degree=3, white_background=True),
+        Generators.seeded(0),
+        iteration=3,  # all bands in use
+    )
+
+
+class Run:
+    """The loop of train.py, one iteration at a time."""
+
+    def __init__(self, folder: Path, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.plan = loop.Plan(
+            folder, NEVER, frozenset(), frozenset(), Checkpoints(folder, frozenset(), {}), NEVER, None, "benchmark"
+        )
+        self.log = Log(folder / "log.jsonl", 0, 10)
+        self.guard = Guard(folder / "nan_report.json")
+        self.progress = Progress("benchmark", NEVER)
+
+    def iterate(self, times: int) -> None:
+        for _ in range(times):
+            loop.iterate(self.trainer, self.plan, self.log, self.guard, self.progress)
+
+    def kernel_ms(self) -> float:
+        """Time within the kernels in the last iteration."""
+        return sum(self.trainer.engine.workspace.facts["stage_ms"].values())  # type: ignore[attr-defined]
+
+
+def whole(run: Run, repeats: int) -> dict[str, float]:
+    """Milliseconds of an iteration, and how much of it is spent within the kernels."""
+    rounds, inside = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run.iterate(1)
+        rounds.append(1e3 * (time.perf_counter() - start))
+        inside.append(run.kernel_ms())
+    return {
+        "min_ms": min(rounds),
+        "median_ms": statistics.median(rounds),
+        "kernels": sum(inside) / sum(rounds),
+    }
+
+
+def torch_shares(run: Run, repeats: int) -> Shares:
+    """Share of each PyTorch operator in the time of the iterations; our own kernels are no part of it."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        start = time.perf_counter()
+        run.iterate(repeats)
+        total_us = 1e6 * (time.perf_counter() - start)
+    events = profiler.key_averages()
+    return _largest({e.key: e.self_cpu_time_total / total_us for e in events if KERNELS not in e.key})
+
+
+def python_shares(run: Run, repeats: int) -> Shares:
+    """Share of each function of Python, own time; functions of the rasterizer's package are one, less the kernels."""
+    profiler, kernel_s = cProfile.Profile(), 0.0
+    for _ in range(repeats):
+        profiler.runcall(run.iterate, 1)
+        kernel_s += run.kernel_ms() / 1e3
+    own: Shares = {}
+    for (path, _, function), (_, _, seconds, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+        name = KERNELS if KERNELS in path + function else function if path == "~" else f"{Path(path).name}:{function}"
+        own[name] = own.get(name, 0.0) + seconds
+    total = sum(own.values())
+    own[KERNELS] = max(own.get(KERNELS, 0.0) - kernel_s, 0.0)
+    return _largest({name: seconds / total for name, seconds in own.items()})
+
+
+def _largest(shares: Shares) -> Shares:
+    return {k: v for k, v in sorted(shares.items(), key=lambda item: -item[1]) if v >= SHOWN}
+
+
+def now_and_then(folder: Path, trainer: Trainer, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of what does not come in each iteration, and the iterations from one to the next."""
+    guard, checkpoints = Guard(folder / "nan_report.json"), Checkpoints(folder, frozenset(), {})
+
+    def densify() -> None:  # one Gaussian in twenty is split or cloned
+        state = trainer.state
+        state.view_count.fill_(1.0)
+        state.grad_norm_sum.zero_()
+        state.grad_norm_sum[::20] = 1.0
+        apply(state, densification(state, trainer.settings, trainer.world.extent, False, trainer.generators.split))
+
+    def checkpoint() -> None:
+        tensors, info = trainer.capture()
+        checkpoints.write(tensors, info | {"log_bytes": 0, "rollbacks": 0})
+
+    parts: dict[str, tuple[Callable[[], None], int]] = {
+        "good state": (lambda: guard.keep(trainer, 0), 1000),
+        "checkpoint": (checkpoint, 1000),
+        "densification": (densify, 100),
+    }
+    return {name: {"ms": _median_ms(part, repeats), "every": every} for name, (part, every) in parts.items()}
+
+
+def _median_ms(part: Callable[[], None], repeats: int) -> float:
+    rounds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        part()
+        rounds.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(rounds)
+
+
+def measure(n: int, size: int, kind: str, rgba: bool, repeats: int) -> dict[str, Any]:
+    """All numbers of one scene with the present number of threads."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = Run(folder, make_trainer(folder, n, size, kind, rgba))
+        run.iterate(2 * VIEWS)  # every image is decoded, every buffer is there
+        step = whole(run, repeats)
+        result: dict[str, Any] = {
+            "kind": kind,
+            "n": n,
+            "size": size,
+            "threads": torch.get_num_threads(),
+            "rgba": rgba,
+            "step": step,
+        }
+        result |= {"torch": torch_shares(run, repeats), "python": python_shares(run, repeats)}
+        rare = now_and_then(folder, run.trainer, 3)
+        for part in rare.values():
+            part["share"] = part["ms"] / part["every"] / step["median_ms"]
+        return result | {"now_and_then": rare}
+
+
+def table(result: dict[str, Any]) -> str:
+    """As people read it."""
+    step = result["step"]
+    what = "RGBA" if result["rgba"] else "RGB"
+    lines = [
+        f"### {result['kind']}, {result['n']} Gaussians, {result['size']} x {result['size']} {what}, "
+        f"{result['threads']} threads: {step['min_ms']:.1f} ms (median {step['median_ms']:.1f}), "
+        f"kernels {100 * step['kernels']:.1f} %"
+    ]
+    lines += ["", "| what | share |", "|---|---|"]
+    for group in ("torch", "python"):
+        lines += [f"| {group}: {name} | {100 * share:.2f} % |" for name, share in result[group].items()]
+    for name, part in result["now_and_then"].items():
+        lines.append(f"| {name}: {part['ms']:.1f} ms every {part['every']} | {100 * part['share']:.2f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m benchmarks.training_step", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--n", type=int, nargs="+", default=[100_000, 300_000], help="(default: 100000 300000)")
+    parser.add_argument("--size", type=int, default=800, help="image side in pixels (default: 800)")
+    parser.add_argument("--kind", choices=list(gen.KINDS), default="random", help="(default: random)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
+    parser.add_argument("--rgba", action="store_true", help="images with alpha, composed on white")
+    parser.add_argument("--repeats", type=int, default=15, help="counted iterations (default: 15)")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    return parser.parse_args(underscored(sys.argv[1:]))
+
+
+def main() -> None:
+    args = parse()
+    set_quiet(True)
+    cases = []
+    for n in args.n:
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            cases.append(measure(n, args.size, args.kind, args.rgba, args.repeats))
+            print(table(cases[-1]), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": machine(max(args.threads)), "cases": cases}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    errors.run(main)
