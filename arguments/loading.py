@@ -65,4 +65,9 @@ class PipelineParams:
     compute_cov3D_python: bool = opt(False, "compute 3D covariances in PyTorch")
     debug: bool = opt(False, "accepted for scripts written for 3DGS; no effect", result=False)
     antialiasing: bool = opt(False, "opacity compensation for the screen-space dilation")
+    dilation: float = opt(0.3, "blur of every splat on the screen [px^2]; Mip-Splatting has 0.1")
     rasterizer: str = opt("native", "native, gsplat (GPU package) or reference (plain PyTorch)", choices=RASTERIZERS)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dilation < float("inf"):  # written so that NaN is refused
+            raise UserError(f"--dilation {self.dilation}: 0 or more is expected")

@@ -27,7 +27,7 @@ class Protocol:
     background : "white", "black" or "unknown"; the models' own training background is no part of it.
     compositing : how the truth's alpha met the background (the paper floors, this project rounds).
     lr_kernel, lr_rounding, scale : how the LR views that were trained on were made; scale = HR size / LR size.
-    rasterizer, antialiasing : what drew the renders.
+    rasterizer, antialiasing, dilation : what drew the renders.
     psnr, ssim, lpips : which definition of the metric.
     truth : hash of the pixels of all truths in order.
     """
@@ -44,6 +44,7 @@ class Protocol:
     scale: float = 0.0
     rasterizer: str = UNKNOWN
     antialiasing: bool = False
+    dilation: float = 0.3
     psnr: str = PSNR_TEXT
     ssim: str = SSIM_TEXT
     lpips: str = LPIPS_TEXT

@@ -66,6 +66,7 @@ class Job:
             rasterizer=self.pipeline.rasterizer,
             scale_modifier=self.scale_modifier,
             antialiasing=self.pipeline.antialiasing,
+            dilation=self.pipeline.dilation,
             convert_SHs_python=self.pipeline.convert_SHs_python,
             compute_cov3D_python=self.pipeline.compute_cov3D_python,
         )
@@ -281,6 +282,7 @@ def render_protocol(job: Job, names: Sequence[str]) -> Protocol:
         scale=scale,
         rasterizer=job.pipeline.rasterizer,
         antialiasing=job.pipeline.antialiasing,
+        dilation=job.pipeline.dilation,
     )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gaussian_renderer.backends import RASTERIZERS, Rasterizer
 from gaussian_renderer.splats import (
+    DILATION_PX2,
     RenderOutput,
     RenderSettings,
     Splats,
@@ -32,6 +33,7 @@ def render(
     sh_degree: int | None = None,
     scale_modifier: float = 1.0,
     antialiasing: bool = False,
+    dilation: float = DILATION_PX2,
     override_color: Float[Tensor, "N 3"] | None = None,
     convert_SHs_python: bool = False,
     compute_cov3D_python: bool = False,
@@ -47,6 +49,7 @@ def render(
     sh_degree : bands used, at most those stored; None = all.
     scale_modifier : factor on every scale.
     antialiasing : compensate opacities for the dilation (Mip-Splatting).
+    dilation : added to both screen variances of every splat [px^2].
     override_color : [N, 3] RGB instead of spherical harmonics.
     convert_SHs_python, compute_cov3D_python : evaluate colours, covariances in PyTorch and hand them over ready-made.
 
@@ -71,5 +74,6 @@ def render(
         sh_degree=degree,
         scale_modifier=scale_modifier,
         antialiasing=antialiasing,
+        dilation=dilation,
     )
     return RASTERIZERS[rasterizer](camera, splats, settings)

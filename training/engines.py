@@ -38,7 +38,7 @@ def choose(pipeline: PipelineParams, device: str) -> Engine:
     if _fuses(pipeline, device):
         from training.fused import FusedEngine
 
-        return FusedEngine(pipeline.antialiasing)
+        return FusedEngine(pipeline.antialiasing, pipeline.dilation)
     return AutogradEngine(pipeline)
 
 
@@ -68,6 +68,7 @@ class AutogradEngine:
         self.options: dict[str, Any] = {
             "rasterizer": pipeline.rasterizer,
             "antialiasing": pipeline.antialiasing,
+            "dilation": pipeline.dilation,
             "convert_SHs_python": pipeline.convert_SHs_python,
             "compute_cov3D_python": pipeline.compute_cov3D_python,
         }

@@ -31,11 +31,11 @@ class FusedEngine:
 
     Parameters
     ----------
-    antialiasing : opacity compensation.
+    antialiasing : opacity compensation. dilation : [px^2].
     """
 
-    def __init__(self, antialiasing: bool) -> None:
-        self.antialiasing = antialiasing
+    def __init__(self, antialiasing: bool, dilation: float) -> None:
+        self.antialiasing, self.dilation = antialiasing, dilation
         self.workspace = Workspace()
         self.gradient = torch.empty(0)
 
@@ -58,6 +58,7 @@ class FusedEngine:
             step.background,
             step.sh_degree,
             antialiasing=self.antialiasing,
+            dilation=self.dilation,
         )
         image, _, _ = self.workspace.forward(raster, *state.parameters().values())
         if self.gradient.shape != image.shape:

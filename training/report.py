@@ -70,6 +70,7 @@ class Measurer:
             rasterizer=self.pipeline.rasterizer,
             sh_degree=sh_degree,
             antialiasing=self.pipeline.antialiasing,
+            dilation=self.pipeline.dilation,
         ).color
 
 

@@ -63,8 +63,8 @@ def test_refusal_names_field_values_and_the_column():
 
 @pytest.mark.parametrize(
     "bad",
-    [[], {"colour": 1}, {"views": "two"}, {"scale": "4"}, {"antialiasing": 1}],
-    ids=["list", "name", "int", "float", "bool"],
+    [[], {"colour": 1}, {"views": "two"}, {"scale": "4"}, {"antialiasing": 1}, {"dilation": "0.3"}],
+    ids=["list", "name", "int", "float", "bool", "dilation"],
 )
 def test_malformed_protocols_are_refused(bad):
     with pytest.raises(UserError, match="protocol"):

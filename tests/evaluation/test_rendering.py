@@ -155,10 +155,12 @@ def test_left_out_values_come_from_the_model(tmp_path, scenes):
 
 def test_the_truth_of_training_is_found_again(tmp_path, scenes):
     folder = write_model(tmp_path / "m", scenes[0])
-    with step(folder, "train", {"lr_kernel": "area"}, {}, (), CommonParams(quiet=True)) as run:
+    with step(folder, "train", {"lr_kernel": "area", "dilation": 0.1}, {}, (), CommonParams(quiet=True)) as run:
         run.notes["hr_root"] = "../truth"
     saved = saved_settings(folder)
     assert (saved["hr_root"], saved["lr_kernel"]) == (str(tmp_path / "truth"), "area")
+    _, _, pipeline, _ = parse_with_saved("render", ["-m", str(folder)])
+    assert pipeline.dilation == 0.1
 
 
 def test_latest_iteration_and_missing_ones(tmp_path, scenes):

@@ -1,14 +1,18 @@
 """Adam, the densification statistics, and the two engines against one another."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from arguments.loading import PipelineParams
 from scene import load_scene
 from scene.gaussians import FIELDS
 from tests.training_factory import random_state, settings, write_scene
 from training.adam import BETAS, EPS, update
 from training.job import Job
 from training.views import training_views
+from utils.errors import UserError
 
 
 def test_adam_is_torchs():
@@ -31,8 +35,9 @@ def scene_root(tmp_path_factory):
     return write_scene(tmp_path_factory.mktemp("scene"))
 
 
-def trainer(root, rasterizer, **optimisation):
+def trainer(root, rasterizer, pipeline=None, **optimisation):
     given = settings(root, rasterizer, **optimisation)
+    given = replace(given, pipeline=replace(given.pipeline, **pipeline or {}))
     scene = load_scene(root / "lr")
     views = training_views(scene, root / "out" / "hr", given.model, given.optimisation, 0, "cpu")
     return Job(given, root / "out", scene, views, root / "out" / "hr", "cpu").trainer()
@@ -93,3 +98,17 @@ def test_engines_agree(scene_root, tex):
     for name in ("view_count", "max_radius"):
         assert torch.equal(getattr(runs[0].state, name), getattr(runs[1].state, name)), name
     torch.testing.assert_close(runs[0].state.grad_norm_sum, runs[1].state.grad_norm_sum, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("pipeline", [{"dilation": 1.5}, {"antialiasing": True, "dilation": 0.1}])
+def test_engines_agree_on_how_gaussians_are_drawn(scene_root, pipeline):
+    runs = [trainer(scene_root, name, pipeline, densify_from_iter=1000) for name in ("native", "reference")]
+    losses = [run.step().loss for run in (*runs, trainer(scene_root, "native"))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert abs(losses[0] - losses[2]) > 1e-3, "the setting has no effect"
+
+
+@pytest.mark.parametrize("given", [{"dilation": -0.1}, {"dilation": float("nan")}])
+def test_impossible_pipelines_are_refused(given):
+    with pytest.raises(UserError, match=next(iter(given))):
+        PipelineParams(**given)
