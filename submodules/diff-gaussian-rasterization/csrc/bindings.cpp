@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -19,6 +20,7 @@ namespace {
 using Address = std::uintptr_t;
 using SixAddresses = std::array<Address, 6>;
 using EightAddresses = std::array<Address, 8>;
+constexpr std::size_t kScratches = 3;
 
 float* floats(Address a) { return reinterpret_cast<float*>(a); }
 
@@ -56,36 +58,44 @@ int checked_threads(int threads) {
   return threads < splat::kMaxThreads ? threads : splat::kMaxThreads;
 }
 
-/// A finished forward pass remembers what it drew, so that the backward needs no second copy.
+/// A finished forward pass remembers what it drew, so that the backward needs no second copy, and
+/// keeps what the caller of a training step never sees.
 struct Rasterization {
   splat::Workspace workspace;
   splat::Scene scene;
+  splat::Buffer<float> scratch[kScratches];
+  std::int64_t serial = 0;  // of the last forward pass
+  std::atomic_flag at_work = ATOMIC_FLAG_INIT;
 };
 
-splat::Camera make_camera(int width, int height, const std::array<double, 9>& rotation,
-                          const std::array<double, 3>& translation,
-                          const std::array<double, 3>& centre, const std::array<double, 4>& pinhole,
-                          const std::array<double, 2>& jacobian_focal,
-                          const std::array<double, 2>& slope_limit,
-                          const std::array<double, 3>& background, double scale_modifier,
-                          double dilation, int sh_degree, bool antialiasing) {
-  splat::Camera c;
-  for (std::size_t k = 0; k < 9; k++) c.rotation[k] = static_cast<float>(rotation[k]);
-  for (std::size_t k = 0; k < 3; k++) {
-    c.translation[k] = static_cast<float>(translation[k]);
-    c.centre[k] = static_cast<float>(centre[k]);
-    c.background[k] = static_cast<float>(background[k]);
+/// One call at a time: a second thread is refused before it can write into the same memory.
+class Working {
+ public:
+  explicit Working(Rasterization& r) : flag_(r.at_work) {
+    if (flag_.test_and_set())
+      throw std::runtime_error("this workspace is at work in another thread; use one per thread");
   }
-  c.fx = static_cast<float>(pinhole[0]);
-  c.fy = static_cast<float>(pinhole[1]);
-  c.cx = static_cast<float>(pinhole[2]);
-  c.cy = static_cast<float>(pinhole[3]);
-  c.jacobian_fx = static_cast<float>(jacobian_focal[0]);
-  c.jacobian_fy = static_cast<float>(jacobian_focal[1]);
-  c.limit_x = static_cast<float>(slope_limit[0]);
-  c.limit_y = static_cast<float>(slope_limit[1]);
-  c.scale_modifier = static_cast<float>(scale_modifier);
-  c.dilation = static_cast<float>(dilation);
+  ~Working() { flag_.clear(); }
+  Working(const Working&) = delete;
+  Working& operator=(const Working&) = delete;
+
+ private:
+  std::atomic_flag& flag_;
+};
+
+/// A row of 28 doubles; cameras.py writes them in this order. Pixel centres at integers.
+splat::Camera camera(Address address, int width, int height, int sh_degree, bool antialiasing) {
+  const double* row = reinterpret_cast<const double*>(address);
+  splat::Camera c;
+  const auto next = [&] { return static_cast<float>(*row++); };
+  for (float& v : c.rotation) v = next();
+  for (float& v : c.translation) v = next();
+  for (float& v : c.centre) v = next();
+  for (float* v : {&c.fx, &c.fy, &c.cx, &c.cy}) *v = next();
+  for (float* v : {&c.jacobian_fx, &c.jacobian_fy, &c.limit_x, &c.limit_y}) *v = next();
+  for (float& v : c.background) v = next();
+  c.scale_modifier = next();
+  c.dilation = next();
   c.width = width;
   c.height = height;
   c.sh_degree = sh_degree;
@@ -93,9 +103,12 @@ splat::Camera make_camera(int width, int height, const std::array<double, 9>& ro
   return c;
 }
 
-void forward(Rasterization& r, const splat::Camera& camera, const EightAddresses& addresses,
-             Address filter, std::int64_t count, std::int64_t sh0_stride, std::int64_t shN_stride,
-             int rest, bool activated, const ImageAddresses& out, Address radii, int threads) {
+void forward(Rasterization& r, Address camera_row, int width, int height, int sh_degree,
+             bool antialiasing, const EightAddresses& addresses, Address filter, std::int64_t count,
+             std::int64_t sh0_stride, std::int64_t shN_stride, int rest, bool activated,
+             const ImageAddresses& out, Address radii, int threads) {
+  const Working working(r);
+  r.serial++;
   r.scene.p = parameters(addresses);
   r.scene.filter = floats(filter);
   r.scene.count = count;
@@ -103,17 +116,30 @@ void forward(Rasterization& r, const splat::Camera& camera, const EightAddresses
   r.scene.shN_stride = shN_stride;
   r.scene.rest = rest;
   r.scene.activated = activated;
+  const splat::Camera c = camera(camera_row, width, height, sh_degree, antialiasing);
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
   const nb::gil_scoped_release release;
-  k.forward(r.workspace, r.scene, camera, images(out), reinterpret_cast<std::int32_t*>(radii),
-            threads);
+  k.forward(r.workspace, r.scene, c, images(out), reinterpret_cast<std::int32_t*>(radii), threads);
+}
+
+/// Address of memory for `floats` numbers that stays until the next call with the same `which`.
+Address scratch(Rasterization& r, std::size_t which, std::int64_t floats) {
+  if (which >= kScratches) throw std::out_of_range("scratch: no such buffer");
+  return reinterpret_cast<Address>(r.scratch[which].grow(floats));
+}
+
+using FourAddresses = std::array<Address, 4>;
+
+splat::Statistics statistics(const FourAddresses& a) {
+  return {floats(a[0]), floats(a[1]), floats(a[2]), floats(a[3])};
 }
 
 void backward(Rasterization& r, const EightAddresses& addresses, Address filter,
               Address transmittance, const ImageAddresses& gradient, const EightAddresses& out,
               const EightAddresses& added, Address means2d, Address absolute_means2d, Address pose,
-              int threads) {
+              const FourAddresses& stats, int threads) {
+  const Working working(r);
   r.scene.p = parameters(addresses);
   r.scene.filter = floats(filter);
   splat::BackwardOutputs o;
@@ -122,6 +148,7 @@ void backward(Rasterization& r, const EightAddresses& addresses, Address filter,
   o.means2d = floats(means2d);
   o.absolute_means2d = floats(absolute_means2d);
   o.pose = reinterpret_cast<double*>(pose);
+  o.statistics = statistics(stats);
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
   const nb::gil_scoped_release release;
@@ -147,7 +174,8 @@ void backward_adam(Rasterization& r, const SixAddresses& addresses, Address filt
                    const SixAddresses& mean, const SixAddresses& square,
                    const std::array<double, 6>& learning_rates, std::int64_t step,
                    const std::array<double, 2>& betas, double eps, Address visible, Address means2d,
-                   const std::array<Address, 4>& statistics, int threads) {
+                   const FourAddresses& stats, int threads) {
+  const Working working(r);
   r.scene.p = parameters(addresses);
   r.scene.filter = floats(filter);
   splat::AdamState adam;
@@ -167,8 +195,7 @@ void backward_adam(Rasterization& r, const SixAddresses& addresses, Address filt
   o.adam = &adam;
   o.added = parameters(added);
   o.means2d = floats(means2d);
-  o.statistics = {floats(statistics[0]), floats(statistics[1]), floats(statistics[2]),
-                  floats(statistics[3])};
+  o.statistics = statistics(stats);
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
   const nb::gil_scoped_release release;
@@ -176,6 +203,7 @@ void backward_adam(Rasterization& r, const SixAddresses& addresses, Address filt
 }
 
 void contributions(Rasterization& r, const std::array<Address, 3>& out, int threads) {
+  const Working working(r);
   const splat::Contributions c{floats(out[0]), floats(out[1]), floats(out[2])};
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
@@ -188,6 +216,7 @@ std::array<double, 3> as_array(const splat::LossTerms& t) { return {t.l1, t.ssim
 std::array<double, 3> l1_ssim(Rasterization& r, Address image, Address target, Address gradient,
                               int width, int height, double weight, double lambda_dssim,
                               bool accumulate, int threads) {
+  const Working working(r);
   const splat::LossSettings s{static_cast<float>(weight), static_cast<float>(lambda_dssim),
                               accumulate};
   const splat::Kernels& k = splat::active_kernels();
@@ -207,6 +236,7 @@ std::array<double, 3> lr_l1_ssim(Rasterization& r, Address image, Address lr_tar
                                  const std::array<Address, 2>& taps_y,
                                  const std::array<int, 3>& shape_y, double weight,
                                  double lambda_dssim, bool accumulate, int threads) {
+  const Working working(r);
   const splat::LossSettings s{static_cast<float>(weight), static_cast<float>(lambda_dssim),
                               accumulate};
   const splat::Kernels& k = splat::active_kernels();
@@ -224,7 +254,9 @@ nb::dict facts(const Rasterization& r) {
   d["drawn"] = r.workspace.drawn;
   d["instances"] = r.workspace.instances;
   d["invalid"] = r.workspace.invalid;
-  d["bytes"] = r.workspace.bytes();
+  std::int64_t bytes = r.workspace.bytes();
+  for (const auto& b : r.scratch) bytes += b.bytes();
+  d["bytes"] = bytes;
   d["bands"] = r.workspace.bands;
   d["stage_ms"] = stages;
   return d;
@@ -235,7 +267,6 @@ nb::dict facts(const Rasterization& r) {
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // an autograd graph may be alive when the interpreter ends
   m.doc() = "CPU kernels of the rasterizer; use the Python modules around it.";
-  nb::class_<splat::Camera>(m, "Camera");
   nb::class_<Rasterization>(m, "Rasterization")
       .def(nb::init<>())
       .def("forward", &forward)
@@ -246,10 +277,10 @@ NB_MODULE(_native, m) {
            [](Rasterization& r, std::int64_t bytes) { r.workspace.memory_limit = bytes; })
       .def("l1_ssim", &l1_ssim)
       .def("lr_l1_ssim", &lr_l1_ssim)
+      .def("scratch", &scratch)
+      .def_ro("serial", &Rasterization::serial)
+      .def_prop_ro("invalid", [](const Rasterization& r) { return r.workspace.invalid; })
       .def("facts", &facts);
-  m.def("make_camera", &make_camera, "width"_a, "height"_a, "rotation"_a, "translation"_a,
-        "centre"_a, "pinhole"_a, "jacobian_focal"_a, "slope_limit"_a, "background"_a,
-        "scale_modifier"_a, "dilation"_a, "sh_degree"_a, "antialiasing"_a);
   m.def("isa", [] { return std::string(splat::active_kernels().name); });
   m.def("isa_supported",
         [](const std::string& name) { return splat::isa_supported(name.c_str()); });

@@ -1,8 +1,10 @@
 """Differentiable 3D Gaussian rasterizer on the CPU behind the API of the reference 3DGS code."""
 
+from diff_gaussian_rasterization import fused
 from diff_gaussian_rasterization._native import isa, isa_supported
+from diff_gaussian_rasterization.cameras import RasterCamera
 from diff_gaussian_rasterization.extended import RasterOutput, rasterize_extended
-from diff_gaussian_rasterization.fused import RasterCamera
+from diff_gaussian_rasterization.leases import set_memory_limit
 from diff_gaussian_rasterization.rasterizer import GaussianRasterizationSettings, GaussianRasterizer
 
 __all__ = [
@@ -10,7 +12,9 @@ __all__ = [
     "GaussianRasterizer",
     "RasterCamera",
     "RasterOutput",
+    "fused",
     "isa",
     "isa_supported",
     "rasterize_extended",
+    "set_memory_limit",
 ]

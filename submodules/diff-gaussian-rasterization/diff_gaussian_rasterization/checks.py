@@ -3,29 +3,41 @@
 import torch
 from torch import Tensor
 
+SH_COUNTS = (1, 4, 9, 16)
 
-def check_tensor(name: str, value: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return `value` if it is a contiguous CPU tensor of this dtype and shape (None = any size), else raise.
+
+def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return `value` if it is a CPU tensor of this dtype and shape, else raise.
 
     Raises
     ------
     TypeError : not a tensor, or another dtype.
-    ValueError : another shape, not on the CPU, or not contiguous.
+    ValueError : another shape, or not on the CPU.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}; convert with .to({dtype})")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
     if value.device.type != "cpu":
         raise ValueError(f"{name}: expected a CPU tensor, got {value.device}; this build has no kernels for it")
-    if value.ndim != len(shape) or any(
-        want is not None and want != got for want, got in zip(shape, value.shape, strict=True)
-    ):
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name}: expected shape [{wanted}], got {list(value.shape)}")
+    return value
+
+
+def check_written(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """The same for a tensor that is changed in place or kept by address: it must be contiguous too."""
+    check_tensor(name, value, shape, dtype)
     if not value.is_contiguous():
         raise ValueError(f"{name}: must be contiguous; call .contiguous()")
     return value
+
+
+def size_of(name: str, value: Tensor, axis: int) -> int:
+    """Size of one axis whose length is free; 0 where there is none, for `check_tensor` to name what is wrong."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    return value.shape[axis] if value.ndim > axis else 0
 
 
 def check_range(name: str, value: float, low: float, high: float) -> float:
@@ -38,3 +50,12 @@ def check_range(name: str, value: float, low: float, high: float) -> float:
 def address(value: Tensor | None) -> int:
     """Address of a tensor's first element; 0 for None and for empty tensors."""
     return 0 if value is None or value.numel() == 0 else value.data_ptr()
+
+
+def addresses(value: Tensor | None, count: int) -> list[int]:
+    """Addresses of the `count` slices along the first axis; zeros for None and for empty tensors."""
+    first = address(value)
+    if not first or value is None:
+        return [0] * count
+    step = value.numel() // count * value.element_size()
+    return [first + k * step for k in range(count)]

@@ -1,15 +1,14 @@
 """The Python API that 3DGS code expects: GaussianRasterizationSettings and GaussianRasterizer."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diff_gaussian_rasterization import _native
-from diff_gaussian_rasterization.autograd import Splats, rasterize
+from diff_gaussian_rasterization.cameras import FRUSTUM_MARGIN, MAX_SIDE_PX, ROW
 from diff_gaussian_rasterization.checks import check_range
-from diff_gaussian_rasterization.fused import FRUSTUM_MARGIN, MAX_SIDE_PX
+from diff_gaussian_rasterization.ops import NAMESPACE, render
 
 NEAR_Z = 0.2
 DILATION_PX2 = 0.3
@@ -78,57 +77,93 @@ class GaussianRasterizer(nn.Module):
         TypeError, ValueError : an argument or the settings do not fit; the message names it.
         """
         s = self.raster_settings
-        splats = Splats(means3D, opacities, shs, colors_precomp, scales, rotations, cov3D_precomp).checked(s.sh_degree)
-        maps = rasterize(
-            native_camera(s), (s.image_height, s.image_width), splats, means2D, inverse_depth=s.antialiasing is not None
+        rows = original_camera(
+            s.viewmatrix.detach(),
+            s.projmatrix.detach(),
+            s.campos.detach(),
+            s.bg.detach(),
+            s.image_width,
+            s.image_height,
+            s.tanfovx,
+            s.tanfovy,
+            s.scale_modifier,
         )
-        if maps.inverse_depth is None:
-            return maps.color, maps.radii
-        return maps.color, maps.radii, maps.inverse_depth
+        color, _, inverse_depth, _, _, radii, _ = render(
+            rows,
+            means3D,
+            opacities,
+            shs,
+            colors_precomp,
+            scales,
+            rotations,
+            cov3D_precomp,
+            None,
+            means2D,
+            None,
+            s.image_width,
+            s.image_height,
+            s.sh_degree,
+            bool(s.antialiasing),
+            int(s.antialiasing is not None),
+        )
+        return (color, radii) if s.antialiasing is None else (color, radii, inverse_depth)
 
 
-def native_camera(s: GaussianRasterizationSettings) -> Any:
-    """The kernels' camera.
+@torch.library.custom_op(f"{NAMESPACE}::original_camera", mutates_args=(), device_types=None)
+def original_camera(
+    viewmatrix: Tensor,
+    projmatrix: Tensor,
+    campos: Tensor,
+    background: Tensor,
+    width: int,
+    height: int,
+    tanfovx: float,
+    tanfovy: float,
+    scale_modifier: float,
+) -> Tensor:
+    """The original's settings as a row of cameras.py, float64 [28]; no gradient goes through.
 
     Raises
     ------
     ValueError : matrices of another shape or not finite, or projmatrix is no pinhole projection after viewmatrix.
     """
-    check_range("image_width", s.image_width, 0, MAX_SIDE_PX)
-    check_range("image_height", s.image_height, 0, MAX_SIDE_PX)
-    check_range("sh_degree", s.sh_degree, 0, 3)
-    check_range("tanfovx", s.tanfovx, 1e-9, 1e9)
-    check_range("tanfovy", s.tanfovy, 1e-9, 1e9)
-    view, full = _matrix("viewmatrix", s.viewmatrix, (4, 4)).T, _matrix("projmatrix", s.projmatrix, (4, 4)).T
+    check_range("image_width", width, 0, MAX_SIDE_PX)
+    check_range("image_height", height, 0, MAX_SIDE_PX)
+    check_range("tanfovx", tanfovx, 1e-9, 1e9)
+    check_range("tanfovy", tanfovy, 1e-9, 1e9)
+    view, full = _matrix("viewmatrix", viewmatrix, (4, 4)).T, _matrix("projmatrix", projmatrix, (4, 4)).T
     projection = full @ np.linalg.inv(view)
     fixed = projection[[0, 0, 1, 1, 3, 3, 3, 3], [1, 3, 0, 3, 0, 1, 2, 3]]
-    if not np.allclose(fixed, [0, 0, 0, 0, 0, 0, 1, 0], atol=1e-3 * max(1.0, float(np.abs(projection).max()))):
+    if not np.abs(fixed - [0, 0, 0, 0, 0, 0, 1, 0]).max() <= 1e-3 * max(1.0, float(np.abs(projection).max())):
         raise ValueError("projmatrix: not viewmatrix times a pinhole projection with w = z and without skew")
-    width, height = s.image_width, s.image_height
-    return _native.make_camera(
-        width=width,
-        height=height,
-        rotation=view[:3, :3].ravel().tolist(),
-        translation=view[:3, 3].tolist(),
-        centre=_matrix("campos", s.campos, (3,)).tolist(),
-        pinhole=[
-            projection[0, 0] * width / 2,
-            projection[1, 1] * height / 2,
-            ((projection[0, 2] + 1) * width - 1) / 2,
-            ((projection[1, 2] + 1) * height - 1) / 2,
-        ],
-        jacobian_focal=[width / (2 * s.tanfovx), height / (2 * s.tanfovy)],
-        slope_limit=[FRUSTUM_MARGIN * s.tanfovx, FRUSTUM_MARGIN * s.tanfovy],
-        background=_matrix("bg", s.bg, (3,)).tolist(),
-        scale_modifier=s.scale_modifier,
-        dilation=DILATION_PX2,
-        sh_degree=s.sh_degree,
-        antialiasing=bool(s.antialiasing),
-    )
+    row = [
+        *view[:3, :3].ravel().tolist(),
+        *view[:3, 3].tolist(),
+        *_matrix("campos", campos, (3,)).tolist(),
+        projection[0, 0] * width / 2,
+        projection[1, 1] * height / 2,
+        ((projection[0, 2] + 1) * width - 1) / 2,
+        ((projection[1, 2] + 1) * height - 1) / 2,
+        width / (2 * tanfovx),
+        height / (2 * tanfovy),
+        FRUSTUM_MARGIN * tanfovx,
+        FRUSTUM_MARGIN * tanfovy,
+        *_matrix("bg", background, (3,)).tolist(),
+        scale_modifier,
+        DILATION_PX2,
+    ]
+    return torch.tensor(row, dtype=torch.float64)
+
+
+@original_camera.register_fake
+def _original_camera_fake(
+    viewmatrix, projmatrix, campos, background, width, height, tanfovx, tanfovy, scale_modifier
+):  # fmt: skip
+    return torch.empty(ROW, dtype=torch.float64)
 
 
 def _matrix(name: str, value: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    array = torch.as_tensor(value).detach().cpu().double().reshape(-1).numpy()
+    array = value.detach().cpu().double().reshape(-1).numpy()
     if array.size != int(np.prod(shape)) or not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected {shape} finite numbers, got shape {tuple(torch.as_tensor(value).shape)}")
+        raise ValueError(f"{name}: expected {shape} finite numbers, got shape {tuple(value.shape)}")
     return array.reshape(shape)

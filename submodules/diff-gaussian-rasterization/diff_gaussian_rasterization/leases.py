@@ -1,0 +1,125 @@
+"""Workspaces between uses, and handles: small tensors that stand for what a forward pass left in native memory.
+
+A handle's storage belongs to a Lease, which belongs to the workspaces, so they stay together as long as any autograd
+node, graph or variable holds the handle. A handle is only a cache: a copy of it (a checkpoint, a functionalised graph)
+finds nothing, and then the backward pass renders again. Its value is always 0, so it never looks like data.
+"""
+
+from collections import deque
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diff_gaussian_rasterization import _native
+
+KEPT_WORKSPACES = 4
+
+
+class _Pool:
+    """Workspaces that nobody uses: fresh memory costs several milliseconds to touch. Bounded, thread-safe."""
+
+    def __init__(self) -> None:
+        self.free: deque[Any] = deque(maxlen=KEPT_WORKSPACES)
+        self.memory_limit = 0  # [bytes]
+
+    def take(self) -> Any:
+        try:
+            native = self.free.pop()
+        except IndexError:
+            native = _native.Rasterization()
+        native.set_memory_limit(self.memory_limit)
+        return native
+
+
+_POOL = _Pool()
+
+
+def set_memory_limit(bytes: int) -> None:
+    """Bound the memory of each workspace of the autograd interface and of `fused` without a Workspace.
+
+    Parameters
+    ----------
+    bytes : 0 = no bound. Images whose tile lists would need more are drawn in bands of tile rows, with the same bits.
+
+    Raises
+    ------
+    ValueError : negative.
+    """
+    if bytes < 0:
+        raise ValueError(f"bytes: expected 0 or more, got {bytes}")
+    _POOL.memory_limit = int(bytes)
+
+
+class Lease(np.ndarray):
+    """Memory of a handle, and the workspaces, one per camera, that it stands for. Made by `lease` only."""
+
+    natives: list[Any]
+    serials: list[int]
+    idle: list[bool]  # one entry while no thread works with the natives
+    pooled = False
+    memory_limit = 0  # [bytes], of an owner's
+
+    def __del__(self) -> None:
+        if self.pooled:
+            _POOL.free.extend(self.natives)
+
+
+_LEASES: WeakValueDictionary[int, Lease] = WeakValueDictionary()  # address of the handle -> lease
+
+
+def lease(count: int, natives: list[Any] | None = None) -> Lease:
+    """`count` workspaces from the pool until the lease and its handles are gone, or the given ones of an owner."""
+    new = np.ndarray.__new__(Lease, 1, np.uint8)
+    new[0] = 0
+    new.pooled = natives is None
+    new.natives = [_POOL.take() for _ in range(count)] if natives is None else natives
+    new.serials, new.idle = [], [True]
+    return new
+
+
+def owned(owner: Tensor | None, count: int) -> Lease:
+    """`count` of the workspaces of an owner, which gets as many as it lacks; without one, from the pool."""
+    found = None if owner is None else _LEASES.get(owner.data_ptr())
+    if found is None:
+        return lease(count)
+    while len(found.natives) < count:
+        native = _native.Rasterization()
+        native.set_memory_limit(found.memory_limit)
+        found.natives.append(native)
+    return lease(count, found.natives[:count])
+
+
+def handle(of: Lease) -> Tensor:
+    """uint8 [1]: the lease as a tensor, for the forward passes that its workspaces carried out last."""
+    of.serials = [native.serial for native in of.natives]
+    tensor = torch.from_numpy(of)
+    _LEASES[tensor.data_ptr()] = of
+    return tensor
+
+
+def empty_handle() -> Tensor:
+    """What an operator's fake kernel returns for a handle."""
+    return torch.empty(1, dtype=torch.uint8)
+
+
+def claim(state: Tensor) -> Lease | None:
+    """The lease of a handle for this thread alone until `release`; None if there is none or it draws something else."""
+    found = _LEASES.get(state.data_ptr())
+    if found is None:
+        return None
+    try:
+        found.idle.pop()
+    except IndexError:  # another thread is in the same backward pass
+        return None
+    if found.serials != [native.serial for native in found.natives]:
+        found.idle.append(True)
+        return None
+    return found
+
+
+def release(of: Lease) -> None:
+    """Give a claimed lease back."""
+    of.idle.append(True)

@@ -1,0 +1,302 @@
+"""The autograd interface as PyTorch operators: activated Gaussians in, images out, and the way back.
+
+Letters: C cameras, N Gaussians, H x W pixels. `rows` is float64 [28] or [C, 28], see cameras.py; with [C, 28] every
+image, the radii and means2d have a leading axis C. Tensors that are not asked for are empty, as are maps beyond `maps`:
+0 = colour and transmittance, 1 = and inverse depth, 2 = and depth and normals.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diff_gaussian_rasterization.cameras import MAX_SIDE_PX, ROW
+from diff_gaussian_rasterization.checks import (
+    SH_COUNTS,
+    address,
+    addresses,
+    check_range,
+    check_tensor,
+    check_written,
+    size_of,
+)
+from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, lease, release
+
+NAMESPACE = "diff_gaussian_rasterization"
+INPUTS = ("means", "opacities", "sh", "colors", "scales", "quats", "covariances")
+# Bits of `wanted`, the gradients that render_backward returns, in this order.
+WANTED = ("rows", *INPUTS, "means2d", "means2d_abs")
+Maps = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class Splats(NamedTuple):
+    """Activated Gaussians: either sh or colors, and either scales and quats or covariances; float32 on the CPU.
+
+    means [N, 3]; opacities [N, 1], 0-1; sh [N, K, 3] with K = 1, 4, 9, 16; colors [N, 3]; scales [N, 3], > 0;
+    quats [N, 4], w x y z, any length; covariances [N, 6], xx xy xz yy yz zz; filter_3d [N], standard deviations.
+    """
+
+    means: Tensor
+    opacities: Tensor
+    sh: Tensor | None
+    colors: Tensor | None
+    scales: Tensor | None
+    quats: Tensor | None
+    covariances: Tensor | None
+    filter_3d: Tensor | None
+
+    def checked(self, sh_degree: int) -> "Splats":
+        """Contiguous copies where needed, or a TypeError or ValueError that names the argument."""
+        if (self.sh is None) == (self.colors is None):
+            raise ValueError("provide exactly one of spherical harmonics and precomputed colors")
+        pair = (self.scales is None, self.quats is None)
+        if pair != (self.covariances is not None,) * 2:
+            raise ValueError("provide exactly one of the pair scales and rotations, and the precomputed 3D covariance")
+        if self.filter_3d is not None and self.covariances is not None:
+            raise ValueError("filter_3d: needs scales and rotations, not precomputed 3D covariances")
+        n = size_of("means", self.means, 0)
+        stored = 0 if self.sh is None else size_of("sh", self.sh, 1)
+        shapes = ((n, 3), (n, 1), (n, stored, 3), (n, 3), (n, 3), (n, 4), (n, 6), (n,))
+        given = zip(self._fields, self, shapes, strict=True)
+        tensors = [None if t is None else check_tensor(name, t, shape).contiguous() for name, t, shape in given]
+        if self.sh is not None and (stored not in SH_COUNTS or stored < (sh_degree + 1) ** 2):
+            raise ValueError(f"sh: degree {sh_degree} needs one of {SH_COUNTS} coefficients, got {stored}")
+        return Splats(*tensors)  # type: ignore[arg-type]
+
+    def addresses(self) -> list[int]:
+        """In the order of the native parameters; the rest of sh starts three floats after its first coefficient."""
+        sh = address(self.sh)
+        rest = sh + 12 if self.sh is not None and sh and self.sh.shape[1] > 1 else 0
+        first = [address(t) for t in (self.means, self.scales, self.quats, self.opacities)]
+        return [*first, sh, rest, address(self.colors), address(self.covariances)]
+
+
+def checked_view(rows: Tensor, width: int, height: int, sh_degree: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Contiguous rows, and the leading axes of the images: () or (C,)."""
+    check_range("width", width, 0, MAX_SIDE_PX)
+    check_range("height", height, 0, MAX_SIDE_PX)
+    check_range("sh_degree", sh_degree, 0, 3)
+    lead = (size_of("rows", rows, 0),) if rows.ndim == 2 else ()
+    return check_tensor("rows", rows, (*lead, ROW), torch.float64).contiguous(), lead
+
+
+def _map_shapes(lead: tuple[int, ...], height: int, width: int, maps: int) -> list[tuple[int, ...]]:
+    plane, color, nothing = (*lead, height, width), (*lead, 3, height, width), (0,)
+    return [color, plane, plane if maps > 0 else nothing, *((plane, color) if maps > 1 else (nothing, nothing))]
+
+
+def _empty_maps(means: Tensor, lead: tuple[int, ...], height: int, width: int, maps: int) -> Maps:
+    return tuple(means.new_empty(s) for s in _map_shapes(lead, height, width, maps))  # type: ignore[return-value]
+
+
+def _forward(
+    natives: list[Any], rows: Tensor, splats: Splats, view: tuple[int, int, int, bool], maps: Maps, radii: Tensor
+) -> None:
+    """Draw every camera with its workspace; view = width, height, SH degree, antialiasing."""
+    count, stored = splats.means.shape[0], 1 if splats.sh is None else splats.sh.shape[1]
+    cameras = len(natives)
+    images = zip(*(addresses(m, cameras) for m in maps), strict=True)
+    for native, row, image, radius in zip(
+        natives, addresses(rows, cameras), images, addresses(radii, cameras), strict=True
+    ):
+        native.forward(
+            row,
+            *view,
+            splats.addresses(),
+            address(splats.filter_3d),
+            count,
+            3 * stored,
+            3 * stored,
+            stored - 1,
+            True,
+            image,
+            radius,
+            torch.get_num_threads(),
+        )
+
+
+@torch.library.custom_op(f"{NAMESPACE}::render", mutates_args=(), device_types="cpu")
+def render(
+    rows: Tensor,
+    means: Tensor,
+    opacities: Tensor,
+    sh: Tensor | None,
+    colors: Tensor | None,
+    scales: Tensor | None,
+    quats: Tensor | None,
+    covariances: Tensor | None,
+    filter_3d: Tensor | None,
+    means2d: Tensor | None,
+    means2d_abs: Tensor | None,
+    width: int,
+    height: int,
+    sh_degree: int,
+    antialiasing: bool,
+    maps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return color, transmittance, inverse depth, sum of T alpha z, normals, radii int32, a handle for the way back.
+
+    The values of means2d and means2d_abs are not read; they only receive gradients.
+    """
+    rows, lead = checked_view(rows, width, height, sh_degree)
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
+    _check_screen(means, lead, means2d, means2d_abs)
+    out = _empty_maps(means, lead, height, width, maps)
+    radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
+    drawn = lease(lead[0] if lead else 1)
+    _forward(drawn.natives, rows, splats, (width, height, sh_degree, antialiasing), out, radii)
+    return *out, radii, handle(drawn)
+
+
+@render.register_fake
+def _render_fake(
+    rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, means2d, means2d_abs,
+    width, height, sh_degree, antialiasing, maps,
+):  # fmt: skip
+    _, lead = checked_view(rows, width, height, sh_degree)
+    Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
+    _check_screen(means, lead, means2d, means2d_abs)
+    out = _empty_maps(means, lead, height, width, maps)
+    return *out, means.new_empty((*lead, means.shape[0]), dtype=torch.int32), empty_handle()
+
+
+def _check_screen(means: Tensor, lead: tuple[int, ...], means2d: Tensor | None, means2d_abs: Tensor | None) -> None:
+    shape = (*lead, means.shape[0], 3)
+    if means2d is not None:
+        check_tensor("means2D", means2d, shape)
+    if means2d_abs is not None:
+        check_tensor("means2d_abs", means2d_abs, shape)
+
+
+def _empty_gradients(rows: Tensor, splats: Splats, lead: tuple[int, ...], wanted: int) -> list[Tensor | None]:
+    """One tensor for each bit of `wanted`, in the order of WANTED."""
+    screen = (*lead, splats.means.shape[0], 3)
+    like: list[Tensor | None] = [rows, *splats[:7]]
+    out = [None if t is None or not wanted >> k & 1 else torch.empty_like(t) for k, t in enumerate(like)]
+    return out + [splats.means.new_empty(screen) if wanted >> k & 1 else None for k in (8, 9)]
+
+
+@torch.library.custom_op(f"{NAMESPACE}::render_backward", mutates_args=(), device_types="cpu")
+def render_backward(
+    rows: Tensor,
+    means: Tensor,
+    opacities: Tensor,
+    sh: Tensor | None,
+    colors: Tensor | None,
+    scales: Tensor | None,
+    quats: Tensor | None,
+    covariances: Tensor | None,
+    filter_3d: Tensor | None,
+    transmittance: Tensor,
+    state: Tensor,
+    grad_color: Tensor | None,
+    grad_transmittance: Tensor | None,
+    grad_inverse_depth: Tensor | None,
+    grad_depth: Tensor | None,
+    grad_normal: Tensor | None,
+    width: int,
+    height: int,
+    sh_degree: int,
+    antialiasing: bool,
+    maps: int,
+    wanted: int,
+) -> list[Tensor]:
+    """Return the gradients that the bits of `wanted` ask for, in the order of WANTED; the cameras' are added up."""
+    rows, lead = checked_view(rows, width, height, sh_degree)
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
+    view = (width, height, sh_degree, antialiasing)
+    shapes = _map_shapes(lead, height, width, maps)
+    check_written("transmittance", transmittance, shapes[1])
+    given = (grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal)
+    gradients = [
+        None if t is None else check_tensor("gradient", t, shape).contiguous()
+        for t, shape in zip(given, shapes, strict=True)
+    ]
+    if gradients[0] is None:
+        gradients[0] = means.new_zeros(shapes[0])
+    out = _empty_gradients(rows, splats, lead, wanted)
+    drawn = claim(state)
+    if drawn is None:  # a copy of the handle, or another thread is at work with it: render once more
+        drawn = lease(lead[0] if lead else 1)
+        radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
+        _forward(drawn.natives, rows, splats, view, _empty_maps(means, lead, height, width, maps), radii)
+        drawn.idle.pop()
+    try:
+        _backward(drawn, splats, transmittance, gradients, out)
+    finally:
+        release(drawn)
+    return [t for t in out if t is not None]
+
+
+def _backward(
+    drawn: Lease, splats: Splats, transmittance: Tensor, gradients: list[Tensor | None], out: list[Tensor | None]
+) -> None:
+    """Camera after camera; from the second on, each adds to what the earlier ones left in `out`."""
+    cameras = len(drawn.natives)
+    pose_wanted, means2d, means2d_abs = out[0] is not None, out[8], out[9]
+    pose = torch.zeros(cameras, ROW, dtype=torch.float64) if pose_wanted else None
+    results = Splats._make([*out[1:8], None]).addresses()
+    images = zip(*(addresses(g, cameras) for g in gradients), strict=True)
+    screens = zip(addresses(means2d, cameras), addresses(means2d_abs, cameras), addresses(pose, cameras), strict=True)
+    added = [0] * 8
+    for native, light, image, screen in zip(
+        drawn.natives, addresses(transmittance, cameras), images, screens, strict=True
+    ):
+        native.backward(
+            splats.addresses(),
+            address(splats.filter_3d),
+            light,
+            image,
+            results,
+            added,
+            *screen,
+            [0] * 4,
+            torch.get_num_threads(),
+        )
+        added = results
+    if pose is not None:
+        assert out[0] is not None
+        out[0] = pose.reshape(out[0].shape)
+
+
+@render_backward.register_fake
+def _render_backward_fake(
+    rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, transmittance, state,
+    grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal,
+    width, height, sh_degree, antialiasing, maps, wanted,
+):  # fmt: skip
+    _, lead = checked_view(rows, width, height, sh_degree)
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
+    return [t for t in _empty_gradients(rows, splats, lead, wanted) if t is not None]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:9], output[1], output[6])
+    ctx.settings = inputs[11:]
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad
+    order = (*range(8), 9, 10)  # WANTED as positions among the inputs of render; filter_3d has no gradient
+    wanted = sum(1 << k for k, at in enumerate(order) if needed[at])
+    found = iter(render_backward(*ctx.saved_tensors, *gradients[:5], *ctx.settings, wanted))
+    out: list[Tensor | None] = [None] * len(needed)
+    for at in order:
+        if needed[at]:
+            out[at] = next(found)
+    return tuple(out)
+
+
+def _no_second_derivative(ctx: Any, *gradients: Any) -> None:
+    raise NotImplementedError(f"{NAMESPACE}: second derivatives are not implemented; only first-order gradients are")
+
+
+def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
+    raise NotImplementedError(f"{NAMESPACE}: vmap is not supported; pass a sequence of cameras, or loop over scenes")
+
+
+render.register_autograd(_differentiate, setup_context=_save_for_backward)
+render_backward.register_autograd(_no_second_derivative)
+for _op in (render, render_backward):
+    _op.register_vmap(_no_vmap)

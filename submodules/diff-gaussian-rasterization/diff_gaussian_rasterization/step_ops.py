@@ -1,0 +1,361 @@
+"""The fused interface as PyTorch operators: raw parameters in, image out; and a whole training step in place.
+
+Letters: C cameras, N Gaussians, H x W pixels, L loss terms; `parameters` are the six of `fused`, in its order. `rows`
+is float64 [28] or [C, 28], see cameras.py; with [C, 28] images and radii have a leading axis C. An empty tensor in a
+list stands for "not there".
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diff_gaussian_rasterization.checks import address, addresses, check_range, check_tensor, check_written, size_of
+from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, owned, release
+from diff_gaussian_rasterization.ops import NAMESPACE, checked_view
+
+NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh0", "shN")
+FLOATS = (3, 3, 4, 1, 3)  # of one Gaussian, without shN
+STATISTICS = ("gradient_norm", "count", "max_radius", "absolute_norm")
+TRANSMITTANCE, GRADIENT, SUMS = range(3)  # scratch memory of a workspace
+
+
+class Frame(NamedTuple):
+    """Of one call: contiguous rows [C, 28] or [28], leading axes of the images, and what all cameras share."""
+
+    rows: Tensor
+    lead: tuple[int, ...]
+    width: int
+    height: int
+    sh_degree: int
+    antialiasing: bool
+
+    @property
+    def cameras(self) -> int:
+        return self.lead[0] if self.lead else 1
+
+
+def check_six(tensors: list[Tensor], count: int, rest: int, what: str = "") -> None:
+    """Raise unless these are six contiguous tensors of `count` Gaussians with `rest` coefficients in shN."""
+    if len(tensors) != 6:
+        raise ValueError(f"{what}parameters: expected the six {NAMES}, got {len(tensors)}")
+    shapes = ((count, 3), (count, 3), (count, 4), (count, 1), (count, 1, 3), (count, rest, 3))
+    for name, tensor, shape in zip(NAMES, tensors, shapes, strict=True):
+        check_written(what + name, tensor, shape)
+
+
+def check_parameters(parameters: list[Tensor], sh_degree: int) -> tuple[int, int]:
+    """Return the number of Gaussians and of coefficients in shN, or raise what does not fit."""
+    count, rest = (size_of("means", parameters[0], 0), size_of("shN", parameters[-1], 1)) if parameters else (0, 0)
+    check_six(parameters, count, rest)
+    if not (sh_degree + 1) ** 2 - 1 <= rest <= 15:
+        raise ValueError(f"shN: degree {sh_degree} needs {(sh_degree + 1) ** 2 - 1} to 15 coefficients, got {rest}")
+    return count, rest
+
+
+def _checked(
+    rows: Tensor, parameters: list[Tensor], filter_3d: Tensor | None, view: tuple[int, int, int, bool]
+) -> Frame:
+    rows, lead = checked_view(rows, *view[:3])
+    count, _ = check_parameters(parameters, view[2])
+    if filter_3d is not None:
+        check_written("filter_3d", filter_3d, (count,))
+    return Frame(rows, lead, *view)
+
+
+def draw(
+    natives: list[Any],
+    frame: Frame,
+    parameters: list[Tensor],
+    filter_3d: Tensor | None,
+    images: list[list[int]],
+    radii: Tensor,
+) -> None:
+    """Forward pass of every camera; `images` holds the five addresses of each."""
+    rest = parameters[5].shape[1]
+    six = [*map(address, parameters), 0, 0]
+    cameras = frame.cameras
+    for native, row, image, radius in zip(
+        natives, addresses(frame.rows, cameras), images, addresses(radii, cameras), strict=True
+    ):
+        native.forward(
+            row,
+            *frame[2:],
+            six,
+            address(filter_3d),
+            parameters[0].shape[0],
+            3,
+            3 * rest,
+            rest,
+            False,
+            image,
+            radius,
+            torch.get_num_threads(),
+        )
+
+
+def _outputs(frame: Frame, means: Tensor) -> tuple[Tensor, Tensor]:
+    image = means.new_empty((*frame.lead, 3, frame.height, frame.width))
+    return image, means.new_empty((*frame.lead, means.shape[0]), dtype=torch.int32)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::render_raw", mutates_args=(), device_types="cpu")
+def render_raw(
+    rows: Tensor,
+    parameters: list[Tensor],
+    filter_3d: Tensor | None,
+    workspace: Tensor | None,
+    width: int,
+    height: int,
+    sh_degree: int,
+    antialiasing: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return image, transmittance, radii int32 and a handle with which train_step need not draw again.
+
+    workspace : the handle of a `Workspace`, or None.
+    """
+    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+    image, radii = _outputs(frame, parameters[0])
+    transmittance = parameters[0].new_empty((*frame.lead, height, width))
+    drawn = owned(workspace, frame.cameras)
+    lights = addresses(transmittance, frame.cameras)
+    images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, frame.cameras), lights, strict=True)]
+    draw(drawn.natives, frame, parameters, filter_3d, images, radii)
+    return image, transmittance, radii, handle(drawn)
+
+
+@render_raw.register_fake
+def _render_raw_fake(rows, parameters, filter_3d, workspace, width, height, sh_degree, antialiasing):
+    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+    image, radii = _outputs(frame, parameters[0])
+    return image, parameters[0].new_empty((*frame.lead, height, width)), radii, empty_handle()
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::train_step",
+    mutates_args=("parameters", "exp_avg", "exp_avg_sq", "statistics"),
+    device_types="cpu",
+)
+def train_step(
+    rows: Tensor,
+    parameters: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    statistics: list[Tensor],
+    targets: list[Tensor],
+    taps: list[Tensor],
+    term_cameras: list[int],
+    factors: list[float],
+    grad_image: Tensor | None,
+    filter_3d: Tensor | None,
+    rendered: list[Tensor],
+    workspace: Tensor | None,
+    schedule: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    sparse: bool,
+    width: int,
+    height: int,
+    sh_degree: int,
+    antialiasing: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Render, compare, go back and update, unless a loss is not finite.
+
+    Parameters
+    ----------
+    statistics : the four of STATISTICS, [N] or empty.
+    targets : one for each of the L terms; taps : four for each, x start, x weight, y start, y weight, all empty at full
+        size; their values are trusted. term_cameras : L indices. factors : 2 L, weight and lambda of each.
+    rendered : none, or what render_raw returned for the same arguments.
+    schedule : float64 [7], six learning rates and the step: NaN = that field rests and its moments may be empty; or
+        [0] = statistics only. A tensor, so that torch.compile does not specialise on its values.
+
+    Returns
+    -------
+    image and radii, both empty when `rendered` has them, and float64 [3 L + 1]: l1, ssim and loss of each term, then
+    the number of Gaussians culled for NaN, Inf or range.
+    """
+    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+    moments = _moments(parameters, exp_avg, exp_avg_sq, check_schedule(schedule).tolist())
+    stats = _statistics(parameters[0].shape[0], statistics)
+    drawn, image, transmittance, radii = _image(frame, parameters, filter_3d, rendered, workspace)
+    try:
+        ready = _ready(grad_image, image, bool(targets))
+        terms, gradients = _losses(drawn, frame, image, targets, taps, term_cameras, factors, ready)
+        finite = all(math.isfinite(v) for v in terms)
+        back = _Back(drawn.natives, [*map(address, parameters)], address(filter_3d), transmittance, gradients, stats)
+        if finite and moments is not None:
+            visible = radii.reshape(frame.cameras, -1).amax(0) > 0 if sparse and radii.numel() else None
+            back.update([p.numel() for p in parameters], (*moments, [beta1, beta2], eps, address(visible)))
+        elif finite and any(stats):
+            back.gather()
+        report = torch.tensor([*terms, sum(n.invalid for n in drawn.natives)], dtype=torch.float64)
+    finally:
+        release(drawn)
+    if rendered:
+        return image.new_empty(0), radii.new_empty(0), report
+    return image, radii, report
+
+
+@train_step.register_fake
+def _train_step_fake(
+    rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, term_cameras, factors, grad_image, filter_3d,
+    rendered, workspace, schedule, beta1, beta2, eps, sparse, width, height, sh_degree, antialiasing,
+):  # fmt: skip
+    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+    check_schedule(schedule)
+    report = torch.empty(3 * len(targets) + 1, dtype=torch.float64)
+    if rendered:
+        return rendered[0].new_empty(0), rendered[2].new_empty(0), report
+    return *_outputs(frame, parameters[0]), report
+
+
+def check_schedule(schedule: Tensor) -> Tensor:
+    """Return it, or raise if it is neither [7] nor [0]."""
+    return check_tensor(
+        "learning_rates and step", schedule, (7 if size_of("schedule", schedule, 0) else 0,), torch.float64
+    )
+
+
+def _moments(
+    parameters: list[Tensor], exp_avg: list[Tensor], exp_avg_sq: list[Tensor], schedule: list[float]
+) -> tuple[list[int], list[int], list[float], int] | None:
+    """Addresses of both moments, 0 where a field rests, learning rates, step; None without an update."""
+    if not schedule:
+        return None
+    rates, step = schedule[:6], schedule[6]
+    check_range("step", step, 1, 1 << 53)
+    found = []
+    for what, tensors in (("exp_avg of ", exp_avg), ("exp_avg_sq of ", exp_avg_sq)):
+        if len(tensors) != len(rates):
+            raise ValueError(f"{what}parameters: expected six, got {len(tensors)}")
+        of = zip(NAMES, parameters, tensors, rates, strict=True)
+        found.append([address(check_written(what + n, t, p.shape)) if r == r else 0 for n, p, t, r in of])
+    return found[0], found[1], [r if r == r else 0.0 for r in rates], int(step)
+
+
+def _statistics(count: int, statistics: list[Tensor]) -> list[int]:
+    """Their addresses, 0 for those that are not there."""
+    if len(statistics) != len(STATISTICS):
+        raise ValueError(f"stats: expected the four {STATISTICS}, got {len(statistics)}")
+    named = zip(STATISTICS, statistics, strict=True)
+    return [address(check_written(name, value, (count,))) if value.numel() else 0 for name, value in named]
+
+
+def _image(
+    frame: Frame, parameters: list[Tensor], filter_3d: Tensor | None, rendered: list[Tensor], workspace: Tensor | None
+) -> tuple[Lease, Tensor, list[int], Tensor]:
+    """A claimed lease, the image, addresses of each camera's transmittance, radii; drawn now unless they are there."""
+    cameras = frame.cameras
+    if rendered:
+        image, transmittance, radii, state = rendered
+        _check_rendered(frame, parameters[0].shape[0], image, transmittance, radii)
+        drawn, lights = claim(state), addresses(transmittance, cameras)
+        if drawn is not None:
+            return drawn, image, lights, radii
+    image, radii = _outputs(frame, parameters[0])
+    drawn = owned(workspace, cameras)
+    lights = [native.scratch(TRANSMITTANCE, frame.height * frame.width) for native in drawn.natives]
+    images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, cameras), lights, strict=True)]
+    draw(drawn.natives, frame, parameters, filter_3d, images, radii)
+    drawn.idle.pop()
+    return drawn, image, lights, radii
+
+
+def _check_rendered(frame: Frame, count: int, image: Tensor, transmittance: Tensor, radii: Tensor) -> None:
+    plane = (frame.height, frame.width)
+    check_written("rendered.image", image, (*frame.lead, 3, *plane))
+    check_written("rendered.transmittance", transmittance, (*frame.lead, *plane))
+    check_written("rendered.radii", radii, (*frame.lead, count), torch.int32)
+
+
+def _ready(grad_image: Tensor | None, image: Tensor, more: bool) -> Tensor | None:
+    """The given dL/dimage; a copy where `more` is to be added to it."""
+    if grad_image is None:
+        return None
+    check_tensor("grad_image", grad_image, tuple(image.shape))
+    return grad_image.contiguous().clone() if more else grad_image.contiguous()
+
+
+def _losses(
+    drawn: Lease,
+    frame: Frame,
+    image: Tensor,
+    targets: list[Tensor],
+    taps: list[Tensor],
+    term_cameras: list[int],
+    factors: list[float],
+    ready: Tensor | None,
+) -> tuple[list[float], list[int]]:
+    """Values of all terms, three each, and the address of each camera's dL/dimage: `ready`, or in its workspace."""
+    cameras, size = frame.cameras, (frame.width, frame.height)
+    filled = [ready is not None] * cameras
+    gradients = addresses(ready, cameras)
+    if ready is None:
+        gradients = [native.scratch(GRADIENT, 3 * size[0] * size[1]) for native in drawn.natives]
+    images, values = addresses(image, cameras), list[float]()
+    for k, (target, camera) in enumerate(zip(targets, term_cameras, strict=True)):
+        check_range("term_cameras", camera, 0, cameras - 1)
+        options = (*factors[2 * k : 2 * k + 2], filled[camera], torch.get_num_threads())
+        place = (drawn.natives[camera], images[camera], gradients[camera], size)
+        values += _term(place, target, taps[4 * k : 4 * k + 4], options)
+        filled[camera] = True
+    if not all(filled):
+        raise ValueError(f"losses: camera {filled.index(False)} has neither a loss nor grad_image")
+    return values, gradients
+
+
+def _term(
+    place: tuple[Any, int, int, tuple[int, int]], target: Tensor, taps: list[Tensor], options: tuple[Any, ...]
+) -> list[float]:
+    """One loss of one image; its gradient is written or added."""
+    native, image, gradient, (width, height) = place
+    if not taps[0].numel():
+        check_written("target", target, (3, height, width))
+        return list(native.l1_ssim(image, address(target), gradient, width, height, *options))
+    lr_height, lr_width = size_of("lr_target", target, 1), size_of("lr_target", target, 2)
+    check_written("lr_target", target, (3, lr_height, lr_width))
+    axes = list[Any]()
+    sizes = (("taps_x", lr_width, width), ("taps_y", lr_height, height))
+    for (name, outputs, inputs), start, weight in zip(sizes, taps[::2], taps[1::2], strict=True):
+        check_written(name, start, (outputs,), torch.int32)
+        check_written(name, weight, (outputs, size_of(name, weight, 1)))
+        axes += [[address(start), address(weight)], [outputs, inputs, weight.shape[1]]]
+    return list(native.lr_l1_ssim(image, address(target), gradient, *axes, *options))
+
+
+class _Back(NamedTuple):
+    """The way back of one call: addresses only."""
+
+    natives: list[Any]
+    parameters: list[int]
+    filter_3d: int
+    lights: list[int]
+    gradients: list[int]
+    statistics: list[int]
+
+    def gather(self, cameras: slice = slice(None), sums: list[int] | None = None) -> None:
+        """Statistics of some cameras, and the sums of their gradients where `sums` points to."""
+        out, added = [*(sums or [0] * 6), 0, 0], [0] * 8
+        views = list(zip(self.natives, self.lights, self.gradients, strict=True))[cameras]
+        for native, light, gradient in views:
+            images = [gradient, 0, 0, 0, 0]
+            more = (out, added, 0, 0, 0, self.statistics, torch.get_num_threads())
+            native.backward([*self.parameters, 0, 0], self.filter_3d, light, images, *more)
+            added = out
+
+    def update(self, sizes: list[int], adam: tuple[Any, ...]) -> None:
+        """Adam on the gradients of all cameras: sums of all but the last, which updates as it adds its own.
+
+        sizes : floats of the six parameters; adam : moments, rates, step, betas, eps and whom to update.
+        """
+        last, sums = self.natives[-1], [0] * 6
+        if len(self.natives) > 1:
+            start = last.scratch(SUMS, sum(sizes))
+            sums = [start + 4 * sum(sizes[:k]) if size else 0 for k, size in enumerate(sizes)]
+            self.gather(slice(0, -1), sums)
+        images = [self.gradients[-1], 0, 0, 0, 0]
+        more = (sums, *adam, 0, self.statistics, torch.get_num_threads())
+        last.backward_adam(self.parameters, self.filter_3d, self.lights[-1], images, *more)

@@ -1,0 +1,330 @@
+"""The layer below `fused.train_step`: forward, losses and backward one by one, on scratch memory of one's own.
+
+Letters and the order of the six parameters are those of `fused`. Everything is a contiguous float32 CPU tensor.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from diff_gaussian_rasterization.cameras import RasterCamera
+from diff_gaussian_rasterization.checks import address, check_range, check_written, size_of
+from diff_gaussian_rasterization.leases import handle, lease, owned
+from diff_gaussian_rasterization.step_ops import STATISTICS, check_parameters, check_six
+from diff_gaussian_rasterization.taps import Taps
+
+
+class Loss(NamedTuple):
+    """Mean absolute error, mean SSIM, and (1 - lambda) l1 + lambda (1 - ssim)."""
+
+    l1: float
+    ssim: float
+    loss: float
+
+
+class _Forward(NamedTuple):
+    """What a backward pass needs of the forward pass."""
+
+    num: int
+    rest: int
+    image: Tensor
+    transmittance: Tensor
+    inverse_depth: Tensor | None
+    filter_3d: Tensor | None
+
+    def gradients(
+        self, image: Tensor, transmittance: Tensor | None = None, inverse_depth: Tensor | None = None
+    ) -> list[int]:
+        """Addresses of the images' gradients, checked."""
+        check_written("grad_image", image, tuple(self.image.shape))
+        plane = tuple(self.transmittance.shape)
+        if transmittance is not None:
+            check_written("grad_transmittance", transmittance, plane)
+        if inverse_depth is not None:
+            if self.inverse_depth is None:
+                raise ValueError("grad_inverse_depth: the forward pass was without aux=True")
+            check_written("grad_inverse_depth", inverse_depth, plane)
+        return [*map(address, (image, transmittance, inverse_depth)), 0, 0]
+
+
+class Workspace:
+    """Scratch memory and the last forward pass. It only grows; keep one per trainer, and use it in one thread.
+
+    `backward` and `backward_adam` belong to the last `forward`; the parameters must not have changed in between.
+
+    Parameters
+    ----------
+    memory_limit : [bytes] of each camera's scratch memory, 0 = none. Images whose tile lists would need more are drawn
+        in bands of tile rows, with the same bits.
+
+    Attributes
+    ----------
+    handle : what the operators know it by.
+    """
+
+    def __init__(self, memory_limit: int = 0) -> None:
+        check_range("memory_limit", memory_limit, 0, 1 << 62)
+        own = lease(0, [])
+        own.memory_limit = int(memory_limit)
+        self.handle = handle(own)
+        self._natives: list[Any] = own.natives
+        self._native = owned(self.handle, 1).natives[0]
+        self._forward: _Forward | None = None
+        self._radii = torch.empty(0, dtype=torch.int32)
+
+    def forward(
+        self,
+        camera: RasterCamera,
+        means: Tensor,
+        log_scales: Tensor,
+        quats: Tensor,
+        logit_opacities: Tensor,
+        sh0: Tensor,
+        shN: Tensor,
+        *,
+        aux: bool = False,
+        filter_3d: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Render.
+
+        Parameters
+        ----------
+        filter_3d : [N] or None, standard deviation [world units] of the 3D smoothing filter.
+
+        Returns
+        -------
+        image [3, H, W] (background included, not clamped), transmittance [H, W] = 1 - alpha, and with `aux` the inverse
+        depth [H, W] = sum of T alpha / z, else None.
+
+        Raises
+        ------
+        TypeError, ValueError : a parameter or the camera does not fit. MemoryError : no room for the tile lists.
+        """
+        parameters = [means, log_scales, quats, logit_opacities, sh0, shN]
+        count, rest = check_parameters(parameters, camera.sh_degree)
+        if filter_3d is not None:
+            check_written("filter_3d", filter_3d, (count,))
+        plane = (camera.height, camera.width)
+        image, transmittance = means.new_empty((3, *plane)), means.new_empty(plane)
+        inverse_depth = means.new_empty(plane) if aux else None
+        self._radii = means.new_empty(count, dtype=torch.int32)
+        self._forward = None  # should this call fail, there is nothing to go back through
+        row = camera.row.detach()
+        self._native.forward(
+            address(row),
+            *plane[::-1],
+            camera.sh_degree,
+            camera.antialiasing,
+            [*map(address, parameters), 0, 0],
+            address(filter_3d),
+            count,
+            3,
+            3 * rest,
+            rest,
+            False,
+            [address(image), address(transmittance), address(inverse_depth), 0, 0],
+            address(self._radii),
+            torch.get_num_threads(),
+        )
+        self._forward = _Forward(count, rest, image, transmittance, inverse_depth, filter_3d)
+        return image, transmittance, inverse_depth
+
+    def l1_ssim(
+        self,
+        image: Tensor,
+        target: Tensor,
+        grad: Tensor,
+        *,
+        weight: float = 1.0,
+        lambda_dssim: float = 0.2,
+        accumulate: bool = False,
+    ) -> Loss:
+        """Loss of an image against a target of its size; grad = (or +=) weight * dloss/dimage.
+
+        Notes
+        -----
+        Kerbl et al. 2023, Eq. 7. SSIM: 11x11 Gaussian window, sigma 1.5, zero padding. The gradient of |x| at 0 is 0.
+        """
+        shape = (3, size_of("image", image, 1), size_of("image", image, 2))
+        for name, value in (("image", image), ("target", target), ("grad", grad)):
+            check_written(name, value, shape)
+        terms = self._native.l1_ssim(
+            *map(address, (image, target, grad)),
+            shape[2],
+            shape[1],
+            weight,
+            check_range("lambda_dssim", lambda_dssim, 0, 1),
+            accumulate,
+            torch.get_num_threads(),
+        )
+        return Loss(*terms)
+
+    def lr_l1_ssim(
+        self,
+        image: Tensor,
+        lr_target: Tensor,
+        grad: Tensor,
+        taps_x: Taps | tuple[ArrayLike, ArrayLike],
+        taps_y: Taps | tuple[ArrayLike, ArrayLike],
+        *,
+        weight: float = 1.0,
+        lambda_dssim: float = 0.2,
+        accumulate: bool = False,
+    ) -> Loss:
+        """Loss of A image against the LR view; grad = (or +=) weight * A^T dloss/d(A image), of the image's size.
+
+        Parameters
+        ----------
+        image, grad : [3, H, W]; lr_target : [3, h, w].
+        taps_x, taps_y : the banded A along each axis as (start int32 [n_out], weight float32 [n_out, taps]); out[i] =
+            sum_k weight[i, k] in[start[i] + k]; taps beyond the image must have weight 0.
+        """
+        height, width = size_of("image", image, 1), size_of("image", image, 2)
+        lr_height, lr_width = size_of("lr_target", lr_target, 1), size_of("lr_target", lr_target, 2)
+        check_written("image", image, (3, height, width))
+        check_written("grad", grad, (3, height, width))
+        check_written("lr_target", lr_target, (3, lr_height, lr_width))
+        x, y = Taps.of("taps_x", taps_x, lr_width, width), Taps.of("taps_y", taps_y, lr_height, height)
+        terms = self._native.lr_l1_ssim(
+            *map(address, (image, lr_target, grad)),
+            [address(x.start), address(x.weight)],
+            [lr_width, width, x.weight.shape[1]],
+            [address(y.start), address(y.weight)],
+            [lr_height, height, y.weight.shape[1]],
+            weight,
+            check_range("lambda_dssim", lambda_dssim, 0, 1),
+            accumulate,
+            torch.get_num_threads(),
+        )
+        return Loss(*terms)
+
+    def backward(
+        self,
+        grad_image: Tensor,
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        *,
+        grad_transmittance: Tensor | None = None,
+        grad_inverse_depth: Tensor | None = None,
+        grad_means2d: Tensor | None = None,
+    ) -> None:
+        """Write the gradients of all six parameters (every element; nothing needs zeroing).
+
+        Parameters
+        ----------
+        grad_image : [3, H, W]; grad_transmittance, grad_inverse_depth : [H, W], the latter needs forward(aux=True).
+        parameters, grads : six tensors each, in the order of the module docstring.
+        grad_means2d : [N, 3] or None; receives dL/d(screen position) in NDC units (x W/2, y H/2 per pixel), third = 0.
+        """
+        of = self._of_backward(grad_means2d)
+        gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
+        check_six(list(parameters), of.num, of.rest)
+        check_six(list(grads), of.num, of.rest, "gradient of ")
+        self._native.backward(
+            [*map(address, parameters), 0, 0],
+            address(of.filter_3d),
+            address(of.transmittance),
+            gradients,
+            [*map(address, grads), 0, 0],
+            [0] * 8,
+            address(grad_means2d),
+            0,
+            0,
+            [0] * 4,
+            torch.get_num_threads(),
+        )
+
+    def backward_adam(
+        self,
+        grad_image: Tensor,
+        parameters: Sequence[Tensor],
+        *,
+        exp_avg: Sequence[Tensor],
+        exp_avg_sq: Sequence[Tensor],
+        learning_rates: Sequence[float],
+        step: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-15,
+        stats: Sequence[Tensor | None] = (None, None, None),
+        grad_transmittance: Tensor | None = None,
+        grad_inverse_depth: Tensor | None = None,
+        grad_means2d: Tensor | None = None,
+    ) -> None:
+        """Backward, then one dense Adam step on parameters and moments in place (gradients never reach memory).
+
+        Parameters
+        ----------
+        parameters, exp_avg, exp_avg_sq : six tensors each. learning_rates : six floats.
+        step : 1 at the first call, for the bias correction.
+        stats : (gradient_norm, count, max_radius) and optionally absolute_norm, each float32 [N] or None, changed in
+            place as `fused.Statistics` says.
+
+        Notes
+        -----
+        Arithmetic of torch.optim.Adam without weight decay, also for Gaussians and bands with zero gradient.
+        """
+        of = self._of_backward(grad_means2d)
+        gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
+        check_six(list(parameters), of.num, of.rest)
+        check_six(list(exp_avg), of.num, of.rest, "exp_avg of ")
+        check_six(list(exp_avg_sq), of.num, of.rest, "exp_avg_sq of ")
+        if len(learning_rates) != 6:
+            raise ValueError(f"learning_rates: expected six, got {len(learning_rates)}")
+        check_range("step", step, 1, 1 << 62)
+        for name, value in zip(STATISTICS, stats, strict=False):
+            if value is not None:
+                check_written(name, value, (of.num,))
+        self._native.backward_adam(
+            [*map(address, parameters)],
+            address(of.filter_3d),
+            address(of.transmittance),
+            gradients,
+            [0] * 6,
+            [*map(address, exp_avg)],
+            [*map(address, exp_avg_sq)],
+            [float(lr) for lr in learning_rates],
+            step,
+            [*betas],
+            eps,
+            0,
+            address(grad_means2d),
+            [*map(address, stats), 0][:4],
+            torch.get_num_threads(),
+        )
+
+    def contributions(
+        self, max_weight: Tensor | None = None, weight: Tensor | None = None, pixels: Tensor | None = None
+    ) -> None:
+        """What each Gaussian contributed to the last image, combined in place with what the tensors hold.
+
+        Parameters
+        ----------
+        max_weight, weight, pixels : float32 [N] or None: the maximum with its largest T alpha of a pixel, plus its sum
+            of T alpha, plus its number of pixels. Start from zeros; several images may follow each other.
+        """
+        if self._forward is None:
+            raise ValueError("contributions: call forward first")
+        for name, value in (("max_weight", max_weight), ("weight", weight), ("pixels", pixels)):
+            if value is not None:
+                check_written(name, value, (self._forward.num,))
+        self._native.contributions([*map(address, (max_weight, weight, pixels))], torch.get_num_threads())
+
+    @property
+    def radii(self) -> Tensor:
+        """int32 [N], [px], of the last forward; 0 = not visible by the original's 3-sigma rule."""
+        return self._radii
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the last calls: drawn, instances, invalid (culled for NaN, Inf or range), bytes, bands, stage_ms."""
+        return dict(self._native.facts())
+
+    def _of_backward(self, grad_means2d: Tensor | None) -> "_Forward":
+        if self._forward is None:
+            raise ValueError("backward: call forward first")
+        if grad_means2d is not None:
+            check_written("grad_means2d", grad_means2d, (self._forward.num, 3))
+        return self._forward
