@@ -6,7 +6,9 @@ from scene.gaussians import Gaussians
 from training.views import TrainingViews
 
 BASE_BYTES = 260 << 20  # interpreter, PyTorch and its libraries, resident
-COPIES = 9  # parameter and two moments; again in the last good state; again while a checkpoint is read back
+# Parameter and two moments; again in the last good state; again while a checkpoint is read back; and the spare buffers
+# of training.reserve, whose room for more rows is resident only once it is used.
+COPIES = 10
 STATISTICS_BYTES = 2 * 3 * 4
 RASTERIZER_BYTES = 460  # a Gaussian's projected record, its gradients and its entries in the sorted lists
 IMAGE_PLANES = 24  # float planes of the render, its gradient, the target and the loss's filters

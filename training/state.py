@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from scene.gaussians import FIELDS, Gaussians
+from training.reserve import Reserve
 
 STATISTICS = ("grad_norm_sum", "view_count", "max_radius")
 
@@ -27,6 +28,7 @@ class TrainState:
     grad_norm_sum : [N] sum over views of the norm of dL/d(projected mean) in normalised device coordinates.
     view_count : [N] number of views in which the Gaussian was visible since the last densification.
     max_radius : [N] largest screen radius since then [px].
+    reserve : memory for the next change of the rows; no part of the state's value.
     """
 
     gaussians: Gaussians
@@ -36,6 +38,7 @@ class TrainState:
     grad_norm_sum: Float[Tensor, " N"]
     view_count: Float[Tensor, " N"]
     max_radius: Float[Tensor, " N"]
+    reserve: Reserve = field(init=False, default_factory=Reserve)
 
     @classmethod
     def start(cls, gaussians: Gaussians) -> "TrainState":
@@ -111,21 +114,21 @@ def apply(state: TrainState, change: Change) -> None:
     """Carry out `change` on parameters, both moments and statistics alike, so that none can be left behind."""
     source, fresh = change.source, change.fresh
     for name in FIELDS:
-        parameter = _rows(getattr(state.gaussians, name), source)
+        parameter = _rows(state, getattr(state.gaussians, name), source)
         if name in change.values:
             rows, new = change.values[name]
             parameter[slice(None) if rows is None else rows] = new
         setattr(state.gaussians, name, parameter)
         for moments in (state.exp_avg, state.exp_avg_sq):
-            moments[name] = _rows(moments[name], source)
+            moments[name] = _rows(state, moments[name], source)
             if name in change.forget:
                 moments[name].zero_()
             elif fresh is not None:
                 moments[name][fresh] = 0.0
     for name in STATISTICS:
-        values = _rows(getattr(state, name), source)
+        values = _rows(state, getattr(state, name), source)
         setattr(state, name, values.zero_() if change.restart_statistics else values)
 
 
-def _rows(values: Tensor, source: Tensor | None) -> Tensor:
-    return values if source is None else values.index_select(0, source)
+def _rows(state: TrainState, values: Tensor, source: Tensor | None) -> Tensor:
+    return values if source is None else state.reserve.select(values, source)
