@@ -183,7 +183,10 @@ void backward_adam(Rasterization& r, const SixAddresses& addresses, Address filt
   adam.square = parameters(square);
   adam.visible = reinterpret_cast<const std::uint8_t*>(visible);
   const auto factors = [&](std::size_t k) {
-    return adam_factors(learning_rates[k], step, betas[0], betas[1], eps);
+    splat::AdamFactors f = adam_factors(learning_rates[k], step, betas[0], betas[1], eps);
+    // torch.optim.SparseAdam adds eps to the root before the bias correction, Adam after it.
+    if (visible) f.eps *= f.inverse_root;
+    return f;
   };
   adam.means = factors(0);
   adam.scales = factors(1);

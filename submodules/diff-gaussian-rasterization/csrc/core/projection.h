@@ -3,7 +3,8 @@
 //
 // Letters: W = world-to-camera rotation, J = Jacobian of the projection, T = J W (2x3), R =
 // rotation of the Gaussian, M = T R diag(scale) (2x3, rows m and n). Screen covariance = M M^T +
-// dilation I.
+// dilation I. f = standard deviation of the 3D smoothing filter, which widens every scale s to
+// s' = sqrt(s^2 + f^2).
 #pragma once
 #include "core/camera.h"
 #include "core/constants.h"
@@ -11,6 +12,13 @@
 #include "core/platform.h"
 
 namespace splat {
+
+/// How Gaussians are stored.
+struct Form {
+  bool activated;    // scales and opacities are values, not logarithms and logits
+  bool precomputed;  // sigma instead of scale and quat
+  bool filtered;     // with a 3D smoothing filter; not with a precomputed covariance
+};
 
 /// What a Gaussian brings; `opacity` is what the parameter holds (a logit when not activated).
 template <class V>
@@ -20,6 +28,7 @@ struct RawGaussian {
   V quat[4];   // w x y z, any length
   V sigma[6];  // xx xy xz yy yz zz, only with a precomputed covariance
   V opacity;
+  V filter;  // f [world units], only when filtered
 };
 
 template <class V>
@@ -32,12 +41,17 @@ struct Projection {
   V x, y;                // [px]
   V j00, j02, j11, j12;  // J
   V t[6];                // T, row major
-  V quat[4], inverse_norm, rotation[9], scale[3];
+  V quat[4], inverse_norm, rotation[9];
+  V scale[3];            // s' times the scale modifier
+  V plain[3];            // s; only set when filtered, like the next two
+  V plain_share[3];      // |s| / s'
+  V filter_share[3];     // f / s'
+  V coverage;            // product of |s| / s': what widens becomes fainter
   V m[6];                // M, row major; not set with a precomputed covariance
   V raw_xx, raw_yy, xy;  // covariance without dilation
   V xx, yy;              // with dilation
   V raw_det, det;
-  V sigmoid, compensation, opacity;  // opacity = sigmoid * compensation
+  V sigmoid, compensation, opacity;  // opacity = sigmoid * coverage * compensation
   Mask in_front, sane;
 };
 
@@ -91,13 +105,31 @@ SPLAT_HD void rotation_matrix(const V* quat, V* rotation) {
   rotation[8] = 1.f - 2.f * (x * x + y * y);
 }
 
+/// 3D smoothing filter (Yu et al., Mip-Splatting, CVPR 2024, Sec. 5.1): the Gaussian convolved with
+/// an isotropic one of standard deviation f. f = 0 leaves it as it is, a zero scale included.
+template <class V>
+SPLAT_HD void smooth_scales(const RawGaussian<V>& g, Projection<V>& p) {
+  p.sane = p.sane & in_reach(g.filter);
+  for (int k = 0; k < 3; k++) {
+    const V s = abs(p.scale[k]);
+    const V wide = max(sqrt(s * s + g.filter * g.filter), s);  // max: s * s may underflow
+    p.plain[k] = p.scale[k];
+    const auto wider = V(0.f) < wide;
+    p.plain_share[k] = select(wider, s / wide, V(1.f));
+    p.filter_share[k] = zero_unless(wider, g.filter / wide);
+    p.coverage *= p.plain_share[k];
+    p.scale[k] = wide;
+  }
+}
+
 /// Covariance and its determinant from scale and rotation. The Gram form |m x n|^2 of the
 /// determinant keeps full precision for needles, where xx yy - xy^2 cancels.
 template <class V>
-SPLAT_HD void project_shape(const RawGaussian<V>& g, const Camera& c, bool activated,
-                            Projection<V>& p) {
+SPLAT_HD void project_shape(const RawGaussian<V>& g, const Camera& c, Form form, Projection<V>& p) {
+  for (int k = 0; k < 3; k++) p.scale[k] = form.activated ? g.scale[k] : exp_bounded(g.scale[k]);
+  if (form.filtered) smooth_scales(g, p);
   for (int k = 0; k < 3; k++) {
-    p.scale[k] = (activated ? g.scale[k] : exp_bounded(g.scale[k])) * c.scale_modifier;
+    p.scale[k] *= c.scale_modifier;
     p.sane = p.sane & in_reach(p.scale[k]);
   }
   V norm2 = 0.f;
@@ -150,31 +182,32 @@ SPLAT_HD void project_covariance(const RawGaussian<V>& g, Projection<V>& p) {
 /// Everything about 16 (or one) Gaussians on the screen. `sane` is false where a value is NaN, or
 /// so large or degenerate that float32 cannot hold what follows; written so that NaN fails.
 template <class V>
-SPLAT_HD void project(const RawGaussian<V>& g, const Camera& c, bool activated, bool precomputed,
-                      Projection<V>& p) {
+SPLAT_HD void project(const RawGaussian<V>& g, const Camera& c, Form form, Projection<V>& p) {
   project_position(g.position, c, p);
   p.sane =
       is_finite(g.opacity) & in_reach(p.camera[0]) & in_reach(p.camera[1]) & in_reach(p.camera[2]);
   for (int k = 0; k < 3; k++) p.sane = p.sane & is_finite(g.position[k]);
-  if (precomputed) {
+  p.coverage = 1.f;
+  if (form.precomputed) {
     for (int k = 0; k < 6; k++) p.sane = p.sane & (abs(g.sigma[k]) <= V(kMaxWorld * kMaxWorld));
   } else {
     for (int k = 0; k < 3; k++) p.sane = p.sane & is_finite(g.scale[k]);
     for (int k = 0; k < 4; k++) p.sane = p.sane & is_finite(g.quat[k]);
   }
-  if (precomputed) {
+  if (form.precomputed) {
     project_covariance(g, p);
   } else {
-    project_shape(g, c, activated, p);
+    project_shape(g, c, form, p);
   }
   p.xx = p.raw_xx + c.dilation;
   p.yy = p.raw_yy + c.dilation;
   p.det = p.raw_det + c.dilation * (p.raw_xx + p.raw_yy) + c.dilation * c.dilation;
   p.sane = p.sane & (p.xx + p.yy <= V(kMaxCovariance)) & (V(kMinDeterminant) <= p.det) &
            (p.det < V(kMaxCovariance * kMaxCovariance));
-  p.sigmoid = activated ? g.opacity : V(1.f) / (1.f + exp_bounded(-g.opacity));
+  p.sigmoid = form.activated ? g.opacity : V(1.f) / (1.f + exp_bounded(-g.opacity));
   p.compensation = c.antialiasing ? sqrt(max(p.raw_det / p.det, V(kAntialiasMin))) : V(1.f);
   p.opacity = p.sigmoid * p.compensation;
+  if (form.filtered) p.opacity *= p.coverage;
 }
 
 /// Radius [px] of the original rasterizer, ceil(3 sqrt(larger eigenvalue)), and whether the

@@ -43,12 +43,20 @@ struct GaussianGradient {
   V position[3], scale[3], quat[4], sigma[6], opacity;
 };
 
-/// Antialiasing: opacity = sigmoid sqrt(det0 / det); adds what flows into the covariance.
+/// What the camera's pose needs.
+template <class V>
+struct ViewGradient {
+  V camera[3];  // dL/d position in camera space
+  V t[6];       // dL/dT, through the covariance
+};
+
+/// Antialiasing: opacity = base sqrt(det0 / det); adds what flows into the covariance.
 template <class V>
 SPLAT_HD void antialias_gradient(const Projection<V>& p, const Camera& c, ScreenGradient<V>& s) {
   const V inverse_det = V(1.f) / p.det, ratio = p.raw_det * inverse_det;
   const auto active = V(kAntialiasMin) <= ratio;
-  const V g_ratio = zero_unless(active, s.opacity * p.sigmoid * 0.5f / p.compensation);
+  const V g_ratio =
+      zero_unless(active, s.opacity * (p.sigmoid * p.coverage) * 0.5f / p.compensation);
   const V g_det = -g_ratio * ratio * inverse_det;
   const V g_raw_det = g_ratio * inverse_det + g_det;  // det = det0 + dilation (xx + yy) + ...
   s.xx += g_det * c.dilation + g_raw_det * p.raw_yy;
@@ -69,6 +77,22 @@ SPLAT_HD void quaternion_gradient(const Projection<V>& p, const V* gr, V* g) {
                          2.f * z * (gr[0] + gr[4]))};
   const V radial = q[0] * r + q[1] * x + q[2] * y + q[3] * z;
   for (int k = 0; k < 4; k++) g[k] = (q[k] - p.quat[k] * radial) * p.inverse_norm;
+}
+
+/// From s' back to s (both, or both their logarithms), and through the opacity's factor s / s':
+/// d ln(s / s') = (f / s')^2 d ln s. `opacity` = dL/d(opacity) times the opacity.
+template <class V>
+SPLAT_HD void smoothing_gradient(const Projection<V>& p, bool activated, V opacity, V* scale) {
+  for (int k = 0; k < 3; k++) {
+    const V s = p.plain[k], share = p.plain_share[k];
+    const V through_opacity = opacity * p.filter_share[k] * p.filter_share[k];
+    if (activated) {
+      const V signed_share = select(s < V(0.f), -share, share);
+      scale[k] = scale[k] * signed_share + zero_unless(V(0.f) < abs(s), through_opacity / s);
+    } else {
+      scale[k] = scale[k] * share * share + through_opacity;
+    }
+  }
 }
 
 /// dL/dT from the covariance M M^T with M = T R diag(scale); also scale and rotation.
@@ -125,7 +149,7 @@ SPLAT_HD void covariance_gradient(const RawGaussian<V>& raw, const Projection<V>
 /// x / z is clamped (the original treats the clamped value as a constant times z).
 template <class V>
 SPLAT_HD void position_gradient(const Projection<V>& p, const Camera& c, const ScreenGradient<V>& s,
-                                const V* gt, V* g) {
+                                const V* gt, V* camera, V* g) {
   const float* r = c.rotation;
   const V g00 = gt[0] * r[0] + gt[1] * r[1] + gt[2] * r[2];
   const V g02 = gt[0] * r[6] + gt[1] * r[7] + gt[2] * r[8];
@@ -135,8 +159,9 @@ SPLAT_HD void position_gradient(const Projection<V>& p, const Camera& c, const S
   const V g_slope_y = s.y * c.fy - zero_unless(p.free_y, g12 * p.j11);
   V g_inverse_z = c.jacobian_fx * (g00 - g02 * p.slope_x) + c.jacobian_fy * (g11 - g12 * p.slope_y);
   g_inverse_z += s.inverse_depth + g_slope_x * p.camera[0] + g_slope_y * p.camera[1];
-  const V camera[3] = {g_slope_x * p.inverse_z, g_slope_y * p.inverse_z,
-                       -g_inverse_z * p.inverse_z * p.inverse_z};
+  camera[0] = g_slope_x * p.inverse_z;
+  camera[1] = g_slope_y * p.inverse_z;
+  camera[2] = -g_inverse_z * p.inverse_z * p.inverse_z;
   for (int k = 0; k < 3; k++) {
     g[k] = camera[0] * r[k] + camera[1] * r[3 + k] + camera[2] * r[6 + k];
   }
@@ -144,18 +169,36 @@ SPLAT_HD void position_gradient(const Projection<V>& p, const Camera& c, const S
 
 template <class V>
 SPLAT_HD void project_gradient(const RawGaussian<V>& raw, const Projection<V>& p, const Camera& c,
-                               bool activated, bool precomputed, ScreenGradient<V> s,
-                               GaussianGradient<V>& g) {
+                               Form form, ScreenGradient<V> s, GaussianGradient<V>& g,
+                               ViewGradient<V>& view) {
   if (c.antialiasing) antialias_gradient(p, c, s);
-  V gt[6];
-  if (precomputed) {
-    covariance_gradient(raw, p, s, gt, g);
+  if (form.precomputed) {
+    covariance_gradient(raw, p, s, view.t, g);
   } else {
-    shape_gradient(p, c, activated, s, gt, g);
+    shape_gradient(p, c, form.activated, s, view.t, g);
+    if (form.filtered) {
+      smoothing_gradient(p, form.activated, s.opacity * p.opacity, g.scale);
+    }
   }
-  position_gradient(p, c, s, gt, g.position);
+  position_gradient(p, c, s, view.t, view.camera, g.position);
   g.opacity = s.opacity * p.compensation;
-  if (!activated) g.opacity *= p.sigmoid * (1.f - p.sigmoid);
+  if (form.filtered) g.opacity *= p.coverage;
+  if (!form.activated) g.opacity *= p.sigmoid * (1.f - p.sigmoid);
+}
+
+/// One Gaussian's part of dL/d(W, t) with p_c = W p + t, every entry of W taken as free: through
+/// the position in camera space, and through T = J W. (The camera centre, on which the colour
+/// depends, counts as a third variable.)
+template <class V>
+SPLAT_HD void pose_gradient(const V* position, const Projection<V>& p, const ViewGradient<V>& view,
+                            V* rotation, V* translation) {
+  for (int k = 0; k < 3; k++) {
+    const V gm = view.t[k], gn = view.t[3 + k];
+    rotation[k] = view.camera[0] * position[k] + p.j00 * gm;
+    rotation[3 + k] = view.camera[1] * position[k] + p.j11 * gn;
+    rotation[6 + k] = view.camera[2] * position[k] + p.j02 * gm + p.j12 * gn;
+    translation[k] = view.camera[k];
+  }
 }
 
 }  // namespace splat

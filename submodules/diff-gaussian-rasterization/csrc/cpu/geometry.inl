@@ -4,55 +4,112 @@
 
 struct GradientSink {
   const AdamState* adam;  // null: `to` receives gradients; else `to` is updated in place
-  Parameters to;
+  Parameters to;          // a null field is left alone
+  Parameters added;       // gradients of other views
 };
 
-SPLAT_HD bool all_zero(VecF a, VecF b) { return !any(VecF(0.f) < max(abs(a), abs(b))); }
-
-/// Adam on n consecutive floats. With `idle` the gradient is known to be 0: nothing changes, bit
-/// for bit, where both moments are 0 too, and the stores are saved.
-SPLAT_HD void adam_floats(const AdamFactors& f, float* parameter, float* mean, float* square, int n,
-                          VecF gradient, bool idle) {
-  VecF m = load_first(mean, n), v = load_first(square, n);
-  if (idle && all_zero(m, v)) return;
-  VecF p = load_first(parameter, n);
-  adam_step(f, gradient, p, m, v);
-  store_first(parameter, n, p);
-  store_first(mean, n, m);
-  store_first(square, n, v);
+/// Adam leaves fields without moments alone.
+SPLAT_HD GradientSink make_sink(const Scene& scene, const BackwardOutputs& out) {
+  if (!out.adam) return {nullptr, out.gradients, out.added};
+  GradientSink sink{out.adam, Parameters{}, out.added};
+  const Parameters& mean = out.adam->mean;
+  if (mean.means) sink.to.means = scene.p.means;
+  if (mean.scales) sink.to.scales = scene.p.scales;
+  if (mean.quats) sink.to.quats = scene.p.quats;
+  if (mean.opacities) sink.to.opacities = scene.p.opacities;
+  if (mean.sh0) sink.to.sh0 = scene.p.sh0;
+  if (mean.shN) sink.to.shN = scene.p.shN;
+  return sink;
 }
 
-/// One tensor with K floats a Gaussian, in consecutive rows.
+/// Gaussians of the group that Adam may touch, one bit each.
+SPLAT_HD unsigned updated_bits(const AdamState* adam, const Group& g) {
+  const unsigned all = (1u << g.count) - 1;
+  if (!adam || !adam->visible) return all;
+  unsigned bits = 0;
+  for (int i = 0; i < g.count; i++) bits |= (adam->visible[g.first + i] ? 1u : 0u) << i;
+  return bits;
+}
+
+/// Bit j = the bit of the Gaussian that float 16 * chunk + j belongs to, with K floats a Gaussian.
+template <int K>
+SPLAT_HD unsigned bits_of_floats(unsigned gaussians, int chunk) {
+  unsigned bits = 0;
+  for (int j = 0; j < kLanes; j++) bits |= (gaussians >> ((chunk * kLanes + j) / K) & 1u) << j;
+  return bits;
+}
+
+SPLAT_HD bool all_zero(VecF a, VecF b) {  // false for NaN
+  return to_bits(abs(a) + abs(b) <= VecF(0.f)) == 0xffffu;
+}
+
+/// One tensor, and what happens to it.
 struct Tensor {
   float *to, *mean, *square;
   const AdamFactors* factors;  // null: write the gradient
+  const float* added;          // null: nothing to add to the gradient
 };
 
+SPLAT_HD VecF plus_added(const Tensor& t, int64_t at, int n, VecF gradient) {
+  return t.added ? gradient + load_first(t.added + at, n) : gradient;
+}
+
+/// The n floats from `at` on. With `idle` the gradient of this view is known to be 0: nothing
+/// changes, bit for bit, where both moments are 0 too, and the stores are saved.
+SPLAT_HD void emit_floats(const Tensor& t, int64_t at, int n, VecF gradient, bool idle) {
+  gradient = plus_added(t, at, n, gradient);
+  if (!t.factors) {
+    store_first(t.to + at, n, gradient);
+    return;
+  }
+  VecF m = load_first(t.mean + at, n), v = load_first(t.square + at, n);
+  if (idle && !t.added && all_zero(m, v)) return;
+  VecF p = load_first(t.to + at, n);
+  adam_step(*t.factors, gradient, p, m, v);
+  store_first(t.to + at, n, p);
+  store_first(t.mean + at, n, m);
+  store_first(t.square + at, n, v);
+}
+
+/// Adam on those of the n floats whose bit is set.
+SPLAT_HD void emit_some_floats(const Tensor& t, int64_t at, int n, VecF gradient, unsigned bits) {
+  const Mask chosen = mask_from_bits(bits);
+  const VecF old_m = load_first(t.mean + at, n), old_v = load_first(t.square + at, n);
+  const VecF old_p = load_first(t.to + at, n);
+  VecF m = old_m, v = old_v, p = old_p;
+  adam_step(*t.factors, plus_added(t, at, n, gradient), p, m, v);
+  store_first(t.to + at, n, select(chosen, p, old_p));
+  store_first(t.mean + at, n, select(chosen, m, old_m));
+  store_first(t.square + at, n, select(chosen, v, old_v));
+}
+
+/// K floats a Gaussian in consecutive rows; `updated` = the Gaussians that Adam may touch.
 template <int K>
-SPLAT_HD void emit(const Tensor& t, const Group& g, const VecF* gradient, bool idle) {
-  if (!t.to) return;
+SPLAT_HD void emit(const Tensor& t, const Group& g, const VecF* gradient, bool idle,
+                   unsigned updated) {
+  if (!t.to || !updated) return;
   alignas(64) float rows[kLanes * K], lanes[K][kLanes];
   for (int k = 0; k < K; k++) store(lanes[k], gradient[k]);
   for (int i = 0; i < kLanes; i++) {
     for (int k = 0; k < K; k++) rows[i * K + k] = lanes[k][i];
   }
   const int64_t at = g.first * K;
+  const bool some = updated != (1u << g.count) - 1;
   for (int j = 0; j < g.count * K; j += kLanes) {
     const int n = smaller(kLanes, g.count * K - j);
-    if (t.factors) {
-      adam_floats(*t.factors, t.to + at + j, t.mean + at + j, t.square + at + j, n, load(rows + j),
-                  idle);
+    if (some) {
+      emit_some_floats(t, at + j, n, load(rows + j), bits_of_floats<K>(updated, j / kLanes));
     } else {
-      store_first(t.to + at + j, n, load(rows + j));
+      emit_floats(t, at + j, n, load(rows + j), idle);
     }
   }
 }
 
 /// Rows of shN: gradient = basis (k = 1..15) times colour gradient. basis[k] is 0 for inactive
 /// bands.
-SPLAT_HD void emit_sh_rest(const GradientSink& sink, const Scene& scene, const Group& g,
-                           unsigned drawn, int active_floats, VecF* basis, const VecF* colour) {
-  if (!sink.to.shN || scene.rest == 0) return;
+SPLAT_HD void emit_sh_rest(const Tensor& t, const Scene& scene, const Group& g, unsigned drawn,
+                           int active_floats, VecF* basis, const VecF* colour, unsigned updated) {
+  if (!t.to || scene.rest == 0 || !updated) return;
   transpose16(basis);  // lanes were Gaussians, now basis[i] holds the basis of Gaussian i
   float lanes[3][kLanes], colours[4 * kLanes];
   for (int c = 0; c < 3; c++) store(lanes[c], colour[c]);
@@ -61,6 +118,7 @@ SPLAT_HD void emit_sh_rest(const GradientSink& sink, const Scene& scene, const G
   }
   const int total = 3 * scene.rest;
   for (int i = 0; i < g.count; i++) {
+    if (!(updated >> i & 1u)) continue;
     VecF row[3];
     sh_gradient_row(basis[i], load_first(colours + 4 * i, 4), row);
     const int64_t at = (g.first + i) * scene.shN_stride;
@@ -68,31 +126,26 @@ SPLAT_HD void emit_sh_rest(const GradientSink& sink, const Scene& scene, const G
       const int64_t j = at + q * kLanes;
       const int n = smaller(kLanes, total - q * kLanes);
       const bool idle = q * kLanes >= active_floats || !(drawn >> i & 1u);
-      if (sink.adam) {
-        adam_floats(sink.adam->shN, sink.to.shN + j, sink.adam->mean.shN + j,
-                    sink.adam->square.shN + j, n, row[q], idle);
-      } else {
-        store_first(sink.to.shN + j, n, row[q]);
-      }
+      emit_floats(t, j, n, row[q], idle);
     }
   }
 }
 
-SPLAT_HD void emit_sh0(const GradientSink& sink, const Scene& scene, const Group& g,
-                       const VecF* colour, bool idle) {
-  if (!sink.to.sh0) return;
+SPLAT_HD void emit_sh0(const Tensor& t, const Scene& scene, const Group& g, const VecF* colour,
+                       bool idle, unsigned updated) {
+  if (!t.to) return;
   const VecF gradient[3] = {colour[0] * kSh0, colour[1] * kSh0, colour[2] * kSh0};
   if (scene.sh0_stride == 3) {
-    const AdamState* a = sink.adam;
-    emit<3>({sink.to.sh0, a ? a->mean.sh0 : nullptr, a ? a->square.sh0 : nullptr,
-             a ? &a->sh0 : nullptr},
-            g, gradient, idle);
+    emit<3>(t, g, gradient, idle, updated);
     return;
   }
   float lanes[3][kLanes];  // one tensor [N, K, 3]: gradients only
   for (int c = 0; c < 3; c++) store(lanes[c], gradient[c]);
   for (int i = 0; i < g.count; i++) {
-    for (int c = 0; c < 3; c++) sink.to.sh0[(g.first + i) * scene.sh0_stride + c] = lanes[c][i];
+    for (int c = 0; c < 3; c++) {
+      const int64_t at = (g.first + i) * scene.sh0_stride + c;
+      t.to[at] = t.added ? lanes[c][i] + t.added[at] : lanes[c][i];
+    }
   }
 }
 
@@ -115,6 +168,7 @@ struct GroupGradient {
   GaussianGradient<VecF> gaussian;
   VecF colour[3], basis[16];
   VecF ndc_x, ndc_y;  // dL/dmeans2D
+  VecF pose[15];      // dL/d(rotation, translation, camera centre); only set when wanted
 };
 
 SPLAT_HD void clear(GroupGradient& o) {
@@ -128,7 +182,7 @@ SPLAT_HD void clear(GroupGradient& o) {
   o.gaussian.opacity = o.ndc_x = o.ndc_y = zero;
 }
 
-/// Colour and its dependence on the viewing direction.
+/// Colour and its dependence on the viewing direction, position - centre.
 SPLAT_HD void colour_gradient(const Scene& scene, const Camera& camera, const Group& g,
                               const RawGaussian<VecF>& raw, Mask drawn, GroupGradient& o) {
   VecF direction[3], inverse_distance;
@@ -153,7 +207,9 @@ SPLAT_HD void colour_gradient(const Scene& scene, const Camera& camera, const Gr
   const VecF radial =
       gradient[0] * direction[0] + gradient[1] * direction[1] + gradient[2] * direction[2];
   for (int k = 0; k < 3; k++) {
-    o.gaussian.position[k] += (gradient[k] - direction[k] * radial) * inverse_distance;
+    const VecF along = (gradient[k] - direction[k] * radial) * inverse_distance;
+    o.gaussian.position[k] += along;
+    o.pose[12 + k] = -along;
   }
 }
 
@@ -168,7 +224,7 @@ SPLAT_HD void mask_gradient(Mask drawn, GaussianGradient<VecF>& g) {
 }
 
 SPLAT_HD void group_gradient(const Workspace& w, const Scene& scene, const Group& g,
-                             GroupFlags flags, GroupGradient& o) {
+                             GroupFlags flags, bool pose, GroupGradient& o) {
   const Camera& camera = w.camera;
   const Mask drawn = mask_from_bits(flags.drawn);
   VecF slot[16];
@@ -179,14 +235,19 @@ SPLAT_HD void group_gradient(const Workspace& w, const Scene& scene, const Group
   RawGaussian<VecF> raw;
   Projection<VecF> p;
   load_gaussians(scene, g, raw);
-  project(raw, camera, scene.activated, scene.p.sigma != nullptr, p);
+  project(raw, camera, form_of(scene), p);
   const Moments<VecF> moments = {moment(kSum), moment(kU),  moment(kV),
                                  moment(kUU),  moment(kUV), moment(kVV)};
   const ScreenGradient<VecF> screen =
       screen_gradient(moments, whitened_conic(p), p.opacity, moment(kInverseDepth));
   o.ndc_x = zero_unless(drawn, screen.x * (0.5f * static_cast<float>(camera.width)));
   o.ndc_y = zero_unless(drawn, screen.y * (0.5f * static_cast<float>(camera.height)));
-  project_gradient(raw, p, camera, scene.activated, scene.p.sigma != nullptr, screen, o.gaussian);
+  ViewGradient<VecF> view;
+  project_gradient(raw, p, camera, form_of(scene), screen, o.gaussian, view);
+  if (pose) {
+    pose_gradient(raw.position, p, view, o.pose, o.pose + 9);
+    for (int k = 12; k < 15; k++) o.pose[k] = 0.f;
+  }
   for (int c = 0; c < 3; c++) {
     o.colour[c] =
         zero_unless(mask_from_bits(static_cast<unsigned>(flags.drawn & ~flags.clamped[c])),
@@ -194,6 +255,18 @@ SPLAT_HD void group_gradient(const Workspace& w, const Scene& scene, const Group
   }
   if (!scene.p.colors) colour_gradient(scene, camera, g, raw, drawn, o);
   mask_gradient(drawn, o.gaussian);
+  if (pose) {
+    for (VecF& value : o.pose) value = zero_unless(drawn, value);
+  }
+}
+
+/// Lanes in order, in double: a camera's gradient is a sum over all Gaussians, with cancellation.
+SPLAT_HD void add_pose(const VecF* pose, double* sums) {
+  for (int k = 0; k < 15; k++) {
+    float lanes[kLanes];
+    store(lanes, pose[k]);
+    for (int i = 0; i < kLanes; i++) sums[k] += static_cast<double>(lanes[i]);
+  }
 }
 
 SPLAT_HD void add_statistics(const Workspace& w, const Statistics& s, const Group& g,
@@ -213,39 +286,58 @@ SPLAT_HD void add_statistics(const Workspace& w, const Statistics& s, const Grou
   }
 }
 
-void geometry_group(Workspace& w, const Scene& scene, const BackwardOutputs& out, const Group& g) {
-  const GradientSink sink{out.adam, out.adam ? scene.p : out.gradients};
+/// `pose` = sums to add to, or null.
+void geometry_group(Workspace& w, const Scene& scene, const BackwardOutputs& out,
+                    const GradientSink& sink, const Group& g, double* pose) {
   const GroupFlags flags = w.flags[g.first / kLanes];
   GroupGradient o;
   clear(o);
-  if (flags.drawn) group_gradient(w, scene, g, flags, o);
+  if (flags.drawn) {
+    group_gradient(w, scene, g, flags, pose != nullptr, o);
+    if (pose) add_pose(o.pose, pose);
+  }
   if (flags.visible) add_statistics(w, out.statistics, g, flags, o);
   const bool idle = !flags.drawn;
+  const unsigned all = updated_bits(nullptr, g), updated = updated_bits(sink.adam, g);
   const AdamState* a = sink.adam;
   const Parameters none, &mean = a ? a->mean : none, &square = a ? a->square : none;
+  const Parameters &to = sink.to, &added = sink.added;
   const VecF ndc[3] = {o.ndc_x, o.ndc_y, 0.f};
-  emit<3>({out.means2d, nullptr, nullptr, nullptr}, g, ndc, idle);
-  emit<3>({sink.to.means, mean.means, square.means, a ? &a->means : nullptr}, g,
-          o.gaussian.position, idle);
-  emit<3>({sink.to.scales, mean.scales, square.scales, a ? &a->scales : nullptr}, g,
-          o.gaussian.scale, idle);
-  emit<4>({sink.to.quats, mean.quats, square.quats, a ? &a->quats : nullptr}, g, o.gaussian.quat,
-          idle);
-  emit<1>({sink.to.opacities, mean.opacities, square.opacities, a ? &a->opacities : nullptr}, g,
-          &o.gaussian.opacity, idle);
-  emit<6>({sink.to.sigma, nullptr, nullptr, nullptr}, g, o.gaussian.sigma, idle);
-  emit<3>({sink.to.colors, nullptr, nullptr, nullptr}, g, o.colour, idle);
-  emit_sh0(sink, scene, g, o.colour, idle);
-  emit_sh_rest(sink, scene, g, flags.drawn, sh_floats(w.camera.sh_degree), o.basis, o.colour);
+  const GaussianGradient<VecF>& d = o.gaussian;
+  emit<3>({out.means2d, nullptr, nullptr, nullptr, nullptr}, g, ndc, idle, all);
+  emit<3>({to.means, mean.means, square.means, a ? &a->means : nullptr, added.means}, g, d.position,
+          idle, updated);
+  emit<3>({to.scales, mean.scales, square.scales, a ? &a->scales : nullptr, added.scales}, g,
+          d.scale, idle, updated);
+  emit<4>({to.quats, mean.quats, square.quats, a ? &a->quats : nullptr, added.quats}, g, d.quat,
+          idle, updated);
+  emit<1>({to.opacities, mean.opacities, square.opacities, a ? &a->opacities : nullptr,
+           added.opacities},
+          g, &d.opacity, idle, updated);
+  emit<6>({to.sigma, nullptr, nullptr, nullptr, added.sigma}, g, d.sigma, idle, all);
+  emit<3>({to.colors, nullptr, nullptr, nullptr, added.colors}, g, o.colour, idle, all);
+  emit_sh0({to.sh0, mean.sh0, square.sh0, a ? &a->sh0 : nullptr, added.sh0}, scene, g, o.colour,
+           idle, updated);
+  emit_sh_rest({to.shN, mean.shN, square.shN, a ? &a->shN : nullptr, added.shN}, scene, g,
+               flags.drawn, sh_floats(w.camera.sh_degree), o.basis, o.colour, updated);
 }
 
 void geometry_backward(Workspace& w, const Scene& scene, const BackwardOutputs& out, int threads) {
   const int64_t n = w.count, chunks = (n + kChunk - 1) / kChunk;
+  const GradientSink sink = make_sink(scene, out);
+  if (out.pose) w.pose_sums.grow(chunks * 15);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
     const int64_t end = smaller(n, (chunk + 1) * kChunk);
+    double pose[15] = {};
     for (int64_t i = chunk * kChunk; i < end; i += kLanes) {
-      geometry_group(w, scene, out, make_group(i, n));
+      geometry_group(w, scene, out, sink, make_group(i, n), out.pose ? pose : nullptr);
     }
+    if (out.pose) std::memcpy(&w.pose_sums[chunk * 15], pose, sizeof pose);
+  }
+  if (!out.pose) return;
+  for (int k = 0; k < 15; k++) {
+    out.pose[k] = 0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) out.pose[k] += w.pose_sums[chunk * 15 + k];
   }
 }

@@ -27,7 +27,8 @@ struct Scene {
   int64_t sh0_stride = 3, shN_stride = 45;
   int rest = 15;                  // coefficients per channel stored in shN
   bool activated = false;         // scales and opacities are values, not logarithms and logits
-  const float* filter = nullptr;  // [N] 3D smoothing filter, standard deviation [world units]
+  const float* filter = nullptr;  // [N] 3D smoothing filter, standard deviation [world units];
+                                  // not with `sigma`
 };
 
 struct Images {
@@ -38,10 +39,11 @@ struct Images {
   float* normal = nullptr;         // [3, H, W] or null: sum of T alpha n, world axes
 };
 
+/// A field whose moments are null rests: Adam leaves it alone.
 struct AdamState {
   Parameters mean, square;
   AdamFactors means, scales, quats, opacities, sh0, shN;
-  const uint8_t* visible = nullptr;  // [N]: Gaussians to update (sparse Adam); null = all
+  const uint8_t* visible = nullptr;  // [N]: 0 = leave parameters and moments alone; null = all 1
 };
 
 /// Densification statistics, added to in place. Any of them may be null.
@@ -56,7 +58,7 @@ struct Statistics {
 struct BackwardOutputs {
   Parameters gradients;               // without Adam
   const AdamState* adam = nullptr;    // with it, scene.p is updated in place instead
-  Parameters added;                   // gradients of other views, added to this view's
+  Parameters added;                   // gradients of other views, added; may be `gradients`
   float* means2d = nullptr;           // [N, 3], NDC units, third = 0
   float* absolute_means2d = nullptr;  // [N, 3], sums over pixels of absolute values
   double* pose = nullptr;             // [15]: dL/d rotation (row major), translation, camera centre

@@ -40,7 +40,7 @@ int preprocess_group(Workspace& w, const Scene& scene, const Group& g, int32_t* 
   RawGaussian<VecF> raw;
   Projection<VecF> p;
   load_gaussians(scene, g, raw);
-  project(raw, camera, scene.activated, scene.p.sigma != nullptr, p);
+  project(raw, camera, form_of(scene), p);
   Mask visible;
   VecF radius = original_radius(p, camera, visible);
   const Mask valid = first_lanes(g.count);

@@ -16,6 +16,11 @@ SPLAT_HD VecF gather_component(const float* rows, int stride, int k, const Group
   return gather(rows + g.first * stride + k, g.lane * stride);
 }
 
+SPLAT_HD Form form_of(const Scene& scene) {
+  const bool precomputed = scene.p.sigma != nullptr;
+  return {scene.activated, precomputed, scene.filter && !precomputed};
+}
+
 SPLAT_HD void load_gaussians(const Scene& scene, const Group& g, RawGaussian<VecF>& raw) {
   for (int k = 0; k < 3; k++) raw.position[k] = gather_component(scene.p.means, 3, k, g);
   if (scene.p.sigma) {
@@ -25,6 +30,7 @@ SPLAT_HD void load_gaussians(const Scene& scene, const Group& g, RawGaussian<Vec
     for (int k = 0; k < 4; k++) raw.quat[k] = gather_component(scene.p.quats, 4, k, g);
   }
   raw.opacity = gather_component(scene.p.opacities, 1, 0, g);
+  if (scene.filter) raw.filter = gather_component(scene.filter, 1, 0, g);
 }
 
 /// columns[k] = float `offset + k` of each Gaussian's shN row, for k < n (at most 16).

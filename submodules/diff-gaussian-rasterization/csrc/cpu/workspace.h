@@ -67,6 +67,7 @@ struct Workspace {
   Buffer<uint32_t> block_end;  // [tiles, 64]: index after which no lane of the block is live
   Buffer<int32_t> lane_end;    // [tiles, 64, 16]: index after the last instance blended there
   Buffer<float> slots;         // [instances, 16]: gradient sums
+  Buffer<double> pose_sums;    // [chunks, 15]
   Buffer<float> loss_rows[kMaxThreads];
   Buffer<double> loss_sums;
   Buffer<float> lr_scratch[3];
@@ -76,8 +77,8 @@ struct Workspace {
     int64_t sum = records.bytes() + radii.bytes() + flags.bytes() + keys.bytes() + order.bytes() +
                   order_swap.bytes() + histogram.bytes() + tile_start.bytes() + slot_start.bytes() +
                   instance_gaussian.bytes() + instance_slot.bytes() + instance_mask.bytes() +
-                  block_end.bytes() + lane_end.bytes() + slots.bytes() + loss_sums.bytes() +
-                  taps_by_column.bytes();
+                  block_end.bytes() + lane_end.bytes() + slots.bytes() + pose_sums.bytes() +
+                  loss_sums.bytes() + taps_by_column.bytes();
     for (const auto& b : emitted) sum += b.bytes();
     for (const auto& b : loss_rows) sum += b.bytes();
     for (const auto& b : lr_scratch) sum += b.bytes();
