@@ -186,7 +186,7 @@ SPLAT_HD void clear(GroupGradient& o) {
 SPLAT_HD void colour_gradient(const Scene& scene, const Camera& camera, const Group& g,
                               const RawGaussian<VecF>& raw, Mask drawn, GroupGradient& o) {
   VecF direction[3], inverse_distance;
-  view_direction(raw, camera, direction, inverse_distance);
+  view_direction(raw.position, camera, direction, inverse_distance);
   const int degree = camera.sh_degree;
   sh_basis(degree, direction[0], direction[1], direction[2], o.basis);
   for (int k = 0; k < (degree + 1) * (degree + 1); k++) o.basis[k] = zero_unless(drawn, o.basis[k]);
@@ -204,12 +204,11 @@ SPLAT_HD void colour_gradient(const Scene& scene, const Camera& camera, const Gr
     }
   }
   sh_basis_gradient(degree, direction[0], direction[1], direction[2], q, gradient);
-  const VecF radial =
-      gradient[0] * direction[0] + gradient[1] * direction[1] + gradient[2] * direction[2];
+  VecF along[3];
+  view_direction_gradient(direction, inverse_distance, gradient, along);
   for (int k = 0; k < 3; k++) {
-    const VecF along = (gradient[k] - direction[k] * radial) * inverse_distance;
-    o.gaussian.position[k] += along;
-    o.pose[12 + k] = -along;
+    o.gaussian.position[k] += along[k];
+    o.pose[12 + k] = -along[k];
   }
 }
 

@@ -4,7 +4,7 @@
 SPLAT_HD void view_colour(const Scene& scene, const Camera& camera, const Group& g,
                           const RawGaussian<VecF>& raw, VecF* colour) {
   VecF direction[3], inverse_distance, basis[16];
-  view_direction(raw, camera, direction, inverse_distance);
+  view_direction(raw.position, camera, direction, inverse_distance);
   sh_basis(camera.sh_degree, direction[0], direction[1], direction[2], basis);
   const int stride = static_cast<int>(scene.sh0_stride);
   for (int c = 0; c < 3; c++) {

@@ -44,14 +44,4 @@ SPLAT_HD void load_sh_columns(const Scene& scene, const Group& g, int offset, in
   transpose16(columns);
 }
 
-/// Unit vector from the camera to the Gaussian, and 1 / distance.
-SPLAT_HD void view_direction(const RawGaussian<VecF>& raw, const Camera& camera, VecF* direction,
-                             VecF& inverse_distance) {
-  for (int k = 0; k < 3; k++) direction[k] = raw.position[k] - camera.centre[k];
-  const VecF squared =
-      direction[0] * direction[0] + direction[1] * direction[1] + direction[2] * direction[2];
-  inverse_distance = VecF(1.f) / sqrt(max(squared, VecF(1e-30f)));
-  for (int k = 0; k < 3; k++) direction[k] *= inverse_distance;
-}
-
 SPLAT_HD int sh_floats(int degree) { return 3 * ((degree + 1) * (degree + 1) - 1); }
