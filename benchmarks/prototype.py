@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import gen
+from benchmarks.cases import Case, Times
 
 FLOAT, INT = ctypes.c_float, ctypes.c_int
 FIELDS = ("means", "log_scales", "quats", "logit_opacities", "sh0", "shN")
@@ -60,28 +61,27 @@ def build(source: Path, folder: Path) -> Path:
 
 
 class Prototype:
-    """The same step as `Ours`, on copies of the same values."""
+    """The same step as `Fused`, on copies of the same values; without `adam` the gradients are written instead."""
 
-    def __init__(self, library: Path, values: gen.Arrays, target: np.ndarray, threads: int) -> None:
+    def __init__(self, library: Path, case: Case, threads: int, *, adam: bool = True) -> None:
         self.native = ctypes.CDLL(str(library))
         self.native.r_create.restype = ctypes.c_void_p
         self.native.r_loss.restype = ctypes.c_double
-        self.threads = threads
+        self.case, self.threads = case, threads
         self.context = ctypes.c_void_p(self.native.r_create())
-        self.values = {k: v.copy() for k, v in values.items()}
-        self.mean, self.square = ({k: np.zeros_like(v) for k, v in values.items()} for _ in range(2))
-        self.target, self.gradient = target, np.zeros_like(target)
-        self.image, self.transmittance = np.zeros_like(target), np.zeros_like(target[0])
-        self.stats = [np.zeros(len(values["means"]), np.float32) for _ in range(3)]
-        self.size = target.shape[1]
+        self.values = {k: v.copy() for k, v in case.values.items()}
+        self.mean, self.square, self.written = ({k: np.zeros_like(v) for k, v in case.values.items()} for _ in range(3))
+        self.target, self.gradient = case.target, np.zeros_like(case.target)
+        self.image, self.transmittance = np.zeros_like(case.target), np.zeros_like(case.target[0])
+        self.stats = [np.zeros(case.n, np.float32) for _ in range(3)]
         self.camera = self._camera()
-        self.adam = Adam((FLOAT * 6)(), 0.9, 0.999, 1e-15, 100, 0)
+        self.adam = Adam((FLOAT * 6)(), 0.9, 0.999, 1e-15, 100, 0) if adam else None
 
     def __del__(self) -> None:
         self.native.r_free(self.context)
 
     def _camera(self) -> Camera:
-        size, focal = self.size, gen.focal_px(self.size)
+        size, focal = self.case.size, gen.focal_px(self.case.size)
         c = Camera()
         c.rotation[:] = np.eye(3).ravel()
         c.translation[:] = [0, 0, gen.DISTANCE]
@@ -93,49 +93,48 @@ class Prototype:
         c.sh_degree = 3
         return c
 
-    def step(self) -> dict[str, float]:
-        native, p = self.native, _parameters(self.values)
-        native.r_threads(self.threads)
+    def step(self) -> Times:
+        self.native.r_threads(self.threads)
         start = time.perf_counter()
-        native.r_forward(
+        self._forward_and_loss()
+        self._backward()
+        whole = (time.perf_counter() - start) * 1e3
+        facts = (ctypes.c_double * 16)()
+        self.native.r_info(self.context, facts)
+        return {**dict(zip(STAGES, facts[3:9], strict=True)), "whole": whole}
+
+    def _forward_and_loss(self) -> None:
+        image, size = _pointer(self.image), self.case.size
+        self.native.r_forward(
             self.context,
-            len(self.values["means"]),
-            ctypes.byref(p),
+            self.case.n,
+            ctypes.byref(_parameters(self.values)),
             ctypes.byref(self.camera),
-            _pointer(self.image),
+            image,
             _pointer(self.transmittance),
             None,
         )
-        native.r_loss(
+        target, gradient = _pointer(self.target), _pointer(self.gradient)
+        self.native.r_loss(self.context, image, target, gradient, size, size, FLOAT(0.2), None)
+
+    def _backward(self) -> None:
+        parameters = _parameters(self.values)
+        self.native.r_backward(
             self.context,
-            _pointer(self.image),
-            _pointer(self.target),
-            _pointer(self.gradient),
-            self.size,
-            self.size,
-            FLOAT(0.2),
-            None,
-        )
-        native.r_backward(
-            self.context,
-            ctypes.byref(p),
+            ctypes.byref(parameters),
             _pointer(self.image),
             _pointer(self.transmittance),
             None,
             _pointer(self.gradient),
             None,
             None,
-            ctypes.byref(self.adam),
-            ctypes.byref(p),
-            ctypes.byref(_parameters(self.mean)),
-            ctypes.byref(_parameters(self.square)),
+            ctypes.byref(self.adam) if self.adam else None,
+            ctypes.byref(parameters if self.adam else _parameters(self.written)),
+            ctypes.byref(_parameters(self.mean)) if self.adam else None,
+            ctypes.byref(_parameters(self.square)) if self.adam else None,
             None,
             *map(_pointer, self.stats),
         )
-        whole = (time.perf_counter() - start) * 1e3
-        facts = (ctypes.c_double * 16)()
-        native.r_info(self.context, facts)
-        return {**dict(zip(STAGES, facts[3:9], strict=True)), "whole": whole}
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:

@@ -1,156 +1,190 @@
-"""Stage times of one training step of the native rasterizer, and of a prototype of it in the same interleaved run.
+"""Stage times of one training step of the native rasterizer, and of others in the same interleaved run.
 
-    python -m benchmarks.rasterizer [--against DIR] [--n 100000] [--size 800] [--threads 2] [--json FILE]
+    python -m benchmarks.rasterizer --against DIR --n 50000 100000 --size 400 800 --threads 1 2 --json FILE
+    python -m benchmarks.rasterizer --goals --against DIR
 
 One step = project, colour, sort, bin, blend, L1 + SSIM with gradient, backward, fused Adam, densification statistics.
-Learning rates are 0: the same work, but the scene stays as it is. Times in milliseconds.
+All runners take turns in every round, so that load on the machine hits them alike. Times in milliseconds.
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import numpy as np
+import diff_gaussian_rasterization
 import torch
-from diff_gaussian_rasterization import RasterCamera, isa
-from diff_gaussian_rasterization.fused import Workspace
+from diff_gaussian_rasterization import isa_supported
 
 from arguments.flags import Parser, underscored
-from benchmarks import gen
+from benchmarks import gen, report
+from benchmarks.cases import Case, Measured, measure
+from benchmarks.goal_runs import GoalRuns
+from benchmarks.goals import goals_table
+from benchmarks.modules import Rasterization, Training, import_original, original_render, reference_render
+from benchmarks.ours import Fused, Worker, Written
 from benchmarks.prototype import Prototype, build
 from utils import errors
+from utils.atomic import write_json
+from utils.errors import UserError
 
-STAGES = ("preprocess", "sort_bin", "forward", "loss", "blend_backward", "geometry")
-Times = dict[str, float]
-
-
-class Runner(Protocol):
-    """Something that carries out one step and says how long each stage took."""
-
-    def step(self) -> Times: ...
-
-
-class Ours:
-    """The fused interface of diff_gaussian_rasterization."""
-
-    def __init__(self, values: gen.Arrays, target: np.ndarray) -> None:
-        self.six = [torch.from_numpy(v.copy()) for v in values.values()]
-        self.mean, self.square = ([torch.zeros_like(p) for p in self.six] for _ in range(2))
-        size = target.shape[1]
-        pose = np.eye(4)
-        pose[2, 3] = gen.DISTANCE
-        focal = gen.focal_px(size)
-        self.camera = RasterCamera(size, size, focal, focal, size / 2, size / 2, pose)
-        self.target, self.gradient = torch.from_numpy(target), torch.empty(target.shape)
-        self.gradient_norms, self.counts, self.radii = (torch.zeros(len(self.six[0])) for _ in range(3))
-        self.workspace = Workspace()
-
-    def step(self) -> Times:
-        start = time.perf_counter()
-        image, _, _ = self.workspace.forward(self.camera, *self.six)
-        self.workspace.l1_ssim(image, self.target, self.gradient)
-        self.workspace.backward_adam(
-            self.gradient,
-            self.six,
-            exp_avg=self.mean,
-            exp_avg_sq=self.square,
-            learning_rates=(0.0,) * 6,
-            step=100,
-            stats=(self.gradient_norms, self.counts, self.radii),
-        )
-        whole = (time.perf_counter() - start) * 1e3
-        return {**self.workspace.facts["stage_ms"], "whole": whole}
+MODULE = "module:"
+REFERENCE = "reference"
+ISAS = ("avx512", "avx2", "scalar")
+GOAL_REPEATS = 5
+WRITTEN = ", gradients written"  # appended to a runner's name: no Adam, so that its share can be told
 
 
-def measure(runners: dict[str, Runner], repeats: int) -> dict[str, dict[str, Times]]:
-    """Minimum and median of every stage; the runners take turns, the first round is not counted."""
-    rounds: dict[str, list[Times]] = {name: [] for name in runners}
-    for _ in range(repeats + 1):
-        for name, runner in runners.items():
-            rounds[name].append(runner.step())
-    return {
-        name: {
-            "min": {k: min(t[k] for t in times[1:]) for k in (*STAGES, "whole")},
-            "median": {k: statistics.median(t[k] for t in times[1:]) for k in (*STAGES, "whole")},
-        }
-        for name, times in rounds.items()
-    }
-
-
-def table(kind: str, n: int, size: int, results: dict[str, dict[str, Times]]) -> str:
-    """Markdown: one row a runner and statistic, ratios of the minimum and median when there are two runners."""
-    columns = (*STAGES, "whole")
-    lines = [f"### {kind}, {n} Gaussians, {size} x {size}, ms", "", "| | " + " | ".join(columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for name, both in results.items():
-        for statistic, times in both.items():
-            lines.append(f"| {name} {statistic} | " + " | ".join(f"{times[k]:.2f}" for k in columns) + " |")
-    if len(results) == 2:
-        ours, other = results.values()
-        for statistic in ("min", "median"):
-            ratios = (ours[statistic][k] / max(other[statistic][k], 1e-9) for k in columns)
-            lines.append(f"| ratio of {statistic} | " + " | ".join(f"{r:.2f}" for r in ratios) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def machine(threads: int) -> dict[str, object]:
-    """What the numbers depend on."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "isa": isa(),
-        "threads": threads,
-        "commit": git.stdout.strip(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def parse() -> argparse.Namespace:
-    description = __doc__.splitlines()[0]
+def parse(words: list[str]) -> argparse.Namespace:
+    description = (__doc__ or "").splitlines()[0]
     parser = Parser(prog="python -m benchmarks.rasterizer", description=description, allow_abbrev=False)
-    parser.add_argument("--against", type=Path, help="folder of the prototype; compiled in a temporary copy")
-    parser.add_argument("--n", type=int, nargs="+", default=[100_000], help="numbers of Gaussians (default: 100000)")
-    parser.add_argument("--size", type=int, nargs="+", default=[800], help="image sides in pixels (default: 800)")
-    parser.add_argument("--kind", nargs="+", choices=list(gen.KINDS), default=list(gen.KINDS), help="(default: all)")
-    parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--repeats", type=int, default=9, help="counted rounds (default: 9)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
-    return parser.parse_args(underscored(sys.argv[1:]))
+    add = parser.add_argument
+    add("--against", nargs="+", default=[], metavar="WHAT", help="DIR of the prototype, module:PACKAGE, or reference")
+    add("--goals", action="store_true", help="only the speeds that are asked for, as a table")
+    add("--n", type=int, nargs="+", default=[100_000], help="numbers of Gaussians (default: 100000)")
+    add("--size", type=int, nargs="+", default=[800], help="image sides in pixels (default: 800)")
+    add("--kind", nargs="+", choices=list(gen.KINDS), default=list(gen.KINDS), help="(default: all)")
+    add("--threads", type=int, nargs="+", default=[2], help="ours once for each; others use the most (default: 2)")
+    add("--isa", nargs="+", default=[], choices=ISAS, help="ours again with each of these, in processes of their own")
+    add("--autograd", action="store_true", help="also ours through the API that 3DGS code knows")
+    add("--two_term", action="store_true", help="also ours with the paper's objective, HR and LR")
+    add("--repeats", type=int, default=9, help="counted rounds (default: 9)")
+    add("--json", type=Path, help="also write the numbers here")
+    args = parser.parse_args(underscored(words))
+    if min(args.n + args.size + args.threads + [args.repeats]) < 1:
+        raise UserError("--n, --size, --threads and --repeats must be at least 1")
+    if args.goals and args.repeats < GOAL_REPEATS:
+        raise UserError(f"--goals: at least {GOAL_REPEATS} --repeats are asked for")
+    missing = [name for name in args.isa if not isa_supported(name)]
+    if missing:
+        raise UserError(f"--isa {missing[0]}: this processor or this build does not have it")
+    return args
+
+
+def prototype_of(against: list[str], folder: str) -> Path | None:
+    """The compiled prototype where `against` names its folder.
+
+    Raises
+    ------
+    UserError : more than one folder, or it is not there.
+    """
+    places = [Path(word) for word in against if word != REFERENCE and not word.startswith(MODULE)]
+    if not places:
+        return None
+    if len(places) > 1 or not (places[0] / "Makefile").is_file():
+        raise UserError(f"--against {places[-1]}: one folder with the prototype's Makefile is expected")
+    return build(places[0], Path(folder))
+
+
+def our_name(threads: int, most: int) -> str:
+    """The name of the fused runner with so many threads."""
+    return "ours" if threads == most else f"ours, {threads} thr."
+
+
+def runners_of(args: argparse.Namespace, case: Case, library: Path | None) -> dict[str, Any]:
+    """All runners that were asked for, on one scene."""
+    most = max(args.threads)
+    runners: dict[str, Any] = {our_name(t, most): Fused(case, t) for t in sorted(args.threads, reverse=True)}
+    runners["ours" + WRITTEN] = Written(case, most)
+    if args.two_term:
+        runners["ours, two terms"] = Fused(case, most, two_term=True)
+    if args.autograd:
+        runners["ours, autograd"] = Rasterization(diff_gaussian_rasterization, case, most)
+    for isa in args.isa:
+        runners[f"ours, {isa}"] = Worker(case, most, isa)
+    if library:
+        runners["prototype"] = Prototype(library, case, most)
+        runners["prototype" + WRITTEN] = Prototype(library, case, most, adam=False)
+    for word in args.against:
+        if word.startswith(MODULE):
+            render = original_render(import_original(word.removeprefix(MODULE)), case)
+            runners[word] = Training(render, case, most)
+        elif word == REFERENCE:
+            runners[word] = Training(reference_render(case), case, most)
+    return runners
+
+
+def ratios_of(args: argparse.Namespace, runners: dict[str, Any]) -> list[report.Ratio]:
+    """What is compared with what: label, runner, other, stage."""
+    found: list[report.Ratio] = []
+    for name in ("prototype", *args.against):
+        if name in runners:
+            found.append((f"ours / {name}", "ours", name, "whole"))
+    if args.autograd and "prototype" in runners:
+        other = "prototype" + WRITTEN
+        found.append((f"ours, autograd / {other}", "ours, autograd", other, "raster"))
+    if args.two_term:
+        found.append(("two terms / one", "ours, two terms", "ours", "whole"))
+    most = max(args.threads)
+    found += [
+        (f"{t} threads / {most} threads", our_name(t, most), "ours", "whole") for t in sorted(args.threads) if t != most
+    ]
+    found += [(f"{isa} / {args.isa[0]}", f"ours, {isa}", f"ours, {args.isa[0]}", "whole") for isa in args.isa[1:]]
+    return found
+
+
+def tell_adam(results: Measured) -> None:
+    """Adam's share where it is fused: the geometry stage with it, less the one that writes the gradients instead."""
+    for name in [name for name in results if name + WRITTEN in results]:
+        for statistic, times in results[name].items():
+            times["adam"] = times["geometry"] - results[name + WRITTEN][statistic]["geometry"]
+
+
+def run_cases(args: argparse.Namespace, library: Path | None) -> dict[str, Any]:
+    """Measure all scenes; the report's `cases` and `scaling`."""
+    cases = []
+    for case in (Case(kind, n, size) for kind in args.kind for n in args.n for size in args.size):
+        runners = runners_of(args, case, library)
+        try:
+            results = measure(runners, args.repeats)
+        finally:
+            for runner in runners.values():
+                if isinstance(runner, Worker):
+                    runner.close()
+        tell_adam(results)
+        facts = {name: runner.facts for name, runner in runners.items() if isinstance(runner, Fused | Worker)}
+        cases.append(
+            {
+                **{"kind": case.kind, "n": case.n, "size": case.size, "load": report.load()},
+                **{"facts": facts, "ms": report.rounded(results)},
+            }
+        )
+        print(report.table(case, results, ratios_of(args, runners)), flush=True)
+    most = max(args.threads)
+    scaling = report.scaling(cases, {our_name(t, most): t for t in sorted(set(args.threads))})
+    if len(scaling) > 1 or len(set(args.threads)) > 1:
+        print(report.scaling_table(scaling), flush=True)
+    return {"cases": cases, "scaling": scaling}
+
+
+def run_goals(args: argparse.Namespace, library: Path | None) -> dict[str, Any]:
+    """Measure the goals; the report's `goals` and all times behind them."""
+    runs = GoalRuns(library, args.repeats, lambda text: print(text, file=sys.stderr, flush=True))
+    findings = runs.findings()
+    print(goals_table(findings), flush=True)
+    return {
+        "goals": [finding.entry() for finding in findings],
+        "measured": {k: {"load": runs.loads[k], "ms": report.rounded(v)} for k, v in runs.measured.items()},
+    }
 
 
 def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
-    report: dict[str, object] = {"machine": machine(args.threads), "repeats": args.repeats}
-    cases = []
-    print(json.dumps(report["machine"]))
+    args = parse(sys.argv[1:])
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that wait must not burn the cores of the runner whose turn it is; OpenMP reads this when it is loaded.
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    torch.set_num_threads(max(args.threads))
+    settings = {k: v for k, v in vars(args).items() if k not in ("json", "against")}
+    machine = report.machine()
+    head = {"format": report.FORMAT, "command": report.command(), "machine": machine, "settings": settings}
+    print(report.machine_line(machine), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        library = build(args.against, Path(folder)) if args.against else None
-        for kind in args.kind:
-            for n in args.n:
-                for size in args.size:
-                    values, target = gen.scene(n, size, kind), gen.target(size)
-                    runners: dict[str, Runner] = {"ours": Ours(values, target)}
-                    if library:
-                        runners["prototype"] = Prototype(library, values, target, args.threads)
-                    results = measure(runners, args.repeats)
-                    cases.append({"kind": kind, "n": n, "size": size, "ms": results})
-                    print(table(kind, n, size, results), flush=True)
+        library = prototype_of(args.against, folder)
+        body = run_goals(args, library) if args.goals else run_cases(args, library)
     if args.json:
-        args.json.write_text(json.dumps(report | {"cases": cases}, indent=1) + "\n")
+        write_json(args.json, {**head, "load_at_end": report.load(), **body}, indent=1)
 
 
 if __name__ == "__main__":

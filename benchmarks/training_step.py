@@ -27,8 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from arguments.flags import Parser, underscored
 from arguments.loading import PipelineParams
 from arguments.training import OptimizationParams
-from benchmarks import gen
-from benchmarks.rasterizer import machine
+from benchmarks import gen, report
 from scene.cameras import Camera, intrinsics
 from scene.gaussians import Gaussians
 from scene.image_files import write_png
@@ -258,7 +257,9 @@ def main() -> None:
             cases.append(measure(n, args.size, args.kind, args.rgba, args.repeats))
             print(table(cases[-1]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(max(args.threads)), "cases": cases}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"machine": report.machine(), "threads": args.threads, "cases": cases}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""What a benchmark leaves: Markdown tables, and a JSON file with everything that the numbers depend on."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from diff_gaussian_rasterization import _native, isa
+
+from benchmarks.cases import STAGES, Case, Measured, ratio
+from utils.provenance import PROJECT, package_versions
+
+FORMAT = "seqsplat-rasterizer-benchmark-1"
+Ratio = tuple[str, str, str, str]  # label, runner, other, stage
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on; `native` is the SHA-256 of the compiled kernels that ran."""
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "isa": isa(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "native": hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest(),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
+        "load": load(),
+    }
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """The machine in one line."""
+    commit = facts["commit"][:12] + (" with changes" if facts["dirty"] else "")
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['isa']}, load average {facts['load']}, commit {commit}, "
+        f"torch {facts['versions'].get('torch', '?')}\n"
+    )
+
+
+def load() -> list[float]:
+    """Load averages over 1, 5 and 15 minutes."""
+    return [round(value, 2) for value in os.getloadavg()]
+
+
+def command() -> list[str]:
+    """The words of this run, the home folder shortened."""
+    home = str(Path.home())
+    return ["python", "-m", "benchmarks.rasterizer", *(word.replace(home, "~") for word in sys.argv[1:])]
+
+
+def rounded(measured: Measured) -> Measured:
+    """The same to a microsecond, so that files stay small."""
+    return {
+        runner: {statistic: {k: round(v, 3) for k, v in times.items()} for statistic, times in both.items()}
+        for runner, both in measured.items()
+    }
+
+
+def table(case: Case, results: Measured, ratios: list[Ratio]) -> str:
+    """Markdown: one row a runner and statistic, then the ratios of the minima and of the medians."""
+    columns = [stage for stage in STAGES if any(stage in both["min"] for both in results.values())]
+    lines = [f"### {case}, ms", "", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, both in results.items():
+        for statistic, times in both.items():
+            cells = (f"{times[k]:.2f}" if k in times else "-" for k in columns)
+            lines.append(f"| {name}, {statistic} | " + " | ".join(cells) + " |")
+    lines += ["", "| ratio | stage | of minima | of medians |", "|---|---|---|---|"] if ratios else []
+    for label, runner, other, stage in ratios:
+        cells = (f"{ratio(results, runner, other, stage, statistic):.3f}" for statistic in ("min", "median"))
+        lines.append(f"| {label} | {stage} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def scaling(cases: list[dict[str, Any]], runners: dict[str, int]) -> list[dict[str, Any]]:
+    """Whole steps over threads and N.
+
+    Parameters
+    ----------
+    cases : entries of the report, see `case_entry`. runners : name and threads of the runners that are ours.
+
+    Returns
+    -------
+    One entry for each scene: kind, n, size, ms {threads: minimum}, microseconds per thousand Gaussians, and how many
+    times faster than with the fewest threads.
+    """
+    rows = []
+    for case in cases:
+        whole = {threads: case["ms"][name]["min"]["whole"] for name, threads in runners.items()}
+        fewest = whole[min(whole)]
+        rows.append(
+            {
+                **{k: case[k] for k in ("kind", "n", "size")},
+                "ms": {str(t): ms for t, ms in whole.items()},
+                "us_per_1000": {str(t): round(ms * 1e6 / case["n"], 2) for t, ms in whole.items()},
+                "speed_up": {str(t): round(fewest / ms, 3) for t, ms in whole.items()},
+            }
+        )
+    return rows
+
+
+def scaling_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of `scaling`."""
+    threads = list(rows[0]["ms"])
+    head = [f"{t} threads" for t in threads] + [f"us per 1000, {t} thr." for t in threads]
+    head += [f"{t} threads / {threads[0]}" for t in threads[1:]]
+    lines = ["### Scaling, whole step, minimum, ms", "", "| scene | " + " | ".join(head) + " |"]
+    lines.append("|---" * (len(head) + 1) + "|")
+    for row in rows:
+        cells = [f"{row['ms'][t]:.2f}" for t in threads] + [f"{row['us_per_1000'][t]:.1f}" for t in threads]
+        cells += [f"{row['speed_up'][t]:.2f}x" for t in threads[1:]]
+        lines.append(f"| {Case(row['kind'], row['n'], row['size'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
