@@ -67,7 +67,17 @@ class PipelineParams:
     antialiasing: bool = opt(False, "opacity compensation for the screen-space dilation")
     dilation: float = opt(0.3, "blur of every splat on the screen [px^2]; Mip-Splatting has 0.1")
     rasterizer: str = opt("native", "native, gsplat (GPU package) or reference (plain PyTorch)", choices=RASTERIZERS)
+    raster_memory: int = opt(
+        0, "bound of the native rasterizer's own memory [MB], kept by drawing in bands; 0 = no bound", result=False
+    )
 
     def __post_init__(self) -> None:
+        if self.raster_memory < 0:
+            raise UserError(f"--raster_memory {self.raster_memory}: 0 (no bound) or a number of MB is expected")
         if not 0 <= self.dilation < float("inf"):  # written so that NaN is refused
             raise UserError(f"--dilation {self.dilation}: 0 or more is expected")
+
+    @property
+    def raster_memory_bytes(self) -> int:
+        """The bound that the kernels are given; 0 = none."""
+        return self.raster_memory * 1_000_000

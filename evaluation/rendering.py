@@ -67,6 +67,7 @@ class Job:
             scale_modifier=self.scale_modifier,
             antialiasing=self.pipeline.antialiasing,
             dilation=self.pipeline.dilation,
+            memory_bytes=self.pipeline.raster_memory_bytes,
             convert_SHs_python=self.pipeline.convert_SHs_python,
             compute_cov3D_python=self.pipeline.compute_cov3D_python,
         )

@@ -34,6 +34,7 @@ def render(
     scale_modifier: float = 1.0,
     antialiasing: bool = False,
     dilation: float = DILATION_PX2,
+    memory_bytes: int = 0,
     override_color: Float[Tensor, "N 3"] | None = None,
     convert_SHs_python: bool = False,
     compute_cov3D_python: bool = False,
@@ -50,6 +51,7 @@ def render(
     scale_modifier : factor on every scale.
     antialiasing : compensate opacities for the dilation (Mip-Splatting).
     dilation : added to both screen variances of every splat [px^2].
+    memory_bytes : bound of the native rasterizer's scratch memory, 0 = none; changes no bit of the image.
     override_color : [N, 3] RGB instead of spherical harmonics.
     convert_SHs_python, compute_cov3D_python : evaluate colours, covariances in PyTorch and hand them over ready-made.
 
@@ -75,5 +77,6 @@ def render(
         scale_modifier=scale_modifier,
         antialiasing=antialiasing,
         dilation=dilation,
+        memory_bytes=memory_bytes,
     )
     return RASTERIZERS[rasterizer](camera, splats, settings)

@@ -42,7 +42,7 @@ def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) 
     Needs contiguous float32; anything that is not contiguous is copied.
     """
     try:
-        from diff_gaussian_rasterization import RasterCamera, rasterize_extended
+        from diff_gaussian_rasterization import RasterCamera, rasterize_extended, set_memory_limit
     except ImportError as error:
         raise UserError(
             f"--rasterizer native: {error}; build it with `make build`, or use --rasterizer reference (slow)"
@@ -66,6 +66,7 @@ def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) 
         antialiasing=settings.antialiasing,
         dilation=settings.dilation,
     )
+    set_memory_limit(settings.memory_bytes)
     means2d = screen_means(splats.means)
     tensors = {name: value.contiguous() for name, value in vars(splats).items() if value is not None}
     out = rasterize_extended(pinhole, tensors.pop("means"), tensors.pop("opacities"), means2d=means2d, **tensors)

@@ -47,6 +47,7 @@ class RenderSettings:
 
     background : [3] RGB 0-1. sh_degree : bands used, 0-3. scale_modifier : factor on all scales.
     antialiasing : Mip-Splatting's opacity compensation. dilation : [px^2], on the diagonal of the 2D covariance.
+    memory_bytes : bound of the native rasterizer's scratch memory, 0 = none; changes no bit of the image.
     """
 
     background: Float[Tensor, "3"]
@@ -54,6 +55,7 @@ class RenderSettings:
     scale_modifier: float = 1.0
     antialiasing: bool = False
     dilation: float = DILATION_PX2
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, eq=False)

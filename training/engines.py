@@ -38,7 +38,7 @@ def choose(pipeline: PipelineParams, device: str) -> Engine:
     if _fuses(pipeline, device):
         from training.fused import FusedEngine
 
-        return FusedEngine(pipeline.antialiasing, pipeline.dilation)
+        return FusedEngine(pipeline)
     return AutogradEngine(pipeline)
 
 
@@ -69,6 +69,7 @@ class AutogradEngine:
             "rasterizer": pipeline.rasterizer,
             "antialiasing": pipeline.antialiasing,
             "dilation": pipeline.dilation,
+            "memory_bytes": pipeline.raster_memory_bytes,
             "convert_SHs_python": pipeline.convert_SHs_python,
             "compute_cov3D_python": pipeline.compute_cov3D_python,
         }

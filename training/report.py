@@ -71,6 +71,7 @@ class Measurer:
             sh_degree=sh_degree,
             antialiasing=self.pipeline.antialiasing,
             dilation=self.pipeline.dilation,
+            memory_bytes=self.pipeline.raster_memory_bytes,
         ).color
 
 

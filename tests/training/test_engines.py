@@ -108,7 +108,15 @@ def test_engines_agree_on_how_gaussians_are_drawn(scene_root, pipeline):
     assert abs(losses[0] - losses[2]) > 1e-3, "the setting has no effect"
 
 
-@pytest.mark.parametrize("given", [{"dilation": -0.1}, {"dilation": float("nan")}])
+def test_a_bound_on_memory_changes_no_bit(scene_root):
+    runs = [trainer(scene_root, "native", {"raster_memory": megabytes}) for megabytes in (0, 1)]
+    losses = [[run.step().loss for _ in range(3)] for run in runs]
+    assert losses[0] == losses[1]
+    states = [run.state.tensors() for run in runs]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize("given", [{"dilation": -0.1}, {"dilation": float("nan")}, {"raster_memory": -1}])
 def test_impossible_pipelines_are_refused(given):
     with pytest.raises(UserError, match=next(iter(given))):
         PipelineParams(**given)
