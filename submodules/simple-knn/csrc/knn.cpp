@@ -32,8 +32,8 @@ struct Box {
   float low[3], high[3];
 };
 
-/// A leaf's points, one axis after the other; lanes beyond its count hold zeros and are not used.
-struct Leaf {
+/// The points of one leaf as queries, one axis after the other; lanes beyond its count hold zeros.
+struct Queries {
   float at[3][kLeaf];
 };
 
@@ -46,10 +46,14 @@ struct Best {
 /// follow from halving [0, n) and are not stored.
 struct Tree {
   int depth = 0;
-  std::vector<Point> points;  // in leaf order
-  std::vector<Box> boxes;     // by node number
-  std::vector<Leaf> leaves;
-  std::vector<int64_t> begin;  // of each leaf's points, one past the last leaf included
+  std::vector<Point> points;    // in leaf order
+  std::vector<Box> boxes;       // by node number
+  std::vector<uint32_t> begin;  // of each leaf's points, one past the last leaf included
+
+  const Point* leaf(int64_t i) const { return points.data() + begin[static_cast<size_t>(i)]; }
+  int leaf_count(int64_t i) const {
+    return static_cast<int>(begin[static_cast<size_t>(i + 1)] - begin[static_cast<size_t>(i)]);
+  }
 };
 
 /// Calls task(i) for 0 <= i < count on up to `threads` threads, each index once, in no particular
@@ -105,17 +109,6 @@ void halve(const Box& box, Point* begin, Point* middle, Point* end) {
   }
 }
 
-void fill_leaf(Tree& tree, int64_t leaf, int64_t begin, int64_t end) {
-  Leaf& to = tree.leaves[static_cast<size_t>(leaf)];
-  for (int lane = 0; lane < kLeaf; ++lane) {
-    for (int k = 0; k < 3; ++k) {
-      const int64_t i = begin + lane;
-      to.at[k][lane] = i < end ? tree.points[static_cast<size_t>(i)].at[k] : 0.f;
-    }
-  }
-  tree.begin[static_cast<size_t>(leaf)] = begin;
-}
-
 /// Builds the subtree of `node`, which holds points [begin, end) at `level`, down to `last_level`;
 /// nodes reached there are handed to `rest(node, begin, end)`.
 template <class Rest>
@@ -140,8 +133,7 @@ Tree make_tree(const float* points, int64_t n, int threads) {
   const int64_t leaves = int64_t{1} << tree.depth;
   tree.points.resize(static_cast<size_t>(n));
   tree.boxes.resize(static_cast<size_t>(2 * leaves));
-  tree.leaves.resize(static_cast<size_t>(leaves));
-  tree.begin.assign(static_cast<size_t>(leaves + 1), n);
+  tree.begin.assign(static_cast<size_t>(leaves + 1), static_cast<uint32_t>(n));
   for (int64_t i = 0; i < n; ++i) {
     tree.points[static_cast<size_t>(i)] = {{points[3 * i], points[3 * i + 1], points[3 * i + 2]},
                                            static_cast<uint32_t>(i)};
@@ -159,7 +151,7 @@ Tree make_tree(const float* points, int64_t n, int threads) {
           [&](int64_t node, int64_t begin, int64_t end) {
             tree.boxes[static_cast<size_t>(node)] =
                 bounds(tree.points.data() + begin, tree.points.data() + end);
-            fill_leaf(tree, node - leaves, begin, end);
+            tree.begin[static_cast<size_t>(node - leaves)] = static_cast<uint32_t>(begin);
           });
   });
   return tree;
@@ -167,7 +159,7 @@ Tree make_tree(const float* points, int64_t n, int threads) {
 
 /// Whether any point of the box can be nearer to a query than the third neighbour that the query
 /// has so far.
-bool worth_visiting(const Box& box, const Leaf& queries, const Best& best) {
+bool worth_visiting(const Box& box, const Queries& queries, const Best& best) {
   int any = 0;
   for (int q = 0; q < kLeaf; ++q) {
     float gap[3];
@@ -185,13 +177,14 @@ bool worth_visiting(const Box& box, const Leaf& queries, const Best& best) {
 /// Offers the points of a leaf to all queries; kSelf: it is the queries' own leaf, no point is its
 /// own neighbour.
 template <bool kSelf>
-void offer(const Leaf& candidates, int count, const Leaf& queries, Best& best) {
+void offer(const Point* candidates, int count, const Queries& queries, Best& best) {
   for (int c = 0; c < count; ++c) {
+    const Point p = candidates[c];
     float distance[kLeaf];
     for (int q = 0; q < kLeaf; ++q) {
-      const float dx = candidates.at[0][c] - queries.at[0][q];
-      const float dy = candidates.at[1][c] - queries.at[1][q];
-      const float dz = candidates.at[2][c] - queries.at[2][q];
+      const float dx = p.at[0] - queries.at[0][q];
+      const float dy = p.at[1] - queries.at[1][q];
+      const float dz = p.at[2] - queries.at[2][q];
       distance[q] = (dx * dx + dy * dy) + dz * dz;
     }
     if (kSelf) distance[c] = kInf;
@@ -205,13 +198,8 @@ void offer(const Leaf& candidates, int count, const Leaf& queries, Best& best) {
   }
 }
 
-int leaf_count(const Tree& tree, int64_t leaf) {
-  return static_cast<int>(tree.begin[static_cast<size_t>(leaf + 1)] -
-                          tree.begin[static_cast<size_t>(leaf)]);
-}
-
 /// Offers every leaf below `top` that is worth it.
-void search_below(const Tree& tree, int64_t top, const Leaf& queries, Best& best) {
+void search_below(const Tree& tree, int64_t top, const Queries& queries, Best& best) {
   const int64_t first_leaf = int64_t{1} << tree.depth;
   int64_t stack[64];  // depth-first over a binary tree of depth <= 32: at most one pending sibling
                       // a level
@@ -222,7 +210,7 @@ void search_below(const Tree& tree, int64_t top, const Leaf& queries, Best& best
     if (!worth_visiting(tree.boxes[static_cast<size_t>(node)], queries, best)) continue;
     if (node >= first_leaf) {
       const int64_t leaf = node - first_leaf;
-      offer<false>(tree.leaves[static_cast<size_t>(leaf)], leaf_count(tree, leaf), queries, best);
+      offer<false>(tree.leaf(leaf), tree.leaf_count(leaf), queries, best);
     } else {
       stack[size++] = 2 * node + 1;
       stack[size++] = 2 * node;
@@ -233,15 +221,19 @@ void search_below(const Tree& tree, int64_t top, const Leaf& queries, Best& best
 /// Neighbours of all points of one leaf: first its own points, then the sibling subtrees on the way
 /// to the root, so that near leaves come early and far subtrees are pruned at their top.
 void search_leaf(const Tree& tree, int64_t leaf, int neighbours, float* out) {
-  const Leaf& queries = tree.leaves[static_cast<size_t>(leaf)];
-  const int count = leaf_count(tree, leaf);
+  const Point* const own = tree.leaf(leaf);
+  const int count = tree.leaf_count(leaf);
+  Queries queries{};
+  for (int q = 0; q < count; ++q) {
+    for (int k = 0; k < 3; ++k) queries.at[k][q] = own[q].at[k];
+  }
   Best best;
   for (int q = 0; q < kLeaf; ++q) {
     // Unused lanes want nothing: no distance is below zero.
     const float start = q < count ? kInf : 0.f;
     best.first[q] = best.second[q] = best.third[q] = start;
   }
-  offer<true>(queries, count, queries, best);
+  offer<true>(own, count, queries, best);
   for (int64_t node = leaf + (int64_t{1} << tree.depth); node > 1; node /= 2) {
     search_below(tree, node ^ 1, queries, best);
   }
@@ -250,9 +242,7 @@ void search_leaf(const Tree& tree, int64_t leaf, int neighbours, float* out) {
     if (neighbours > 0) sum += best.first[q];
     if (neighbours > 1) sum += best.second[q];
     if (neighbours > 2) sum += best.third[q];
-    const int64_t i = tree.begin[static_cast<size_t>(leaf)] + q;
-    out[tree.points[static_cast<size_t>(i)].index] =
-        neighbours > 0 ? sum / static_cast<float>(neighbours) : 0.f;
+    out[own[q].index] = neighbours > 0 ? sum / static_cast<float>(neighbours) : 0.f;
   }
 }
 
