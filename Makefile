@@ -30,6 +30,8 @@ export PYTHONPATH := build/native:.:$(PYTHONPATH)
 $(STAMPS)/run $(STAMPS)/dev $(STAMPS)/demo:
 	@mkdir -p $(STAMPS) && touch $@
 PIP_NATIVE = $(PY) -m pip install -q --no-deps --no-build-isolation --no-index --upgrade --target build/native
+PIP_WHEEL = $(PY) -m pip wheel -q --no-deps --no-build-isolation --no-index
+wheels:
 else
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +48,8 @@ $(STAMPS)/build: requirements-build.txt $(STAMPS)/run
 	$(PY) -m pip install -q -r requirements-build.txt && touch $@
 $(NATIVE:%=$(STAMPS)/%): $(STAMPS)/build
 PIP_NATIVE = $(PY) -m pip install -q --no-deps --no-build-isolation --force-reinstall
+PIP_WHEEL = $(PY) -m pip wheel -q --no-deps
+wheels: | $(VENV)/bin/python
 endif
 
 # Rebuilt when one of its sources is newer.
@@ -79,8 +83,9 @@ format: dev
 	$(CLANG_FORMAT) -i $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
 bench: setup
 	$(PY) -m benchmarks.rasterizer
-wheels: setup
-	for package in $(NATIVE); do $(PY) -m pip wheel -q --no-deps -w dist ./submodules/$$package || exit 1; done
+# Into dist/. Each needs nothing but numpy and, when used, torch; built without torch.
+wheels:
+	for package in $(NATIVE); do $(PIP_WHEEL) -w dist ./submodules/$$package || exit 1; done
 golden: dev
 	$(PY) -m pytest -q tests/arguments tests/evaluation --regenerate
 clean:

@@ -284,6 +284,7 @@ NB_MODULE(_native, m) {
       .def_ro("serial", &Rasterization::serial)
       .def_prop_ro("invalid", [](const Rasterization& r) { return r.workspace.invalid; })
       .def("facts", &facts);
+  m.attr("cuda_build") = SPLAT_CUDA_BUILD;  // GPU architectures, or "no: " and why
   m.def("isa", [] { return std::string(splat::active_kernels().name); });
   m.def("isa_supported",
         [](const std::string& name) { return splat::isa_supported(name.c_str()); });

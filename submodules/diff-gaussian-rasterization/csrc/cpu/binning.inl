@@ -63,7 +63,7 @@ SPLAT_HD void block_intervals(const Record& r, int row0, int row_first, int row_
 
 SPLAT_HD void bin_gaussian(const Record& r, uint32_t gaussian, int width, int height,
                            InstanceList& list) {
-  const int row_first = static_cast<int>(std::ceil(larger(0.f, r.y - r.half_height))) >> 2;
+  const int row_first = static_cast<int>(__builtin_ceilf(larger(0.f, r.y - r.half_height))) >> 2;
   const int row_last =
       static_cast<int>(smaller(static_cast<float>(height - 1), r.y + r.half_height)) >> 2;
   const int tile_first = static_cast<int>(larger(0.f, r.x - r.half_width)) / kTile;
