@@ -84,7 +84,7 @@ class Working {
 };
 
 /// A row of 28 doubles; cameras.py writes them in this order. Pixel centres at integers.
-splat::Camera camera(Address address, int width, int height, int sh_degree, bool antialiasing) {
+splat::Camera camera(Address address, int width, int height, int sh_degree, int antialiasing) {
   const double* row = reinterpret_cast<const double*>(address);
   splat::Camera c;
   const auto next = [&] { return static_cast<float>(*row++); };
@@ -99,12 +99,12 @@ splat::Camera camera(Address address, int width, int height, int sh_degree, bool
   c.width = width;
   c.height = height;
   c.sh_degree = sh_degree;
-  c.antialiasing = antialiasing;
+  c.antialiasing = antialiasing != 0;
   return c;
 }
 
 void forward(Rasterization& r, Address camera_row, int width, int height, int sh_degree,
-             bool antialiasing, const EightAddresses& addresses, Address filter, std::int64_t count,
+             int antialiasing, const EightAddresses& addresses, Address filter, std::int64_t count,
              std::int64_t sh0_stride, std::int64_t shN_stride, int rest, bool activated,
              const ImageAddresses& out, Address radii, int threads) {
   const Working working(r);

@@ -7,7 +7,6 @@ the Jacobian 2, background 3, scale modifier, dilation [px^2]. Several cameras a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -101,31 +100,26 @@ def _pose_values(pose: np.ndarray | Tensor) -> list[float]:
     return [*rotation.ravel().tolist(), *translation.tolist(), *centre.tolist()]
 
 
-class View(NamedTuple):
-    """What the operators take: rows float64 [28] or [C, 28], and what all cameras share."""
+def view_of(camera: RasterCamera | Sequence[RasterCamera]) -> tuple[Tensor, list[int]]:
+    """What the operators take of one camera, or of several that share the view.
 
-    rows: Tensor
-    width: int
-    height: int
-    sh_degree: int
-    antialiasing: bool
-
-
-def view_of(camera: RasterCamera | Sequence[RasterCamera]) -> View:
-    """One camera, or several of one size, SH degree and antialiasing.
+    Returns
+    -------
+    rows float64 [28], or [C, 28]; and the view: width, height, SH degree, antialiasing (0 or 1).
 
     Raises
     ------
     ValueError : an empty sequence, or cameras that differ in what they must share.
     """
     if isinstance(camera, RasterCamera):
-        return View(camera.row, camera.width, camera.height, camera.sh_degree, camera.antialiasing)
+        return camera.row, _view(camera)
     if not camera:
         raise ValueError("camera: expected a RasterCamera or a sequence of at least one")
-    shared = {(c.width, c.height, c.sh_degree, c.antialiasing) for c in camera}
-    if len(shared) > 1:
-        raise ValueError(
-            "camera: all cameras of a call must have one width, height, sh_degree and antialiasing, got "
-            + ", ".join(map(str, sorted(shared)))
-        )
-    return View(torch.stack([c.row for c in camera]), *shared.pop())
+    views = [_view(c) for c in camera]
+    if any(view != views[0] for view in views):
+        raise ValueError(f"camera: all of a call must have one width, height, sh_degree and antialiasing, got {views}")
+    return torch.stack([c.row for c in camera]), views[0]
+
+
+def _view(camera: RasterCamera) -> list[int]:
+    return [camera.width, camera.height, camera.sh_degree, int(camera.antialiasing)]

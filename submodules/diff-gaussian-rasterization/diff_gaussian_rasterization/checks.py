@@ -20,7 +20,7 @@ def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}; convert with .to({dtype})")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
-    if value.device.type != "cpu":
+    if not value.is_cpu:
         raise ValueError(f"{name}: expected a CPU tensor, got {value.device}; this build has no kernels for it")
     return value
 

@@ -65,9 +65,9 @@ def rasterize_extended(
         raise ValueError(f"maps: expected one of {list(MAPS)}, got {maps!r}")
     if maps == "all" and covariances is not None:
         raise ValueError('maps="all": normals need scales and quats, not covariances')
-    view = view_of(camera)
+    rows, view = view_of(camera)
     color, transmittance, inverse_depth, depth_sum, normal, radii, _ = render(
-        view.rows,
+        rows,
         means,
         opacities,
         sh,
@@ -78,7 +78,7 @@ def rasterize_extended(
         filter_3d,
         means2d,
         means2d_abs,
-        *view[1:],
+        view,
         MAPS[maps],
     )
     alpha = 1 - transmittance

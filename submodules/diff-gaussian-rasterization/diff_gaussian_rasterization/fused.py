@@ -140,9 +140,9 @@ def render(
     TypeError, ValueError : an argument does not fit; the message names it. MemoryError : no room for the tile lists.
     """
     with torch.no_grad():
-        view = view_of(camera)
+        rows, view = view_of(camera)
         own = None if workspace is None else workspace.handle
-        return Rendered(*render_raw(view.rows, list(parameters), filter_3d, own, *view[1:]))
+        return Rendered(*render_raw(rows, list(parameters), filter_3d, own, view))
 
 
 def train_step(
@@ -192,49 +192,48 @@ def train_step(
     Arithmetic of torch.optim.Adam without weight decay. An operator that torch.compile can trace.
     """
     with torch.no_grad():
-        view = view_of(camera)
-        several = view.rows.ndim == 2
+        rows, view = view_of(camera)
+        several = rows.ndim == 2
         per_camera = cast(Sequence[Sequence[Term]], losses if several else [losses])
-        if several and losses and len(losses) != len(camera):  # type: ignore[arg-type]
-            raise ValueError(f"losses: expected a list for each of {len(camera)} cameras, got {len(losses)}")  # type: ignore[arg-type]
+        if several and losses and len(losses) != len(rows):
+            raise ValueError(f"losses: expected a list for each of {len(rows)} cameras, got {len(losses)}")
         terms = [(k, term) for k, some in enumerate(per_camera) for term in some]
-        schedule = _schedule(learning_rates, step)
         image, radii, report = _train_step(
-            view.rows,
+            rows,
             list(parameters),
             _given(exp_avg, 6),
             _given(exp_avg_sq, 6),
             _given(stats, 4),
             [t.target if isinstance(t, L1SSIM) else t.lr_target for _, t in terms],
-            [tap for _, t in terms for tap in _taps(t, view.width, view.height)],
-            [k for k, _ in terms],
-            [float(v) for _, t in terms for v in (t.weight, t.lambda_dssim)],
+            [tap for _, t in terms for tap in _taps(t, view)],
+            [float(v) for k, t in terms for v in (k, t.weight, t.lambda_dssim)],
             grad_image,
             filter_3d,
             [] if rendered is None else list(rendered),
             None if workspace is None else workspace.handle,
-            schedule,
-            *map(float, betas),
-            float(eps),
+            _schedule(learning_rates, step, (*betas, eps)),
             sparse,
-            *view[1:],
+            view,
         )
     if rendered is not None:
         image, radii = rendered.image, rendered.radii
     return _result(image, radii, report, [len(some) for some in per_camera] if several else None)
 
 
-def _schedule(learning_rates: Sequence[float | None] | Tensor | None, step: int | Tensor) -> Tensor:
-    """float64 [7]: NaN for resting fields, then the step; or [0]."""
+def _schedule(
+    learning_rates: Sequence[float | None] | Tensor | None, step: int | Tensor, constants: Sequence[float]
+) -> Tensor:
+    """float64 [10]: rates, NaN for resting fields, then the step and `constants`; or [0]."""
     if learning_rates is None:
         return torch.empty(0, dtype=torch.float64)
     if isinstance(learning_rates, Tensor):
         at = torch.as_tensor(step, dtype=torch.float64).reshape(1)
-        return torch.cat([learning_rates.to(torch.float64), at])
+        rest = torch.tensor(constants, dtype=torch.float64)
+        return torch.cat([learning_rates.to(torch.float64), at, rest])
     rates = [math.nan if rate is None else float(rate) for rate in learning_rates]
     if len(rates) != 6:
         raise ValueError(f"learning_rates: expected six, got {len(rates)}")
-    return torch.tensor([*rates, float(step)], dtype=torch.float64)
+    return torch.tensor([*rates, float(step), *constants], dtype=torch.float64)
 
 
 def _given(tensors: Sequence[Tensor | None] | None, count: int) -> list[Tensor]:
@@ -242,11 +241,11 @@ def _given(tensors: Sequence[Tensor | None] | None, count: int) -> list[Tensor]:
     return [torch.empty(0) if t is None else t for t in (tensors or (None,) * count)]
 
 
-def _taps(term: Term, width: int, height: int) -> list[Tensor]:
+def _taps(term: Term, view: list[int]) -> list[Tensor]:
     if isinstance(term, L1SSIM):
         return [torch.empty(0) for _ in range(4)]
     lr_height, lr_width = size_of("lr_target", term.lr_target, 1), size_of("lr_target", term.lr_target, 2)
-    x, y = Taps.of("taps_x", term.taps_x, lr_width, width), Taps.of("taps_y", term.taps_y, lr_height, height)
+    x, y = Taps.of("taps_x", term.taps_x, lr_width, view[0]), Taps.of("taps_y", term.taps_y, lr_height, view[1])
     return [x.start, x.weight, y.start, y.weight]
 
 

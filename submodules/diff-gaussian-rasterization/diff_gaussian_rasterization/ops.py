@@ -1,8 +1,8 @@
 """The autograd interface as PyTorch operators: activated Gaussians in, images out, and the way back.
 
 Letters: C cameras, N Gaussians, H x W pixels. `rows` is float64 [28] or [C, 28], see cameras.py; with [C, 28] every
-image, the radii and means2d have a leading axis C. Tensors that are not asked for are empty, as are maps beyond `maps`:
-0 = colour and transmittance, 1 = and inverse depth, 2 = and depth and normals.
+image, the radii and means2d have a leading axis C. `view` is width, height, SH degree, antialiasing (0 or 1). `maps`:
+0 = colour and transmittance, 1 = and inverse depth, 2 = and depth and normals; the maps beyond are empty.
 """
 
 from typing import Any, NamedTuple
@@ -71,8 +71,9 @@ class Splats(NamedTuple):
         return [*first, sh, rest, address(self.colors), address(self.covariances)]
 
 
-def checked_view(rows: Tensor, width: int, height: int, sh_degree: int) -> tuple[Tensor, tuple[int, ...]]:
+def checked_view(rows: Tensor, view: list[int]) -> tuple[Tensor, tuple[int, ...]]:
     """Contiguous rows, and the leading axes of the images: () or (C,)."""
+    width, height, sh_degree, _ = view
     check_range("width", width, 0, MAX_SIDE_PX)
     check_range("height", height, 0, MAX_SIDE_PX)
     check_range("sh_degree", sh_degree, 0, 3)
@@ -80,21 +81,20 @@ def checked_view(rows: Tensor, width: int, height: int, sh_degree: int) -> tuple
     return check_tensor("rows", rows, (*lead, ROW), torch.float64).contiguous(), lead
 
 
-def _map_shapes(lead: tuple[int, ...], height: int, width: int, maps: int) -> list[tuple[int, ...]]:
+def _map_shapes(lead: tuple[int, ...], view: list[int], maps: int) -> list[tuple[int, ...]]:
+    width, height = view[:2]
     plane, color, nothing = (*lead, height, width), (*lead, 3, height, width), (0,)
     return [color, plane, plane if maps > 0 else nothing, *((plane, color) if maps > 1 else (nothing, nothing))]
 
 
-def _empty_maps(means: Tensor, lead: tuple[int, ...], height: int, width: int, maps: int) -> Maps:
-    return tuple(means.new_empty(s) for s in _map_shapes(lead, height, width, maps))  # type: ignore[return-value]
+def _empty_maps(means: Tensor, lead: tuple[int, ...], view: list[int], maps: int) -> Maps:
+    return tuple(means.new_empty(s) for s in _map_shapes(lead, view, maps))  # type: ignore[return-value]
 
 
-def _forward(
-    natives: list[Any], rows: Tensor, splats: Splats, view: tuple[int, int, int, bool], maps: Maps, radii: Tensor
-) -> None:
-    """Draw every camera with its workspace; view = width, height, SH degree, antialiasing."""
+def _forward(natives: list[Any], rows: Tensor, splats: Splats, view: list[int], maps: Maps, radii: Tensor) -> None:
+    """Draw every camera with its workspace."""
     count, stored = splats.means.shape[0], 1 if splats.sh is None else splats.sh.shape[1]
-    cameras = len(natives)
+    cameras, sources, filter_3d = len(natives), splats.addresses(), address(splats.filter_3d)
     images = zip(*(addresses(m, cameras) for m in maps), strict=True)
     for native, row, image, radius in zip(
         natives, addresses(rows, cameras), images, addresses(radii, cameras), strict=True
@@ -102,8 +102,8 @@ def _forward(
         native.forward(
             row,
             *view,
-            splats.addresses(),
-            address(splats.filter_3d),
+            sources,
+            filter_3d,
             count,
             3 * stored,
             3 * stored,
@@ -128,35 +128,32 @@ def render(
     filter_3d: Tensor | None,
     means2d: Tensor | None,
     means2d_abs: Tensor | None,
-    width: int,
-    height: int,
-    sh_degree: int,
-    antialiasing: bool,
+    view: list[int],
     maps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return color, transmittance, inverse depth, sum of T alpha z, normals, radii int32, a handle for the way back.
 
     The values of means2d and means2d_abs are not read; they only receive gradients.
     """
-    rows, lead = checked_view(rows, width, height, sh_degree)
-    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
+    rows, lead = checked_view(rows, view)
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
     _check_screen(means, lead, means2d, means2d_abs)
-    out = _empty_maps(means, lead, height, width, maps)
+    out = _empty_maps(means, lead, view, maps)
     radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
     drawn = lease(lead[0] if lead else 1)
-    _forward(drawn.natives, rows, splats, (width, height, sh_degree, antialiasing), out, radii)
+    _forward(drawn.natives, rows, splats, view, out, radii)
     return *out, radii, handle(drawn)
 
 
 @render.register_fake
 def _render_fake(
     rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, means2d, means2d_abs,
-    width, height, sh_degree, antialiasing, maps,
+    view, maps,
 ):  # fmt: skip
-    _, lead = checked_view(rows, width, height, sh_degree)
-    Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
+    _, lead = checked_view(rows, view)
+    Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
     _check_screen(means, lead, means2d, means2d_abs)
-    out = _empty_maps(means, lead, height, width, maps)
+    out = _empty_maps(means, lead, view, maps)
     return *out, means.new_empty((*lead, means.shape[0]), dtype=torch.int32), empty_handle()
 
 
@@ -194,18 +191,14 @@ def render_backward(
     grad_inverse_depth: Tensor | None,
     grad_depth: Tensor | None,
     grad_normal: Tensor | None,
-    width: int,
-    height: int,
-    sh_degree: int,
-    antialiasing: bool,
+    view: list[int],
     maps: int,
     wanted: int,
 ) -> list[Tensor]:
     """Return the gradients that the bits of `wanted` ask for, in the order of WANTED; the cameras' are added up."""
-    rows, lead = checked_view(rows, width, height, sh_degree)
-    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
-    view = (width, height, sh_degree, antialiasing)
-    shapes = _map_shapes(lead, height, width, maps)
+    rows, lead = checked_view(rows, view)
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
+    shapes = _map_shapes(lead, view, maps)
     check_written("transmittance", transmittance, shapes[1])
     given = (grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal)
     gradients = [
@@ -219,7 +212,7 @@ def render_backward(
     if drawn is None:  # a copy of the handle, or another thread is at work with it: render once more
         drawn = lease(lead[0] if lead else 1)
         radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
-        _forward(drawn.natives, rows, splats, view, _empty_maps(means, lead, height, width, maps), radii)
+        _forward(drawn.natives, rows, splats, view, _empty_maps(means, lead, view, maps), radii)
         drawn.idle.pop()
     try:
         _backward(drawn, splats, transmittance, gradients, out)
@@ -232,7 +225,7 @@ def _backward(
     drawn: Lease, splats: Splats, transmittance: Tensor, gradients: list[Tensor | None], out: list[Tensor | None]
 ) -> None:
     """Camera after camera; from the second on, each adds to what the earlier ones left in `out`."""
-    cameras = len(drawn.natives)
+    cameras, sources, filter_3d = len(drawn.natives), splats.addresses(), address(splats.filter_3d)
     pose_wanted, means2d, means2d_abs = out[0] is not None, out[8], out[9]
     pose = torch.zeros(cameras, ROW, dtype=torch.float64) if pose_wanted else None
     results = Splats._make([*out[1:8], None]).addresses()
@@ -243,8 +236,8 @@ def _backward(
         drawn.natives, addresses(transmittance, cameras), images, screens, strict=True
     ):
         native.backward(
-            splats.addresses(),
-            address(splats.filter_3d),
+            sources,
+            filter_3d,
             light,
             image,
             results,
@@ -263,10 +256,10 @@ def _backward(
 def _render_backward_fake(
     rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, transmittance, state,
     grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal,
-    width, height, sh_degree, antialiasing, maps, wanted,
+    view, maps, wanted,
 ):  # fmt: skip
-    _, lead = checked_view(rows, width, height, sh_degree)
-    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(sh_degree)
+    _, lead = checked_view(rows, view)
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
     return [t for t in _empty_gradients(rows, splats, lead, wanted) if t is not None]
 
 

@@ -1,5 +1,6 @@
 """The Python API that 3DGS code expects: GaussianRasterizationSettings and GaussianRasterizer."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -100,10 +101,7 @@ class GaussianRasterizer(nn.Module):
             None,
             means2D,
             None,
-            s.image_width,
-            s.image_height,
-            s.sh_degree,
-            bool(s.antialiasing),
+            [s.image_width, s.image_height, s.sh_degree, int(bool(s.antialiasing))],
             int(s.antialiasing is not None),
         )
         return (color, radii) if s.antialiasing is None else (color, radii, inverse_depth)
@@ -131,24 +129,26 @@ def original_camera(
     check_range("image_height", height, 0, MAX_SIDE_PX)
     check_range("tanfovx", tanfovx, 1e-9, 1e9)
     check_range("tanfovy", tanfovy, 1e-9, 1e9)
-    view, full = _matrix("viewmatrix", viewmatrix, (4, 4)).T, _matrix("projmatrix", projmatrix, (4, 4)).T
-    projection = full @ np.linalg.inv(view)
-    fixed = projection[[0, 0, 1, 1, 3, 3, 3, 3], [1, 3, 0, 3, 0, 1, 2, 3]]
-    if not np.abs(fixed - [0, 0, 0, 0, 0, 0, 1, 0]).max() <= 1e-3 * max(1.0, float(np.abs(projection).max())):
+    view, full = _values("viewmatrix", viewmatrix, 16), _values("projmatrix", projmatrix, 16)
+    # The arguments are transposed: of column vectors, projmatrix = projection viewmatrix.
+    projection = np.linalg.solve(np.reshape(view, (4, 4)), np.reshape(full, (4, 4))).T.tolist()
+    (fx, skew_x, cx, shift_x), (skew_y, fy, cy, shift_y), _, (wx, wy, wz, shift_w) = projection
+    off = max(map(abs, (skew_x, shift_x, skew_y, shift_y, wx, wy, wz - 1, shift_w)))
+    if not off <= 1e-3 * max(1.0, *(abs(v) for line in projection for v in line)):
         raise ValueError("projmatrix: not viewmatrix times a pinhole projection with w = z and without skew")
     row = [
-        *view[:3, :3].ravel().tolist(),
-        *view[:3, 3].tolist(),
-        *_matrix("campos", campos, (3,)).tolist(),
-        projection[0, 0] * width / 2,
-        projection[1, 1] * height / 2,
-        ((projection[0, 2] + 1) * width - 1) / 2,
-        ((projection[1, 2] + 1) * height - 1) / 2,
+        *(view[4 * column + line] for line in range(3) for column in range(3)),
+        *view[12:15],
+        *_values("campos", campos, 3),
+        fx * width / 2,
+        fy * height / 2,
+        ((cx + 1) * width - 1) / 2,
+        ((cy + 1) * height - 1) / 2,
         width / (2 * tanfovx),
         height / (2 * tanfovy),
         FRUSTUM_MARGIN * tanfovx,
         FRUSTUM_MARGIN * tanfovy,
-        *_matrix("bg", background, (3,)).tolist(),
+        *_values("bg", background, 3),
         scale_modifier,
         DILATION_PX2,
     ]
@@ -162,8 +162,8 @@ def _original_camera_fake(
     return torch.empty(ROW, dtype=torch.float64)
 
 
-def _matrix(name: str, value: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    array = value.detach().cpu().double().reshape(-1).numpy()
-    if array.size != int(np.prod(shape)) or not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected {shape} finite numbers, got shape {tuple(value.shape)}")
-    return array.reshape(shape)
+def _values(name: str, value: Tensor, count: int) -> list[float]:
+    values: list[float] = value.detach().flatten().tolist()
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise ValueError(f"{name}: expected {count} finite numbers, got shape {tuple(value.shape)}")
+    return values

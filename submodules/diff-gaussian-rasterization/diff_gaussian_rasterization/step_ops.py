@@ -22,14 +22,16 @@ TRANSMITTANCE, GRADIENT, SUMS = range(3)  # scratch memory of a workspace
 
 
 class Frame(NamedTuple):
-    """Of one call: contiguous rows [C, 28] or [28], leading axes of the images, and what all cameras share."""
+    """Of one call: contiguous rows [C, 28] or [28], leading axes of the images, and the view that all cameras share."""
 
     rows: Tensor
     lead: tuple[int, ...]
-    width: int
-    height: int
-    sh_degree: int
-    antialiasing: bool
+    view: list[int]
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.view[1], self.view[0]
 
     @property
     def cameras(self) -> int:
@@ -54,14 +56,12 @@ def check_parameters(parameters: list[Tensor], sh_degree: int) -> tuple[int, int
     return count, rest
 
 
-def _checked(
-    rows: Tensor, parameters: list[Tensor], filter_3d: Tensor | None, view: tuple[int, int, int, bool]
-) -> Frame:
-    rows, lead = checked_view(rows, *view[:3])
+def _checked(rows: Tensor, parameters: list[Tensor], filter_3d: Tensor | None, view: list[int]) -> Frame:
+    rows, lead = checked_view(rows, view)
     count, _ = check_parameters(parameters, view[2])
     if filter_3d is not None:
         check_written("filter_3d", filter_3d, (count,))
-    return Frame(rows, lead, *view)
+    return Frame(rows, lead, view)
 
 
 def draw(
@@ -81,7 +81,7 @@ def draw(
     ):
         native.forward(
             row,
-            *frame[2:],
+            *frame.view,
             six,
             address(filter_3d),
             parameters[0].shape[0],
@@ -96,7 +96,7 @@ def draw(
 
 
 def _outputs(frame: Frame, means: Tensor) -> tuple[Tensor, Tensor]:
-    image = means.new_empty((*frame.lead, 3, frame.height, frame.width))
+    image = means.new_empty((*frame.lead, 3, *frame.plane))
     return image, means.new_empty((*frame.lead, means.shape[0]), dtype=torch.int32)
 
 
@@ -106,18 +106,15 @@ def render_raw(
     parameters: list[Tensor],
     filter_3d: Tensor | None,
     workspace: Tensor | None,
-    width: int,
-    height: int,
-    sh_degree: int,
-    antialiasing: bool,
+    view: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return image, transmittance, radii int32 and a handle with which train_step need not draw again.
 
     workspace : the handle of a `Workspace`, or None.
     """
-    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+    frame = _checked(rows, parameters, filter_3d, view)
     image, radii = _outputs(frame, parameters[0])
-    transmittance = parameters[0].new_empty((*frame.lead, height, width))
+    transmittance = parameters[0].new_empty((*frame.lead, *frame.plane))
     drawn = owned(workspace, frame.cameras)
     lights = addresses(transmittance, frame.cameras)
     images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, frame.cameras), lights, strict=True)]
@@ -126,10 +123,10 @@ def render_raw(
 
 
 @render_raw.register_fake
-def _render_raw_fake(rows, parameters, filter_3d, workspace, width, height, sh_degree, antialiasing):
-    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+def _render_raw_fake(rows, parameters, filter_3d, workspace, view):
+    frame = _checked(rows, parameters, filter_3d, view)
     image, radii = _outputs(frame, parameters[0])
-    return image, parameters[0].new_empty((*frame.lead, height, width)), radii, empty_handle()
+    return image, parameters[0].new_empty((*frame.lead, *frame.plane)), radii, empty_handle()
 
 
 @torch.library.custom_op(
@@ -145,21 +142,14 @@ def train_step(
     statistics: list[Tensor],
     targets: list[Tensor],
     taps: list[Tensor],
-    term_cameras: list[int],
     factors: list[float],
     grad_image: Tensor | None,
     filter_3d: Tensor | None,
     rendered: list[Tensor],
     workspace: Tensor | None,
     schedule: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
     sparse: bool,
-    width: int,
-    height: int,
-    sh_degree: int,
-    antialiasing: bool,
+    view: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Render, compare, go back and update, unless a loss is not finite.
 
@@ -167,28 +157,28 @@ def train_step(
     ----------
     statistics : the four of STATISTICS, [N] or empty.
     targets : one for each of the L terms; taps : four for each, x start, x weight, y start, y weight, all empty at full
-        size; their values are trusted. term_cameras : L indices. factors : 2 L, weight and lambda of each.
+        size; their values are trusted. factors : 3 L, index of the camera, weight and lambda of each.
     rendered : none, or what render_raw returned for the same arguments.
-    schedule : float64 [7], six learning rates and the step: NaN = that field rests and its moments may be empty; or
-        [0] = statistics only. A tensor, so that torch.compile does not specialise on its values.
+    schedule : float64 [10], six learning rates, the step, beta1, beta2 and eps; a rate NaN = that field rests and its
+        moments may be empty. Or [0] = statistics only. A tensor, so that torch.compile does not specialise on it.
 
     Returns
     -------
     image and radii, both empty when `rendered` has them, and float64 [3 L + 1]: l1, ssim and loss of each term, then
     the number of Gaussians culled for NaN, Inf or range.
     """
-    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+    frame = _checked(rows, parameters, filter_3d, view)
     moments = _moments(parameters, exp_avg, exp_avg_sq, check_schedule(schedule).tolist())
     stats = _statistics(parameters[0].shape[0], statistics)
     drawn, image, transmittance, radii = _image(frame, parameters, filter_3d, rendered, workspace)
     try:
         ready = _ready(grad_image, image, bool(targets))
-        terms, gradients = _losses(drawn, frame, image, targets, taps, term_cameras, factors, ready)
+        terms, gradients = _losses(drawn, frame, image, targets, taps, factors, ready)
         finite = all(math.isfinite(v) for v in terms)
         back = _Back(drawn.natives, [*map(address, parameters)], address(filter_3d), transmittance, gradients, stats)
         if finite and moments is not None:
             visible = radii.reshape(frame.cameras, -1).amax(0) > 0 if sparse and radii.numel() else None
-            back.update([p.numel() for p in parameters], (*moments, [beta1, beta2], eps, address(visible)))
+            back.update([p.numel() for p in parameters], (*moments, address(visible)))
         elif finite and any(stats):
             back.gather()
         report = torch.tensor([*terms, sum(n.invalid for n in drawn.natives)], dtype=torch.float64)
@@ -201,10 +191,10 @@ def train_step(
 
 @train_step.register_fake
 def _train_step_fake(
-    rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, term_cameras, factors, grad_image, filter_3d,
-    rendered, workspace, schedule, beta1, beta2, eps, sparse, width, height, sh_degree, antialiasing,
+    rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, factors, grad_image, filter_3d, rendered,
+    workspace, schedule, sparse, view,
 ):  # fmt: skip
-    frame = _checked(rows, parameters, filter_3d, (width, height, sh_degree, antialiasing))
+    frame = _checked(rows, parameters, filter_3d, view)
     check_schedule(schedule)
     report = torch.empty(3 * len(targets) + 1, dtype=torch.float64)
     if rendered:
@@ -213,19 +203,19 @@ def _train_step_fake(
 
 
 def check_schedule(schedule: Tensor) -> Tensor:
-    """Return it, or raise if it is neither [7] nor [0]."""
+    """Return it, or raise if it is neither [10] nor [0]."""
     return check_tensor(
-        "learning_rates and step", schedule, (7 if size_of("schedule", schedule, 0) else 0,), torch.float64
+        "learning_rates and step", schedule, (10 if size_of("schedule", schedule, 0) else 0,), torch.float64
     )
 
 
 def _moments(
     parameters: list[Tensor], exp_avg: list[Tensor], exp_avg_sq: list[Tensor], schedule: list[float]
-) -> tuple[list[int], list[int], list[float], int] | None:
-    """Addresses of both moments, 0 where a field rests, learning rates, step; None without an update."""
+) -> tuple[list[int], list[int], list[float], int, list[float], float] | None:
+    """Addresses of both moments, 0 where a field rests, learning rates, step, betas, eps; None without an update."""
     if not schedule:
         return None
-    rates, step = schedule[:6], schedule[6]
+    rates, (step, beta1, beta2, eps) = schedule[:6], schedule[6:]
     check_range("step", step, 1, 1 << 53)
     found = []
     for what, tensors in (("exp_avg of ", exp_avg), ("exp_avg_sq of ", exp_avg_sq)):
@@ -233,7 +223,7 @@ def _moments(
             raise ValueError(f"{what}parameters: expected six, got {len(tensors)}")
         of = zip(NAMES, parameters, tensors, rates, strict=True)
         found.append([address(check_written(what + n, t, p.shape)) if r == r else 0 for n, p, t, r in of])
-    return found[0], found[1], [r if r == r else 0.0 for r in rates], int(step)
+    return found[0], found[1], [r if r == r else 0.0 for r in rates], int(step), [beta1, beta2], eps
 
 
 def _statistics(count: int, statistics: list[Tensor]) -> list[int]:
@@ -257,7 +247,7 @@ def _image(
             return drawn, image, lights, radii
     image, radii = _outputs(frame, parameters[0])
     drawn = owned(workspace, cameras)
-    lights = [native.scratch(TRANSMITTANCE, frame.height * frame.width) for native in drawn.natives]
+    lights = [native.scratch(TRANSMITTANCE, frame.plane[0] * frame.plane[1]) for native in drawn.natives]
     images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, cameras), lights, strict=True)]
     draw(drawn.natives, frame, parameters, filter_3d, images, radii)
     drawn.idle.pop()
@@ -265,9 +255,8 @@ def _image(
 
 
 def _check_rendered(frame: Frame, count: int, image: Tensor, transmittance: Tensor, radii: Tensor) -> None:
-    plane = (frame.height, frame.width)
-    check_written("rendered.image", image, (*frame.lead, 3, *plane))
-    check_written("rendered.transmittance", transmittance, (*frame.lead, *plane))
+    check_written("rendered.image", image, (*frame.lead, 3, *frame.plane))
+    check_written("rendered.transmittance", transmittance, (*frame.lead, *frame.plane))
     check_written("rendered.radii", radii, (*frame.lead, count), torch.int32)
 
 
@@ -285,21 +274,21 @@ def _losses(
     image: Tensor,
     targets: list[Tensor],
     taps: list[Tensor],
-    term_cameras: list[int],
     factors: list[float],
     ready: Tensor | None,
 ) -> tuple[list[float], list[int]]:
     """Values of all terms, three each, and the address of each camera's dL/dimage: `ready`, or in its workspace."""
-    cameras, size = frame.cameras, (frame.width, frame.height)
+    cameras, (height, width) = frame.cameras, frame.plane
     filled = [ready is not None] * cameras
     gradients = addresses(ready, cameras)
     if ready is None:
-        gradients = [native.scratch(GRADIENT, 3 * size[0] * size[1]) for native in drawn.natives]
+        gradients = [native.scratch(GRADIENT, 3 * height * width) for native in drawn.natives]
     images, values = addresses(image, cameras), list[float]()
-    for k, (target, camera) in enumerate(zip(targets, term_cameras, strict=True)):
-        check_range("term_cameras", camera, 0, cameras - 1)
-        options = (*factors[2 * k : 2 * k + 2], filled[camera], torch.get_num_threads())
-        place = (drawn.natives[camera], images[camera], gradients[camera], size)
+    for k, target in enumerate(targets):
+        which, weight, lambda_dssim = factors[3 * k : 3 * k + 3]
+        camera = int(check_range("index of the camera", which, 0, cameras - 1))
+        options = (weight, lambda_dssim, filled[camera], torch.get_num_threads())
+        place = (drawn.natives[camera], images[camera], gradients[camera], (width, height))
         values += _term(place, target, taps[4 * k : 4 * k + 4], options)
         filled[camera] = True
     if not all(filled):

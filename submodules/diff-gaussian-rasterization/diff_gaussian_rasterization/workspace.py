@@ -117,7 +117,7 @@ class Workspace:
             address(row),
             *plane[::-1],
             camera.sh_degree,
-            camera.antialiasing,
+            int(camera.antialiasing),
             [*map(address, parameters), 0, 0],
             address(filter_3d),
             count,
