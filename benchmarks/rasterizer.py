@@ -153,7 +153,9 @@ def run_cases(args: argparse.Namespace, library: Path | None) -> dict[str, Any]:
         )
         print(report.table(case, results, ratios_of(args, runners)), flush=True)
     most = max(args.threads)
-    scaling = report.scaling(cases, {our_name(t, most): t for t in sorted(set(args.threads))})
+    ours = {our_name(t, most): t for t in sorted(set(args.threads))}
+    print(report.summary_table(cases, ours), flush=True)
+    scaling = report.scaling(cases, ours)
     if len(scaling) > 1 or len(set(args.threads)) > 1:
         print(report.scaling_table(scaling), flush=True)
     return {"cases": cases, "scaling": scaling}

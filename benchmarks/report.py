@@ -14,6 +14,7 @@ from benchmarks.cases import STAGES, Case, Measured, ratio
 from utils.provenance import PROJECT, package_versions
 
 FORMAT = "seqsplat-rasterizer-benchmark-1"
+NATIVE_STAGES = ("preprocess", "sort_bin", "forward", "loss", "blend_backward", "geometry", "whole")
 Ratio = tuple[str, str, str, str]  # label, runner, other, stage
 
 
@@ -79,6 +80,29 @@ def table(case: Case, results: Measured, ratios: list[Ratio]) -> str:
     for label, runner, other, stage in ratios:
         cells = (f"{ratio(results, runner, other, stage, statistic):.3f}" for statistic in ("min", "median"))
         lines.append(f"| {label} | {stage} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def summary_table(cases: list[dict[str, Any]], runners: dict[str, int]) -> str:
+    """Markdown: a row a scene, minima of our runners, fewest threads first, and ours over the prototype in whole steps.
+
+    Parameters
+    ----------
+    cases, runners : as in `scaling`.
+    """
+    counts = " / ".join(str(threads) for threads in runners.values())
+    lines = [f"### Summary, minima in ms, threads {counts}", ""]
+    lines.append("| scene | instances / drawn | " + " | ".join(NATIVE_STAGES) + " | ours / prototype |")
+    lines.append("|---" * (len(NATIVE_STAGES) + 3) + "|")
+    for case in cases:
+        minima = [case["ms"][name]["min"] for name in runners]
+        cells = [" / ".join(f"{times[stage]:.1f}" for times in minima) for stage in NATIVE_STAGES]
+        facts, versus = case["facts"]["ours"], "not measured"
+        if "prototype" in case["ms"]:
+            versus = f"{ratio(case['ms'], 'ours', 'prototype'):.2f}"
+        per = f"{facts['instances'] / max(facts['drawn'], 1):.1f}"
+        scene = str(Case(case["kind"], case["n"], case["size"]))
+        lines.append("| " + " | ".join([scene, per, *cells, versus]) + " |")
     return "\n".join(lines) + "\n"
 
 

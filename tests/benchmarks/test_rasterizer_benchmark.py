@@ -199,6 +199,18 @@ def test_the_scaling_section_states_times_shares_and_speed_ups():
     assert "| random 4k/64 | 10.00 | 5.00 | 2500.0 | 1250.0 | 2.00x |" in text
 
 
+def test_the_summary_has_a_row_a_scene():
+    one, two = ({"min": dict.fromkeys(NATIVE, ms)} for ms in (4.0, 2.0))
+    case = {"kind": "random", "n": 1000, "size": 64, "facts": {"ours": {"instances": 30, "drawn": 12}}}
+    cases = [
+        case | {"ms": {"ours": two, "ours, 1 thr.": one, "prototype": {"min": {"whole": 2.5}}}},
+        case | {"ms": {"ours": two, "ours, 1 thr.": one}},
+    ]
+    rows = report.summary_table(cases, {"ours, 1 thr.": 1, "ours": 2}).splitlines()[-2:]
+    assert rows[0] == "| random 1k/64 | 2.5 |" + " 4.0 / 2.0 |" * 7 + " 0.80 |"
+    assert rows[1].endswith("| not measured |")
+
+
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["rasterizer", *map(str, words)])
     rasterizer.main()
