@@ -19,6 +19,7 @@ constexpr float kMaxWorld = 1e15f;         // |camera-space coordinate|, scale
 constexpr float kMaxCovariance = 1e18f;    // [px^2]
 constexpr float kMinDeterminant = 1e-12f;  // [px^4]
 constexpr float kMaxColour = 1e10f;
+constexpr float kMinFilter = 1e-18f;  // smaller ones are 0: their square would be denormal
 constexpr float kMinQuatNorm2 = 1e-30f;
 constexpr float kMaxQuatNorm2 = 1e30f;
 constexpr float kMaxRadius = 1073741824.f;  // 2^30 px, so that it fits an int32

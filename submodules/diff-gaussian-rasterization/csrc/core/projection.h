@@ -110,13 +110,14 @@ SPLAT_HD void rotation_matrix(const V* quat, V* rotation) {
 template <class V>
 SPLAT_HD void smooth_scales(const RawGaussian<V>& g, Projection<V>& p) {
   p.sane = p.sane & in_reach(g.filter);
+  const V f = zero_unless(V(kMinFilter) < abs(g.filter), g.filter);
   for (int k = 0; k < 3; k++) {
     const V s = abs(p.scale[k]);
-    const V wide = max(sqrt(s * s + g.filter * g.filter), s);  // max: s * s may underflow
+    const V wide = max(sqrt(s * s + f * f), s);  // max: s * s may underflow
     p.plain[k] = p.scale[k];
     const auto wider = V(0.f) < wide;
     p.plain_share[k] = select(wider, s / wide, V(1.f));
-    p.filter_share[k] = zero_unless(wider, g.filter / wide);
+    p.filter_share[k] = zero_unless(wider, f / wide);
     p.coverage *= p.plain_share[k];
     p.scale[k] = wide;
   }
