@@ -4,7 +4,6 @@
 // atomics, and the same bits for any number of threads.
 
 enum Moment { kSum, kU, kV, kUU, kUV, kVV, kRed, kGreen, kBlue, kInverseDepth, kMoments };
-constexpr int kSlotFloats = 16;
 
 struct BlockGradient {
   VecF t;                        // transmittance behind the next splat
@@ -119,11 +118,11 @@ void blend_tile_backward(Workspace& w, int tile, const float* transmittance,
   }
 }
 
+/// The tiles with lists.
 void blend_backward(Workspace& w, const float* transmittance, const Images& gradient, int threads) {
-  const int tiles = w.tiles_x * w.tiles_y;
-  w.slots.grow((w.instances + 1) * kSlotFloats);
+  w.slots.grow((w.longest + 1) * kSlotFloats);
 #pragma omp parallel for schedule(dynamic, 2) num_threads(threads)
-  for (int tile = 0; tile < tiles; tile++) {
+  for (int tile = w.first_tile; tile < w.end_tile; tile++) {
     if (gradient.inverse_depth) {
       blend_tile_backward<true>(w, tile, transmittance, gradient);
     } else {

@@ -3,15 +3,21 @@
 //
 // Threads take consecutive ranges of the depth order, so the lists do not depend on their number.
 
-constexpr int kPrefetch = 8;     // Gaussians ahead
+constexpr int kPrefetch = 8;  // Gaussians ahead
+constexpr int64_t kListPadding = 64;
 constexpr float kEdge = 0.001f;  // [px] outward rounding of an ellipse's x-interval
 
+struct TileRows {
+  int first, end;
+};
+
+/// What bin_gaussian finds, appended to a list. add() takes one tile row: the block intervals of
+/// its 8 block rows, tile columns first..last.
 class InstanceList {
  public:
   InstanceList(Buffer<Instance>& out, uint32_t* tile_counts, int tiles_x)
       : out_(out), tile_counts_(tile_counts), tiles_x_(tiles_x) {}
 
-  /// One tile row: block intervals of its 8 block rows, tile columns first..last.
   SIMD_INLINE void add(int tile_row, const int* lo, const int* hi, int first, int last,
                        uint32_t gaussian) {
     if (failed || size > kMaxInstances || !out_.try_extend(size, size + last - first + 2)) {
@@ -61,22 +67,38 @@ SPLAT_HD void block_intervals(const Record& r, int row0, int row_first, int row_
   store(hi, select(empty, VecI(0), last_block));
 }
 
-SPLAT_HD void bin_gaussian(const Record& r, uint32_t gaussian, int width, int height,
-                           InstanceList& list) {
-  const int row_first = static_cast<int>(__builtin_ceilf(larger(0.f, r.y - r.half_height))) >> 2;
-  const int row_last =
-      static_cast<int>(smaller(static_cast<float>(height - 1), r.y + r.half_height)) >> 2;
-  const int tile_first = static_cast<int>(larger(0.f, r.x - r.half_width)) / kTile;
-  const int tile_last =
-      static_cast<int>(smaller(static_cast<float>(width - 1), r.x + r.half_width)) / kTile;
-  for (int row0 = row_first & ~7; row0 <= row_last; row0 += 16) {  // two tile rows at a time
-    int lo[16], hi[16];
-    block_intervals(r, row0, row_first, row_last, width, lo, hi);
-    list.add(row0 >> 3, lo, hi, tile_first, tile_last, gaussian);
-    if (row0 + 8 <= row_last) {
-      list.add((row0 >> 3) + 1, lo + 8, hi + 8, tile_first, tile_last, gaussian);
+/// Tile columns and block rows that the box around an ellipse meets, first and last.
+struct TileBox {
+  int column_first, column_last, row_first, row_last;
+};
+SPLAT_HD TileBox tile_box(const Record& r, const Camera& c) {
+  const float right = static_cast<float>(c.width - 1), bottom = static_cast<float>(c.height - 1);
+  return {static_cast<int>(larger(0.f, r.x - r.half_width)) / kTile,
+          static_cast<int>(smaller(right, r.x + r.half_width)) / kTile,
+          static_cast<int>(__builtin_ceilf(larger(0.f, r.y - r.half_height))) >> 2,
+          static_cast<int>(smaller(bottom, r.y + r.half_height)) >> 2};
+}
+
+/// Tell `sink` about the tiles in `rows` that the ellipse meets, by rows and then columns.
+template <class Sink>
+SPLAT_HD void bin_gaussian(const Record& r, uint32_t gaussian, const Camera& camera, TileRows rows,
+                           Sink& sink) {
+  const TileBox box = tile_box(r, camera);
+  const int last = smaller(box.row_last, 8 * rows.end - 1);
+  for (int row0 = larger(box.row_first & ~7, 8 * rows.first); row0 <= last; row0 += 16) {
+    int lo[16], hi[16];  // two tile rows at a time
+    block_intervals(r, row0, box.row_first, box.row_last, camera.width, lo, hi);
+    sink.add(row0 >> 3, lo, hi, box.column_first, box.column_last, gaussian);
+    if (row0 + 8 <= last) {
+      sink.add((row0 >> 3) + 1, lo + 8, hi + 8, box.column_first, box.column_last, gaussian);
     }
   }
+}
+
+void grow_lists(Workspace& w) {
+  w.instance_gaussian.grow(w.longest + kListPadding);
+  w.instance_mask.grow(w.longest + kListPadding);
+  w.instance_slot.grow(w.longest + kListPadding);
 }
 
 /// Instances of depth ranks [begin, end); slot_start[g] becomes Gaussian g's number of instances.
@@ -90,7 +112,7 @@ bool emit_range(Workspace& w, int part, int64_t begin, int64_t end, uint32_t* ti
     }
     const uint32_t gaussian = static_cast<uint32_t>(w.order[i]);
     const int64_t before = list.size;
-    bin_gaussian(w.records[gaussian], gaussian, w.camera.width, w.camera.height, list);
+    bin_gaussian(w.records[gaussian], gaussian, w.camera, {0, w.tiles_y}, list);
     w.slot_start[gaussian] = static_cast<uint32_t>(list.size - before);
   }
   w.num_emitted[part] = list.size;
@@ -128,13 +150,10 @@ void scatter_range(Workspace& w, int part, uint32_t* next_in_tile) {
   }
 }
 
-void bin_to_tiles(Workspace& w, int threads) {
+/// Lists of the whole image. False, and nothing kept, when it has more than kMaxInstances.
+bool bin_to_tiles(Workspace& w, int threads) {
   const int parts = threads;
   const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
-  w.histogram.grow(larger<int64_t>(parts * tiles, kRadix));
-  w.tile_start.grow(tiles + 1);
-  w.slot_start.grow(w.count + 1);
-  for (int part = 0; part < parts; part++) w.emitted[part].grow(w.drawn / parts * 3 + 4096);
   bool ok = true;
 #pragma omp parallel for schedule(static, 1) num_threads(parts) reduction(&& : ok)
   for (int q = 0; q < parts; q++) {
@@ -144,12 +163,12 @@ void bin_to_tiles(Workspace& w, int threads) {
   }
   w.instances = 0;
   for (int q = 0; q < parts; q++) w.instances += w.num_emitted[q];
-  if (w.instances > kMaxInstances) too_many_instances();
+  if (w.instances > kMaxInstances) return false;
   if (!ok) out_of_memory();
-  w.instance_gaussian.grow(w.instances + 64);
-  w.instance_mask.grow(w.instances + 64);
-  w.instance_slot.grow(w.instances + 64);
+  w.listed = w.longest = w.instances;
+  grow_lists(w);
   assign_places(w, parts);
 #pragma omp parallel for schedule(static, 1) num_threads(parts)
   for (int q = 0; q < parts; q++) scatter_range(w, q, w.histogram.data() + q * tiles);
+  return true;
 }

@@ -205,12 +205,10 @@ void blend_tile(Workspace& w, int tile, const Images& out) {
   write_tile(w, tile, blocks, out);
 }
 
+/// The tiles with lists.
 void blend_forward(Workspace& w, const Images& out, int threads) {
-  const int tiles = w.tiles_x * w.tiles_y;
-  w.block_end.grow(int64_t{tiles} * kBlocks);
-  w.lane_end.grow(int64_t{tiles} * kBlocks * kLanes);
 #pragma omp parallel for schedule(dynamic, 2) num_threads(threads)
-  for (int tile = 0; tile < tiles; tile++) {
+  for (int tile = w.first_tile; tile < w.end_tile; tile++) {
     if (out.inverse_depth) {
       blend_tile<true>(w, tile, out);
     } else {

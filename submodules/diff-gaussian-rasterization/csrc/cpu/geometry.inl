@@ -149,19 +149,39 @@ SPLAT_HD void emit_sh0(const Tensor& t, const Scene& scene, const Group& g, cons
   }
 }
 
+/// Sum of a Gaussian's slots, in order, on top of `sum`.
+SPLAT_HD VecF add_slots(const Workspace& w, int64_t gaussian, VecF sum) {
+  const uint32_t end = w.slot_end[gaussian];
+  for (uint32_t s = w.slot_start[gaussian]; s < end; s++) {
+    sum += load(&w.slots[int64_t{s} * kSlotFloats]);
+  }
+  return sum;
+}
+
 /// Per-Gaussian sums over its slots in fixed order; afterwards lanes are Gaussians.
 SPLAT_HD void sum_slots(const Workspace& w, const Group& g, VecF* moments) {
   for (int i = 0; i < kLanes; i++) {
-    VecF sum = 0.f;
-    if (i < g.count) {
-      const uint32_t end = w.slot_start[g.first + i + 1];
-      for (uint32_t s = w.slot_start[g.first + i]; s < end; s++) {
-        sum += load(&w.slots[int64_t{s} * kSlotFloats]);
-      }
-    }
-    moments[i] = sum;
+    moments[i] = 0.f;
+    if (i >= g.count) continue;
+    const int64_t gaussian = g.first + i;
+    moments[i] = w.bands > 1 ? load(&w.slot_sums[gaussian * kSlotFloats])
+                             : add_slots(w, gaussian, moments[i]);
   }
   transpose16(moments);
+}
+
+/// Add the slots of the band that has lists now to the sums of its Gaussians: band after band these
+/// are the very additions of an image in one piece.
+void add_band_slots(Workspace& w, bool first_band, int threads) {
+  const int64_t n = w.count, chunks = (n + kChunk - 1) / kChunk;
+  w.slot_sums.grow(n * kSlotFloats);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+  for (int64_t chunk = 0; chunk < chunks; chunk++) {
+    for (int64_t i = chunk * kChunk; i < smaller(n, (chunk + 1) * kChunk); i++) {
+      float* const sum = &w.slot_sums[i * kSlotFloats];
+      store(sum, add_slots(w, i, first_band ? VecF(0.f) : load(sum)));
+    }
+  }
 }
 
 struct GroupGradient {

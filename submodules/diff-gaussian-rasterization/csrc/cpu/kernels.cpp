@@ -42,6 +42,7 @@ SPLAT_HD T larger(T a, T b) {
 #include "cpu/preprocess.inl"
 #include "cpu/sort.inl"
 #include "cpu/binning.inl"
+#include "cpu/bands.inl"
 #include "cpu/forward.inl"
 #include "cpu/backward.inl"
 #include "cpu/contributions.inl"
@@ -49,28 +50,57 @@ SPLAT_HD T larger(T a, T b) {
 #include "cpu/loss.inl"
 #include "cpu/lr_loss.inl"
 
-void forward(Workspace& w, const Scene& scene, const Camera& camera, const Images& out,
-             int32_t* radii, int threads) {
+/// Run `pass` over the image, band by band: pass(true) is the first one. Returns how long the
+/// bands' lists took [ms].
+template <class Pass>
+double each_band(Workspace& w, int threads, const Pass& pass) {
+  double listing = 0;
+  for (int band = 0; band < w.bands; band++) {
+    if (w.bands > 1) {
+      const double start = now_ms();
+      list_band(w, band, threads);
+      listing += now_ms() - start;
+    }
+    pass(band == 0);
+  }
+  return listing;
+}
+
+/// With a limit buffers are of the very size that is needed: other sizes, other buffers.
+void begin_image(Workspace& w, const Scene& scene, const Camera& camera, int threads) {
+  const bool same = w.count == scene.count && w.camera.width == camera.width &&
+                    w.camera.height == camera.height && w.threads == threads;
+  if (w.budget.limit != w.memory_limit || (w.memory_limit > 0 && !same)) w.release_image();
+  w.budget.limit = w.memory_limit;
   w.camera = camera;
   w.count = scene.count;
+  w.threads = threads;
   w.tiles_x = (camera.width + kTile - 1) / kTile;
   w.tiles_y = (camera.height + kTile - 1) / kTile;
+}
+
+void forward(Workspace& w, const Scene& scene, const Camera& camera, const Images& out,
+             int32_t* radii, int threads) {
+  begin_image(w, scene, camera, threads);
   const double start = now_ms();
   preprocess(w, scene, radii, threads);
   const double preprocessed = now_ms();
   sort_by_depth(w, threads);
-  bin_to_tiles(w, threads);
+  bin_image(w, threads);
   const double binned = now_ms();
-  blend_forward(w, out, threads);
+  const double listing = each_band(w, threads, [&](bool) { blend_forward(w, out, threads); });
   w.stage_ms[kPreprocess] = preprocessed - start;
-  w.stage_ms[kSortBin] = binned - preprocessed;
-  w.stage_ms[kForward] = now_ms() - binned;
+  w.stage_ms[kSortBin] = binned - preprocessed + listing;
+  w.stage_ms[kForward] = now_ms() - binned - listing;
 }
 
 void backward(Workspace& w, const Scene& scene, const float* transmittance, const Images& gradient,
               const BackwardOutputs& out, int threads) {
   const double start = now_ms();
-  blend_backward(w, transmittance, gradient, threads);
+  each_band(w, threads, [&](bool first) {
+    blend_backward(w, transmittance, gradient, threads);
+    if (w.bands > 1) add_band_slots(w, first, threads);
+  });
   const double blended = now_ms();
   geometry_backward(w, scene, out, threads);
   w.stage_ms[kBlendBackward] = blended - start;

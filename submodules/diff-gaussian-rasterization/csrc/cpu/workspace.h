@@ -8,9 +8,10 @@
 namespace splat {
 
 constexpr int kLanes = 16;
-constexpr int kChunk = 1024;  // Gaussians of one task; a multiple of kLanes
-constexpr int kTile = 32;     // [px]
-constexpr int kBlocks = 64;   // 4x4-pixel blocks of a tile; block b: column b & 7, row b >> 3
+constexpr int kChunk = 1024;     // Gaussians of one task; a multiple of kLanes
+constexpr int kTile = 32;        // [px]
+constexpr int kBlocks = 64;      // 4x4-pixel blocks of a tile; block b: column b & 7, row b >> 3
+constexpr int kSlotFloats = 16;  // gradient sums of an instance
 constexpr int kMaxThreads = 64;
 constexpr int64_t kMaxInstances = int64_t{1} << 26;  // about 6 GB of lists and slots
 
@@ -47,10 +48,16 @@ struct Workspace {
   int64_t instances = 0;
   int64_t invalid = 0;       // culled because of NaN, Inf or values beyond float32's reach
   int64_t memory_limit = 0;  // [bytes] of all buffers here, kept by bands of tile rows; 0 = none
-  int bands = 1;             // of the last image
-  int tiles_x = 0, tiles_y = 0;
+  int tiles_x = 0, tiles_y = 0, threads = 1;
+  // An image whose lists and slots are too many runs in bands of tile rows: these are one band's.
+  int bands = 1;        // of the last image
+  int ranges = 1;       // of the depth order, consecutive, whose tiles were counted apart
+  int64_t listed = 0;   // instances in the lists now
+  int64_t longest = 0;  // most that are ever listed at a time
+  int first_tile = 0, end_tile = 0;  // tiles with lists now
   double stage_ms[kStages] = {};
 
+  Budget budget;
   Buffer<Record> records;
   Buffer<float> radii;  // [px], 0 = not visible
   Buffer<GroupFlags> flags;
@@ -60,30 +67,28 @@ struct Workspace {
   Buffer<uint32_t> histogram;
   Buffer<Instance> emitted[kMaxThreads];
   int64_t num_emitted[kMaxThreads] = {};
-  Buffer<uint32_t> tile_start;  // [tiles + 1]
-  Buffer<uint32_t> slot_start;  // [count + 1], a Gaussian's instances side by side
+  Buffer<int> band_start;         // [bands + 1] tile rows
+  Buffer<uint32_t> range_counts;  // [ranges, tiles] instances, of an image in bands
+  Buffer<uint32_t> tile_start;    // [tiles + 1], of the tiles with lists now
+  Buffer<uint32_t> slot_start;    // [count + 1], a Gaussian's instances side by side
+  Buffer<uint32_t> band_slot_end;
+  const uint32_t* slot_end = nullptr;  // [count]: Gaussian g has slots slot_start[g] .. slot_end[g]
   Buffer<uint32_t> instance_gaussian, instance_slot;
   Buffer<uint64_t> instance_mask;
   Buffer<uint32_t> block_end;  // [tiles, 64]: index after which no lane of the block is live
   Buffer<int32_t> lane_end;    // [tiles, 64, 16]: index after the last instance blended there
-  Buffer<float> slots;         // [instances, 16]: gradient sums
+  Buffer<float> slots;         // [longest, 16]: gradient sums of the instances listed now
+  Buffer<float> slot_sums;     // [count, 16]: the same of each Gaussian, of an image in bands
   Buffer<double> pose_sums;    // [chunks, 15]
   Buffer<float> loss_rows[kMaxThreads];
   Buffer<double> loss_sums;
   Buffer<float> lr_scratch[3];
   Buffer<float> taps_by_column;
 
-  int64_t bytes() const {
-    int64_t sum = records.bytes() + radii.bytes() + flags.bytes() + keys.bytes() + order.bytes() +
-                  order_swap.bytes() + histogram.bytes() + tile_start.bytes() + slot_start.bytes() +
-                  instance_gaussian.bytes() + instance_slot.bytes() + instance_mask.bytes() +
-                  block_end.bytes() + lane_end.bytes() + slots.bytes() + pose_sums.bytes() +
-                  loss_sums.bytes() + taps_by_column.bytes();
-    for (const auto& b : emitted) sum += b.bytes();
-    for (const auto& b : loss_rows) sum += b.bytes();
-    for (const auto& b : lr_scratch) sum += b.bytes();
-    return sum;
-  }
+  Workspace();  // these three in buffer.cpp, which knows all buffers
+  int64_t loss_bytes() const;
+  void release_image();  // all but the losses' memory
+  int64_t bytes() const { return budget.used; }
 };
 
 }  // namespace splat
