@@ -27,7 +27,7 @@ from benchmarks.modules import Rasterization, Training, import_original, origina
 from benchmarks.ours import Fused, Worker, Written
 from benchmarks.prototype import Prototype, build
 from utils import errors
-from utils.atomic import write_json
+from utils.atomic import write_text
 from utils.errors import UserError
 
 MODULE = "module:"
@@ -78,15 +78,10 @@ def prototype_of(against: list[str], folder: str) -> Path | None:
     return build(places[0], Path(folder))
 
 
-def our_name(threads: int, most: int) -> str:
-    """The name of the fused runner with so many threads."""
-    return "ours" if threads == most else f"ours, {threads} thr."
-
-
 def runners_of(args: argparse.Namespace, case: Case, library: Path | None) -> dict[str, Any]:
     """All runners that were asked for, on one scene."""
     most = max(args.threads)
-    runners: dict[str, Any] = {our_name(t, most): Fused(case, t) for t in sorted(args.threads, reverse=True)}
+    runners: dict[str, Any] = {name: Fused(case, t) for name, t in report.our_runners(args.threads).items()}
     runners["ours" + WRITTEN] = Written(case, most)
     if args.two_term:
         runners["ours, two terms"] = Fused(case, most, two_term=True)
@@ -119,7 +114,9 @@ def ratios_of(args: argparse.Namespace, runners: dict[str, Any]) -> list[report.
         found.append(("two terms / one", "ours, two terms", "ours", "whole"))
     most = max(args.threads)
     found += [
-        (f"{t} threads / {most} threads", our_name(t, most), "ours", "whole") for t in sorted(args.threads) if t != most
+        (f"{t} threads / {most} threads", report.our_name(t, most), "ours", "whole")
+        for t in sorted(args.threads)
+        if t != most
     ]
     found += [(f"{isa} / {args.isa[0]}", f"ours, {isa}", f"ours, {args.isa[0]}", "whole") for isa in args.isa[1:]]
     return found
@@ -152,8 +149,7 @@ def run_cases(args: argparse.Namespace, library: Path | None) -> dict[str, Any]:
             }
         )
         print(report.table(case, results, ratios_of(args, runners)), flush=True)
-    most = max(args.threads)
-    ours = {our_name(t, most): t for t in sorted(set(args.threads))}
+    ours = report.our_runners(args.threads)
     print(report.summary_table(cases, ours), flush=True)
     scaling = report.scaling(cases, ours)
     if len(scaling) > 1 or len(set(args.threads)) > 1:
@@ -186,7 +182,7 @@ def main() -> None:
         library = prototype_of(args.against, folder)
         body = run_goals(args, library) if args.goals else run_cases(args, library)
     if args.json:
-        write_json(args.json, {**head, "load_at_end": report.load(), **body}, indent=1)
+        write_text(args.json, report.json_text({**head, "load_at_end": report.load(), **body}) + "\n")
 
 
 if __name__ == "__main__":

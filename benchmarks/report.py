@@ -1,6 +1,7 @@
 """What a benchmark leaves: Markdown tables, and a JSON file with everything that the numbers depend on."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -54,10 +55,32 @@ def load() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
 
 
-def command() -> list[str]:
-    """The words of this run, the home folder shortened."""
-    home = str(Path.home())
-    return ["python", "-m", "benchmarks.rasterizer", *(word.replace(home, "~") for word in sys.argv[1:])]
+def command() -> str:
+    """The words of this run, without the folders of this machine."""
+    words = [f".../{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join(["python -m benchmarks.rasterizer", *words])
+
+
+def our_name(threads: int, most: int) -> str:
+    """The name of the fused runner with so many threads."""
+    return "ours" if threads == most else f"ours, {threads} thr."
+
+
+def our_runners(threads: list[int]) -> dict[str, int]:
+    """Names and threads of the fused runners, fewest threads first."""
+    return {our_name(t, max(threads)): t for t in sorted(set(threads))}
+
+
+def json_text(value: Any, indent: str = "") -> str:
+    """JSON with every list or object that holds only plain values on one line: small, and readable as a difference."""
+    children = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if not any(isinstance(child, dict | list) for child in children):
+        return json.dumps(value, allow_nan=False)
+    inner = indent + " "
+    if isinstance(value, dict):
+        rows = [f"{inner}{json.dumps(k)}: {json_text(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + json_text(v, inner) for v in value) + f"\n{indent}]"
 
 
 def rounded(measured: Measured) -> Measured:

@@ -61,6 +61,15 @@ def test_a_comparison_is_of_minima():
     assert finding.row().endswith("| >= 1.8x | 1.900x | yes | one 19.00, two 10.00 |")
 
 
+def test_cpu_time_stands_beside_the_clock_where_it_was_measured():
+    results = made_up(ours=2.0, prototype=1.0)
+    for name, cpu in (("ours", 3.0), ("prototype", 4.0)):
+        results[name]["min"]["cpu"] = cpu
+    assert compared("whole", results, "ours", "prototype").detail == "ours 2.00, prototype 1.00; CPU time 0.750x"
+    mean = whole_iterations(results, {"a": results, "b": results})[1]
+    assert (mean.ratio, mean.detail) == (2.0, "a 2.000, b 2.000; CPU time 0.750x")
+
+
 def test_what_is_not_measured_is_never_met():
     (finding,) = unmeasured(["avx2"], "no avx2")
     assert finding.entry()["met"] is None

@@ -1,0 +1,103 @@
+"""Put the committed measurements into the pages and draw the chart, so that no number is ever copied by hand.
+
+    python -m benchmarks.rasterizer --goals --against DIR --repeats 15 --json benchmarks/results/goals.json
+    python -m benchmarks.rasterizer --against DIR --n 10000 50000 100000 200000 300000 --size 400 800 --threads 1 2 \\
+        --json benchmarks/results/stages.json
+    python -m benchmarks.pages
+
+What stands between `<!-- numbers: NAME -->` and `<!-- end of numbers -->` in a page is replaced. A test holds that
+pages and files agree.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.chart import chart
+from benchmarks.goals import Finding, goals_table
+from utils import errors
+from utils.atomic import read_json, write_text
+from utils.errors import UserError
+from utils.provenance import PROJECT
+
+RESULTS = PROJECT / "benchmarks/results"
+CHART = PROJECT / "docs/images/rasterizer.svg"
+PACKAGE = "submodules/diff-gaussian-rasterization/README.md"
+PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md")
+BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", re.S)
+Report = dict[str, Any]
+
+
+def heading(found: Report) -> str:
+    """The machine, and the comment that names the command."""
+    return f"{report.machine_line(found['machine'])}\n<!-- measured: {found['command']} -->\n"
+
+
+def goals_block(goals: Report, stages: Report) -> str:
+    """Every goal with its verdict."""
+    return heading(goals) + goals_table([Finding(g["goal"], g["ratio"], g["detail"]) for g in goals["goals"]])
+
+
+def stages_block(goals: Report, stages: Report) -> str:
+    """A row a scene."""
+    table = report.summary_table(stages["cases"], report.our_runners(stages["settings"]["threads"]))
+    return _under(stages, table)
+
+
+def scaling_block(goals: Report, stages: Report) -> str:
+    """Whole steps over threads and N."""
+    return _under(stages, report.scaling_table(stages["scaling"]))
+
+
+def picture_block(goals: Report, stages: Report) -> str:
+    """The chart, with its numbers for those who do not see it."""
+    parts = (f"{c['kind']} {c['n']}/{c['size']} {c['ms']['ours']['min']['whole']:.1f} ms" for c in stages["cases"])
+    return f"![Whole training steps: {', '.join(parts)}](../../docs/images/rasterizer.svg)\n"
+
+
+BLOCKS: dict[str, Callable[[Report, Report], str]] = {
+    "goals": goals_block,
+    "stages": stages_block,
+    "scaling": scaling_block,
+    "picture": picture_block,
+}
+
+
+def _under(found: Report, table: str) -> str:
+    """A table of the report below the machine; its own heading becomes a sentence."""
+    title, _, rows = table.partition("\n\n")
+    return f"{title.lstrip('# ')}. {heading(found)}{rows}"
+
+
+def filled(text: str, goals: Report, stages: Report) -> str:
+    """The page with its blocks renewed.
+
+    Raises
+    ------
+    UserError : a block of a name that is not known.
+    """
+
+    def renew(match: re.Match[str]) -> str:
+        if match[2] not in BLOCKS:
+            raise UserError(f"numbers: {match[2]}: one of {', '.join(BLOCKS)} is expected")
+        return f"{match[1]}{BLOCKS[match[2]](goals, stages)}{match[3]}"
+
+    return BLOCK.sub(renew, text)
+
+
+def outputs(results: Path) -> dict[Path, str]:
+    """What every page and the chart must say, from the two files in `results`."""
+    goals, stages = (read_json(results / f"{name}.json") for name in ("goals", "stages"))
+    pages = {PROJECT / page: filled((PROJECT / page).read_text(), goals, stages) for page in PAGES}
+    return {**pages, CHART: chart(stages)}
+
+
+def main() -> None:
+    for path, text in outputs(RESULTS).items():
+        write_text(path, text)
+
+
+if __name__ == "__main__":
+    errors.run(main)
