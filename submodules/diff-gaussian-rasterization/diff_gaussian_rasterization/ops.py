@@ -21,8 +21,8 @@ from diff_gaussian_rasterization.checks import (
     size_of,
 )
 from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, lease, release
+from diff_gaussian_rasterization.operators import NAMESPACE, differentiable, operator
 
-NAMESPACE = "diff_gaussian_rasterization"
 INPUTS = ("means", "opacities", "sh", "colors", "scales", "quats", "covariances")
 # Bits of `wanted`, the gradients that render_backward returns, in this order.
 WANTED = ("rows", *INPUTS, "means2d", "means2d_abs")
@@ -115,7 +115,18 @@ def _forward(natives: list[Any], rows: Tensor, splats: Splats, view: list[int], 
         )
 
 
-@torch.library.custom_op(f"{NAMESPACE}::render", mutates_args=(), device_types="cpu")
+def _render_fake(
+    rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, means2d, means2d_abs,
+    view, maps,
+):  # fmt: skip
+    _, lead = checked_view(rows, view)
+    Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
+    _check_screen(means, lead, means2d, means2d_abs)
+    out = _empty_maps(means, lead, view, maps)
+    return *out, means.new_empty((*lead, means.shape[0]), dtype=torch.int32), empty_handle()
+
+
+@operator(_render_fake)
 def render(
     rows: Tensor,
     means: Tensor,
@@ -145,18 +156,6 @@ def render(
     return *out, radii, handle(drawn)
 
 
-@render.register_fake
-def _render_fake(
-    rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, means2d, means2d_abs,
-    view, maps,
-):  # fmt: skip
-    _, lead = checked_view(rows, view)
-    Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
-    _check_screen(means, lead, means2d, means2d_abs)
-    out = _empty_maps(means, lead, view, maps)
-    return *out, means.new_empty((*lead, means.shape[0]), dtype=torch.int32), empty_handle()
-
-
 def _check_screen(means: Tensor, lead: tuple[int, ...], means2d: Tensor | None, means2d_abs: Tensor | None) -> None:
     shape = (*lead, means.shape[0], 3)
     if means2d is not None:
@@ -173,7 +172,17 @@ def _empty_gradients(rows: Tensor, splats: Splats, lead: tuple[int, ...], wanted
     return out + [splats.means.new_empty(screen) if wanted >> k & 1 else None for k in (8, 9)]
 
 
-@torch.library.custom_op(f"{NAMESPACE}::render_backward", mutates_args=(), device_types="cpu")
+def _render_backward_fake(
+    rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, transmittance, state,
+    grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal,
+    view, maps, wanted,
+):  # fmt: skip
+    _, lead = checked_view(rows, view)
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
+    return [t for t in _empty_gradients(rows, splats, lead, wanted) if t is not None]
+
+
+@operator(_render_backward_fake)
 def render_backward(
     rows: Tensor,
     means: Tensor,
@@ -252,17 +261,6 @@ def _backward(
         out[0] = pose.reshape(out[0].shape)
 
 
-@render_backward.register_fake
-def _render_backward_fake(
-    rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, transmittance, state,
-    grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal,
-    view, maps, wanted,
-):  # fmt: skip
-    _, lead = checked_view(rows, view)
-    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
-    return [t for t in _empty_gradients(rows, splats, lead, wanted) if t is not None]
-
-
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:9], output[1], output[6])
     ctx.settings = inputs[11:]
@@ -285,11 +283,5 @@ def _no_second_derivative(ctx: Any, *gradients: Any) -> None:
     raise NotImplementedError(f"{NAMESPACE}: second derivatives are not implemented; only first-order gradients are")
 
 
-def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
-    raise NotImplementedError(f"{NAMESPACE}: vmap is not supported; pass a sequence of cameras, or loop over scenes")
-
-
-render.register_autograd(_differentiate, setup_context=_save_for_backward)
-render_backward.register_autograd(_no_second_derivative)
-for _op in (render, render_backward):
-    _op.register_vmap(_no_vmap)
+differentiable("render", _differentiate, _save_for_backward)
+differentiable("render_backward", _no_second_derivative)

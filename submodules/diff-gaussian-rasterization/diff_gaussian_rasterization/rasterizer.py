@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from diff_gaussian_rasterization.cameras import FRUSTUM_MARGIN, MAX_SIDE_PX, ROW
 from diff_gaussian_rasterization.checks import check_range
-from diff_gaussian_rasterization.ops import NAMESPACE, render
+from diff_gaussian_rasterization.operators import operator
+from diff_gaussian_rasterization.ops import render
 
 NEAR_Z = 0.2
 DILATION_PX2 = 0.3
@@ -107,7 +108,13 @@ class GaussianRasterizer(nn.Module):
         return (color, radii) if s.antialiasing is None else (color, radii, inverse_depth)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::original_camera", mutates_args=(), device_types=None)
+def _original_camera_fake(
+    viewmatrix, projmatrix, campos, background, width, height, tanfovx, tanfovy, scale_modifier
+):  # fmt: skip
+    return torch.empty(ROW, dtype=torch.float64)
+
+
+@operator(_original_camera_fake, dispatch_key="CompositeExplicitAutograd")
 def original_camera(
     viewmatrix: Tensor,
     projmatrix: Tensor,
@@ -153,13 +160,6 @@ def original_camera(
         DILATION_PX2,
     ]
     return torch.tensor(row, dtype=torch.float64)
-
-
-@original_camera.register_fake
-def _original_camera_fake(
-    viewmatrix, projmatrix, campos, background, width, height, tanfovx, tanfovy, scale_modifier
-):  # fmt: skip
-    return torch.empty(ROW, dtype=torch.float64)
 
 
 def _values(name: str, value: Tensor, count: int) -> list[float]:

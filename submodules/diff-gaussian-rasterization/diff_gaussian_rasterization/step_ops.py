@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diff_gaussian_rasterization.checks import address, addresses, check_range, check_tensor, check_written, size_of
 from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, owned, release
-from diff_gaussian_rasterization.ops import NAMESPACE, checked_view
+from diff_gaussian_rasterization.operators import operator
+from diff_gaussian_rasterization.ops import checked_view
 
 NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh0", "shN")
 FLOATS = (3, 3, 4, 1, 3)  # of one Gaussian, without shN
@@ -100,7 +101,13 @@ def _outputs(frame: Frame, means: Tensor) -> tuple[Tensor, Tensor]:
     return image, means.new_empty((*frame.lead, means.shape[0]), dtype=torch.int32)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::render_raw", mutates_args=(), device_types="cpu")
+def _render_raw_fake(rows, parameters, filter_3d, workspace, view):
+    frame = _checked(rows, parameters, filter_3d, view)
+    image, radii = _outputs(frame, parameters[0])
+    return image, parameters[0].new_empty((*frame.lead, *frame.plane)), radii, empty_handle()
+
+
+@operator(_render_raw_fake)
 def render_raw(
     rows: Tensor,
     parameters: list[Tensor],
@@ -122,18 +129,19 @@ def render_raw(
     return image, transmittance, radii, handle(drawn)
 
 
-@render_raw.register_fake
-def _render_raw_fake(rows, parameters, filter_3d, workspace, view):
+def _train_step_fake(
+    rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, factors, grad_image, filter_3d, rendered,
+    workspace, schedule, sparse, view,
+):  # fmt: skip
     frame = _checked(rows, parameters, filter_3d, view)
-    image, radii = _outputs(frame, parameters[0])
-    return image, parameters[0].new_empty((*frame.lead, *frame.plane)), radii, empty_handle()
+    check_schedule(schedule)
+    report = torch.empty(3 * len(targets) + 1, dtype=torch.float64)
+    if rendered:
+        return rendered[0].new_empty(0), rendered[2].new_empty(0), report
+    return *_outputs(frame, parameters[0]), report
 
 
-@torch.library.custom_op(
-    f"{NAMESPACE}::train_step",
-    mutates_args=("parameters", "exp_avg", "exp_avg_sq", "statistics"),
-    device_types="cpu",
-)
+@operator(_train_step_fake, mutates_args=("parameters", "exp_avg", "exp_avg_sq", "statistics"))
 def train_step(
     rows: Tensor,
     parameters: list[Tensor],
@@ -181,25 +189,13 @@ def train_step(
             back.update([p.numel() for p in parameters], (*moments, address(visible)))
         elif finite and any(stats):
             back.gather()
+        torch.autograd.graph.increment_version([*parameters, *exp_avg, *exp_avg_sq, *statistics])
         report = torch.tensor([*terms, sum(n.invalid for n in drawn.natives)], dtype=torch.float64)
     finally:
         release(drawn)
     if rendered:
         return image.new_empty(0), radii.new_empty(0), report
     return image, radii, report
-
-
-@train_step.register_fake
-def _train_step_fake(
-    rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, factors, grad_image, filter_3d, rendered,
-    workspace, schedule, sparse, view,
-):  # fmt: skip
-    frame = _checked(rows, parameters, filter_3d, view)
-    check_schedule(schedule)
-    report = torch.empty(3 * len(targets) + 1, dtype=torch.float64)
-    if rendered:
-        return rendered[0].new_empty(0), rendered[2].new_empty(0), report
-    return *_outputs(frame, parameters[0]), report
 
 
 def check_schedule(schedule: Tensor) -> Tensor:
