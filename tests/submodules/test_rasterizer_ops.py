@@ -21,7 +21,10 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from tests.submodules.rasterizer_scenes import Case, make_case
+from gaussian_renderer.reference import render_reference
+from scene.cameras import Camera
+from scene.gaussians import Gaussians
+from tests.submodules.rasterizer_scenes import Case, make_case, relative
 from tests.submodules.test_rasterizer_gradients import original_settings
 
 SIZE = {"width": 20, "height": 17}
@@ -256,6 +259,36 @@ def test_several_cameras_are_the_single_ones_stacked():
         torch.testing.assert_close(means2d.grad[k], screen.grad, rtol=1e-5, atol=1e-9)
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value.grad, rtol=1e-4, atol=1e-7)  # the sum's order differs
+
+
+@pytest.mark.parametrize("settings", [{"sh_degree": 3}, {"sh_degree": 1, "antialiasing": True}])
+def test_the_gradient_of_a_pose_is_that_of_the_reference(settings):
+    """Through rotation, translation and the camera's centre; for one camera and for two that share the pose."""
+    case = make_case(11, **settings)
+    pose = torch.as_tensor(case.camera.world_to_camera).clone().requires_grad_()
+
+    class Posed(Camera):
+        """The centre follows the pose here, for any 3x3 part, as RasterCamera's does."""
+
+        @property
+        def centre(self) -> Tensor:
+            return torch.linalg.solve(pose[:3, :3], -pose[:3, 3])
+
+    leaves = Gaussians(**{k: v.double() for k, v in case.gaussians.items()})
+    background = torch.tensor(case.background, dtype=torch.float64)
+    weights = torch.randn(3, 45, 61, generator=torch.Generator().manual_seed(0))
+    posed = Posed(**vars(case.camera))
+    object.__setattr__(posed, "world_to_camera", pose)
+    out = render_reference(posed, leaves, background, sh_degree=case.sh_degree, antialiasing=case.antialiasing)
+    (wanted,) = torch.autograd.grad((out.color * weights).sum() + out.inverse_depth.sum(), pose)
+
+    values = {k: v.detach() for k, v in activated(case).items()}
+    camera = replace(case.raster_camera, world_to_camera=pose)
+    for view, factor in ((camera, 1), ([camera, camera], 2)):
+        got = rasterize_extended(view, **values)
+        (found,) = torch.autograd.grad((got.color * weights).sum() + got.inverse_depth.sum(), pose)
+        assert relative(found, factor * wanted) < 1e-5
+    assert torch.count_nonzero(found[3]) == 0
 
 
 def test_what_is_not_there_is_refused_clearly():
