@@ -1,0 +1,33 @@
+"""The numerical tests of the rasterizer once more under every other instruction set of this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diff_gaussian_rasterization import isa, isa_supported
+
+HERE = Path(__file__).resolve().parent
+FILES = ("gradients", "robustness", "geometry", "training")  # of those that run kernels; without processes of their own
+CHOICE = ("-m", "not slow and not net and not fuzz", "-k", "not instruction_set and not at_exit")
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx2", "scalar"])
+def test_numerical_tests_pass_under(name: str) -> None:
+    if not isa_supported(name):
+        pytest.skip(f"this processor has no {name}")
+    if name == isa():
+        pytest.skip("the tests themselves run under it")
+    files = [str(HERE / f"test_rasterizer_{stem}.py") for stem in FILES]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CHOICE, *files],
+        cwd=HERE.parents[1],
+        env={**os.environ, "SPLAT_ISA": name},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    assert " passed" in done.stdout
