@@ -225,7 +225,7 @@ void bin_in_bands(Workspace& w, int threads) {
 
 void bin_image(Workspace& w, int threads) {
   const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
-  w.histogram.grow(larger<int64_t>(threads * tiles, kRadix));
+  w.histogram.grow(larger<int64_t>(threads * tiles, kBuckets));
   w.tile_start.grow(tiles + 1);
   w.slot_start.grow(w.count + 1);
   w.block_end.grow(tiles * kBlocks);

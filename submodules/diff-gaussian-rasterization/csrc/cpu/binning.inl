@@ -119,56 +119,84 @@ bool emit_range(Workspace& w, int part, int64_t begin, int64_t end, uint32_t* ti
   return !list.failed;
 }
 
-/// Per-tile list starts, and for every Gaussian (in index order) its first gradient slot.
-void assign_places(Workspace& w, int parts) {
-  const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
-  exclusive_prefix(w.histogram.data(), tiles, parts);
-  for (int64_t tile = 0; tile < tiles; tile++) w.tile_start[tile] = w.histogram[tile];
-  w.tile_start[tiles] = static_cast<uint32_t>(w.instances);
-  uint32_t next = 0;
-  for (int64_t g = 0; g < w.count; g++) {
+/// Instances of the Gaussians with indices [begin, end).
+uint32_t count_instances(const Workspace& w, int64_t begin, int64_t end) {
+  uint32_t sum = 0;
+  for (int64_t g = begin; g < end; g++) sum += w.keys[g] != ~0u ? w.slot_start[g] : 0;
+  return sum;
+}
+
+/// Number of instances -> first slot, the first of them being `next`.
+void assign_slots(Workspace& w, int64_t begin, int64_t end, uint32_t next) {
+  for (int64_t g = begin; g < end; g++) {
     const uint32_t n = w.keys[g] != ~0u ? w.slot_start[g] : 0;
     w.slot_start[g] = next;
     next += n;
   }
-  w.slot_start[w.count] = next;
 }
 
+/// Into the lists. Without the prefetches most of the time is waiting for lines to write to.
 void scatter_range(Workspace& w, int part, uint32_t* next_in_tile) {
   const Instance* const emitted = w.emitted[part].data();
+  const int64_t n = w.num_emitted[part];
+  uint64_t* const masks = w.instance_mask.data();
+  uint32_t* const gaussians = w.instance_gaussian.data();
+  uint32_t* const slots = w.instance_slot.data();
   uint32_t previous = ~0u, slot = 0;
-  for (int64_t i = 0; i < w.num_emitted[part]; i++) {
+  for (int64_t i = 0; i < n; i++) {
     const Instance& e = emitted[i];
+    __builtin_prefetch(&w.slot_start[emitted[smaller(i + 16, n - 1)].gaussian]);
     if (e.gaussian != previous) {
       previous = e.gaussian;
       slot = w.slot_start[e.gaussian];
     }
     const uint32_t place = next_in_tile[e.tile]++;
-    w.instance_gaussian[place] = e.gaussian;
-    w.instance_mask[place] = e.mask;
-    w.instance_slot[place] = slot++;
+    __builtin_prefetch(&masks[place + 8], 1);  // the next line of each
+    __builtin_prefetch(&gaussians[place + 16], 1);
+    __builtin_prefetch(&slots[place + 16], 1);
+    masks[place] = e.mask;
+    gaussians[place] = e.gaussian;
+    slots[place] = slot++;
   }
 }
 
 /// Lists of the whole image. False, and nothing kept, when it has more than kMaxInstances.
 bool bin_to_tiles(Workspace& w, int threads) {
-  const int parts = threads;
-  const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
+  const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y, n = w.count;
+  uint32_t* const histogram = w.histogram.data();
+  uint32_t first_slot[kMaxThreads];
   bool ok = true;
-#pragma omp parallel for schedule(static, 1) num_threads(parts) reduction(&& : ok)
-  for (int q = 0; q < parts; q++) {
-    const bool done = emit_range(w, q, w.drawn * q / parts, w.drawn * (q + 1) / parts,
-                                 w.histogram.data() + q * tiles);
-    ok = ok && done;
+#pragma omp parallel num_threads(threads) reduction(&& : ok)
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int q = 0; q < threads; q++) {
+      const bool done = emit_range(w, q, w.drawn * q / threads, w.drawn * (q + 1) / threads,
+                                   histogram + q * tiles);
+      ok = ok && done;
+    }
+#pragma omp for schedule(static)
+    for (int q = 0; q < threads; q++) {
+      first_slot[q] = count_instances(w, n * q / threads, n * (q + 1) / threads);
+    }
   }
   w.instances = 0;
-  for (int q = 0; q < parts; q++) w.instances += w.num_emitted[q];
+  for (int q = 0; q < threads; q++) w.instances += w.num_emitted[q];
   if (w.instances > kMaxInstances) return false;
   if (!ok) out_of_memory();
   w.listed = w.longest = w.instances;
   grow_lists(w);
-  assign_places(w, parts);
-#pragma omp parallel for schedule(static, 1) num_threads(parts)
-  for (int q = 0; q < parts; q++) scatter_range(w, q, w.histogram.data() + q * tiles);
+  exclusive_prefix(first_slot, 1, threads);
+  exclusive_prefix(histogram, tiles, threads);
+  std::memcpy(w.tile_start.data(), histogram, static_cast<size_t>(tiles) * sizeof(uint32_t));
+  w.tile_start[tiles] = w.slot_start[n] = static_cast<uint32_t>(w.instances);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for schedule(static)
+    for (int q = 0; q < threads; q++) {
+      assign_slots(w, n * q / threads, n * (q + 1) / threads, first_slot[q]);
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int q = 0; q < threads; q++) scatter_range(w, q, histogram + q * tiles);
+  }
   return true;
 }
