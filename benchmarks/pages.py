@@ -22,7 +22,7 @@ from utils.atomic import read_json, write_text
 from utils.errors import UserError
 from utils.provenance import PROJECT
 
-RESULTS = PROJECT / "benchmarks/results"
+RESULTS = PROJECT / report.RESULTS
 CHART = PROJECT / "docs/images/rasterizer.svg"
 PACKAGE = "submodules/diff-gaussian-rasterization/README.md"
 PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md")

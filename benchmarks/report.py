@@ -16,6 +16,7 @@ from utils.provenance import PROJECT, package_versions
 
 FORMAT = "seqsplat-rasterizer-benchmark-1"
 NATIVE_STAGES = ("preprocess", "sort_bin", "forward", "loss", "blend_backward", "geometry", "whole")
+RESULTS = "benchmarks/results"  # where measurements are committed
 Ratio = tuple[str, str, str, str]  # label, runner, other, stage
 
 
@@ -25,7 +26,11 @@ def _git(*words: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on; `native` is the SHA-256 of the compiled kernels that ran."""
+    """What the numbers depend on.
+
+    `native` is the SHA-256 of the compiled kernels that ran; `dirty` = tracked files differ from the commit, earlier
+    results aside.
+    """
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
@@ -33,7 +38,7 @@ def machine() -> dict[str, Any]:
         "isa": isa(),
         "system": f"{platform.system()} {platform.machine()}",
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){RESULTS}")),
         "native": hashlib.sha256(Path(str(_native.__file__)).read_bytes()).hexdigest(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", ""),
