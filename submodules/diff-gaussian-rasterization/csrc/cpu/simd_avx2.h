@@ -165,7 +165,7 @@ SIMD_INLINE void store(float* p, VecF x) {
   _mm256_storeu_ps(p, x.a.v);
   _mm256_storeu_ps(p + 8, x.b.v);
 }
-/// Not with vmaskmov: some processors take 20 cycles for it.
+/// Not with vmaskmov, which is slow on AMD processors.
 SIMD_INLINE void store_first(float* p, int n, VecF x) {
   if (n >= 16) return store(p, x);
   __m256 rest = x.a.v;
