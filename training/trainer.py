@@ -14,6 +14,7 @@ from arguments.training import OptimizationParams
 from training import schedules
 from training.densify import densification, opacity_reset
 from training.engines import Engine
+from training.morton import reordered
 from training.objective import Terms, Weights
 from training.sampler import ViewSampler
 from training.state import TrainState, apply
@@ -102,7 +103,7 @@ class Trainer:
         if schedules.densifies(self.settings, now):
             large = schedules.prunes_large(self.settings, now)
             change = densification(self.state, self.settings, self.world.extent, large, self.generators.split)
-            apply(self.state, change)
+            apply(self.state, reordered(self.state.gaussians.means, change))
         if schedules.resets_opacity(self.settings, now, self.world.white_background):
             apply(self.state, opacity_reset(self.state))
         self.iteration = now
