@@ -23,7 +23,7 @@ def reference_loss(x: Tensor, y: Tensor, dssim: float) -> Tensor:
     return (1 - dssim) * (x - y).abs().mean() + dssim * (1 - ssim(x, y))
 
 
-@pytest.mark.parametrize("size", [(48, 64), (37, 100), (450, 333), (1, 1), (5, 17), (16, 1)])
+@pytest.mark.parametrize("size", [(48, 64), (37, 100), (450, 333), (269, 31), (1, 1), (5, 17), (16, 1)])
 def test_loss_and_gradient_are_those_of_the_definition(size):
     x, y = images(*size)
     leaf = x.double().requires_grad_()
@@ -49,7 +49,9 @@ def test_equal_images_have_no_loss_and_accumulate_adds():
 
 @pytest.mark.parametrize("kernel", ["bicubic", "area"])
 @pytest.mark.parametrize("border", ["renormalise", "mirror"])
-@pytest.mark.parametrize("sizes", [((64, 48), (16, 12)), ((45, 35), (15, 5)), ((40, 24), (20, 12))])
+@pytest.mark.parametrize(
+    "sizes", [((64, 48), (16, 12)), ((45, 35), (15, 5)), ((40, 24), (20, 12)), ((101, 70), (33, 9)), ((19, 6), (19, 6))]
+)
 def test_lr_loss_goes_through_the_operator_and_its_transpose(kernel, border, sizes):
     (width, height), (lr_width, lr_height) = sizes
     operator = LRKernel(kernel, border, (width, height), (lr_width, lr_height))
@@ -66,6 +68,69 @@ def test_lr_loss_goes_through_the_operator_and_its_transpose(kernel, border, siz
     more = gradient.clone()
     Workspace().lr_l1_ssim(x, y, more, *taps, weight=0.4, accumulate=True)
     assert relative(more, 2 * gradient) < 1e-6
+
+
+def lr_gradient(
+    workspace: Workspace, taps_x: tuple[Tensor, Tensor], taps_y: tuple[Tensor, Tensor], width: int, height: int
+) -> Tensor:
+    x, y = images(height, width, 3)[0], images(len(taps_y[0]), len(taps_x[0]), 4)[1]
+    gradient = torch.full_like(x, math.nan)
+    workspace.lr_l1_ssim(x, y, gradient, taps_x, taps_y)
+    return gradient
+
+
+def tensor_taps(operator: LRKernel, axis: str) -> tuple[Tensor, Tensor]:
+    start, weight = operator.taps(axis)
+    return torch.from_numpy(start), torch.from_numpy(weight)
+
+
+def test_a_workspace_notices_other_taps():
+    """It keeps the operator of the last call; kernels, sizes and values written into the same arrays may change."""
+    used, seen = Workspace(), []
+    operators = [
+        LRKernel(*of, *sizes)
+        for sizes in (((64, 48), (16, 12)), ((48, 64), (12, 16)), ((64, 48), (32, 12)))
+        for of in (("bicubic", "renormalise"), ("area", "renormalise"), ("bicubic", "mirror"))
+    ]
+    for operator in operators + operators[:2]:
+        taps, size = [tensor_taps(operator, axis) for axis in "xy"], operator.hr_size
+        for _ in range(2):
+            seen.append(lr_gradient(used, *taps, *size))
+            assert torch.equal(seen[-1], lr_gradient(Workspace(), *taps, *size))
+        for axis in range(2):
+            taps[axis][1][3] *= 0.5
+            seen.append(lr_gradient(used, *taps, *size))
+            assert torch.equal(seen[-1], lr_gradient(Workspace(), *taps, *size))
+            taps[axis][0][3] -= 1
+            seen.append(lr_gradient(used, *taps, *size))
+            assert torch.equal(seen[-1], lr_gradient(Workspace(), *taps, *size))
+            assert not torch.equal(seen[-1], seen[-2])
+            assert not torch.equal(seen[-2], seen[-3])
+
+
+def test_taps_may_leave_pixels_out():
+    """Outputs without weights, inputs that no output uses (whole blocks of them), and bands in any order."""
+    g = torch.Generator().manual_seed(5)
+    (width, height), (lr_width, lr_height) = (150, 90), (40, 23)
+
+    def taps(inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+        start = torch.randint(0, inputs // 2, (outputs,), generator=g, dtype=torch.int32)
+        start[-1] = inputs - 2  # its last tap is beyond the image
+        weight = torch.rand(outputs, 3, generator=g)
+        weight[1] = weight[-1, -1] = 0
+        matrix = torch.zeros(outputs, inputs + 1, dtype=torch.float64)
+        for i in range(outputs):
+            matrix[i, start[i] : start[i] + 3] = weight[i].double()
+        return start, weight, matrix[:, :inputs]
+
+    (*taps_x, matrix_x), (*taps_y, matrix_y) = taps(width, lr_width), taps(height, lr_height)
+    x, y = images(height, width, 3)[0], images(lr_height, lr_width, 4)[1]
+    leaf = x.double().requires_grad_()
+    reference_loss(matrix_y @ leaf @ matrix_x.T, y.double(), 0.2).backward()
+    gradient = torch.full_like(x, math.nan)
+    Workspace().lr_l1_ssim(x, y, gradient, tuple(taps_x), tuple(taps_y))
+    assert relative(gradient, leaf.grad) < 1e-5
+    assert (gradient[:, 60:88] == 0).all()
 
 
 def moments(six: list[Tensor]) -> list[Tensor]:
@@ -145,7 +210,7 @@ def one_step(threads: int) -> list[Tensor]:
 def test_any_number_of_threads_gives_the_same_bits():
     before = torch.get_num_threads()
     try:
-        runs = [one_step(threads) for threads in (1, 2, 7)]
+        runs = [one_step(threads) for threads in (1, 2, 3, 7)]
     finally:
         torch.set_num_threads(before)
     for run in runs[1:]:

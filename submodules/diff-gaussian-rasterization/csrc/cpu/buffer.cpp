@@ -114,9 +114,14 @@ void each_image_buffer(W& w, const F& f) {
 template <class W, class F>
 void each_loss_buffer(W& w, const F& f) {
   f(w.loss_sums);
-  f(w.taps_by_column);
+  f(w.lr_images);
   for (auto& buffer : w.loss_rows) f(buffer);
-  for (auto& buffer : w.lr_scratch) f(buffer);
+  for (auto& buffer : w.lr_rows) f(buffer);
+  const auto all = [&](auto&... buffer) { (f(buffer), ...); };
+  for (auto& axis : w.lr_axis) {
+    all(axis.start, axis.weight, axis.down.first, axis.down.start, axis.down.weight, axis.up.first,
+        axis.up.start, axis.up.weight);
+  }
 }
 
 }  // namespace

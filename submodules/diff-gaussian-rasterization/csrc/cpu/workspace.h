@@ -39,6 +39,22 @@ struct GroupFlags {
   uint16_t clamped[3];  // colour channel below 0
 };
 
+/// A banded matrix in blocks of rows. Block b holds, for each of its start[b + 1] - start[b] inputs
+/// from first[b] on, the weights of its rows side by side.
+struct BlockMatrix {
+  int rows = 0, block = 0;
+  Buffer<int32_t> first, start;
+  Buffer<float> weight;
+};
+
+/// One axis of the downscaling of the last LR loss, and a copy of the taps that it was made from.
+struct LRAxis {
+  int outputs = 0, inputs = 0, width = 0;
+  Buffer<int32_t> start;
+  Buffer<float> weight;
+  BlockMatrix down, up;  // A and its transpose
+};
+
 enum Stage { kPreprocess, kSortBin, kForward, kLoss, kBlendBackward, kGeometry, kStages };
 
 struct Workspace {
@@ -82,8 +98,8 @@ struct Workspace {
   Buffer<double> pose_sums;    // [chunks, 15]
   Buffer<float> loss_rows[kMaxThreads];
   Buffer<double> loss_sums;
-  Buffer<float> lr_scratch[3];
-  Buffer<float> taps_by_column;
+  LRAxis lr_axis[2];  // x, y
+  Buffer<float> lr_images, lr_rows[kMaxThreads];
 
   Workspace();  // these three in buffer.cpp, which knows all buffers
   int64_t loss_bytes() const;
