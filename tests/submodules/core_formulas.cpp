@@ -209,9 +209,9 @@ SPLAT_HD void evaluate(Formula formula, const Settings& s, const V* in, V* out) 
     case kSsim: {
       const SsimTerms<V> terms = ssim_terms(in[0], in[1], in[2], in[3]);
       out[0] = terms.value;
-      out[1] = terms.d_mean;
-      out[2] = terms.d_square;
-      out[3] = terms.d_cross;
+      out[1] = 2 * terms.mean;
+      out[2] = -terms.square;
+      out[3] = 2 * terms.cross;
       return;
     }
     case kExponential:  // out: e^in, log2(|in|), 2^in twice

@@ -115,7 +115,7 @@ template <class W, class F>
 void each_loss_buffer(W& w, const F& f) {
   f(w.loss_sums);
   f(w.lr_images);
-  for (auto& buffer : w.loss_rows) f(buffer);
+  for (auto& buffer : w.loss_scratch) f(buffer);
   for (auto& buffer : w.lr_rows) f(buffer);
   const auto all = [&](auto&... buffer) { (f(buffer), ...); };
   for (auto& axis : w.lr_axis) {

@@ -96,7 +96,7 @@ struct Workspace {
   Buffer<float> slots;         // [longest, 16]: gradient sums of the instances listed now
   Buffer<float> slot_sums;     // [count, 16]: the same of each Gaussian, of an image in bands
   Buffer<double> pose_sums;    // [chunks, 15]
-  Buffer<float> loss_rows[kMaxThreads];
+  Buffer<char> loss_scratch[kMaxThreads];
   Buffer<double> loss_sums;
   LRAxis lr_axis[2];  // x, y
   Buffer<float> lr_images, lr_rows[kMaxThreads];
