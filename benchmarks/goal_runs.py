@@ -1,57 +1,24 @@
 """The runs behind `goals`: which runners take turns on which scene."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diff_gaussian_rasterization
-import torch
 from diff_gaussian_rasterization import isa_supported
-from diff_gaussian_rasterization.fused import Workspace
 
-from benchmarks.cases import Case, Measured, Runner, Times, measure
+from benchmarks import losses
+from benchmarks.cases import Case, Measured, Runner, measure
 from benchmarks.goals import MAIN, SCENES, Finding, compared, unmeasured, whole_iterations
 from benchmarks.modules import Rasterization
 from benchmarks.ours import Fused, Worker
 from benchmarks.prototype import Prototype
-from benchmarks.torch_loss import torch_loss
 
 THREADS = 2
 SCALING_REPEATS = 15  # scaling is what load on the machine disturbs most
 ISAS = ("avx512", "avx2")
 Say = Callable[[str], None]
-
-
-class FusedLoss:
-    """L1 + SSIM with its gradient, ours."""
-
-    def __init__(self, case: Case, threads: int) -> None:
-        self.threads, self.target, self.workspace = threads, torch.from_numpy(case.target), Workspace()
-        self.image = self.target.flip(2).contiguous()
-        self.gradient = torch.empty_like(self.image)
-
-    def step(self) -> Times:
-        torch.set_num_threads(self.threads)
-        start = time.perf_counter()
-        self.workspace.l1_ssim(self.image, self.target, self.gradient)
-        return {"loss": (time.perf_counter() - start) * 1e3}
-
-
-class TorchLoss:
-    """The same written with PyTorch."""
-
-    def __init__(self, case: Case, threads: int) -> None:
-        self.threads, self.target = threads, torch.from_numpy(case.target)
-        self.image = self.target.flip(2).contiguous().requires_grad_()
-
-    def step(self) -> Times:
-        torch.set_num_threads(self.threads)
-        self.image.grad = None
-        start = time.perf_counter()
-        torch_loss(self.image, self.target).backward()
-        return {"loss": (time.perf_counter() - start) * 1e3}
 
 
 class GoalRuns:
@@ -129,8 +96,6 @@ class GoalRuns:
                 worker.close()
 
     def _loss(self) -> Finding:
-        runners: dict[str, Runner] = {
-            "PyTorch": TorchLoss(self.main, THREADS),
-            "ours": FusedLoss(self.main, THREADS),
-        }
-        return compared("loss", self._run("loss", runners), "PyTorch", "ours", "loss")
+        size = (self.main.size, self.main.size)
+        runners: dict[str, Runner] = {what: losses.Loss(what, size, THREADS) for what in (losses.TORCH, losses.HR)}
+        return compared("loss", self._run("loss", runners), losses.TORCH, losses.HR, "loss")
