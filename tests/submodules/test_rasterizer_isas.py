@@ -9,7 +9,7 @@ import pytest
 from diff_gaussian_rasterization import isa, isa_supported
 
 HERE = Path(__file__).resolve().parent
-FILES = ("gradients", "robustness", "geometry", "training")  # of those that run kernels; without processes of their own
+FILES = ("gradients", "robustness", "geometry", "adam", "training")  # of those that run kernels; without processes of their own
 CHOICE = ("-m", "not slow and not net and not fuzz", "-k", "not instruction_set and not at_exit")
 
 
