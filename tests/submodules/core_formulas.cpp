@@ -10,6 +10,7 @@
 #include "core/projection_gradient.h"
 #include "core/sh.h"
 #include "core/ssim.h"
+#include "core/surface.h"
 
 namespace {
 
@@ -21,6 +22,7 @@ enum Formula {
   kConic,
   kScreenGradient,
   kBand,
+  kSurface,
   kBasis,
   kBasisGradient,
   kDirection,
@@ -70,7 +72,7 @@ SPLAT_HD void evaluate_project(const Settings& s, const V* in, V* out) {
   for (int k = 0; k < 12; k++) out[k] = values[k];
 }
 
-/// in: a Gaussian, then the gradients of x, y, xx, xy, yy, opacity, 1 / z.
+/// in: a Gaussian, then the gradients of x, y, xx, xy, yy, opacity, 1 / z, z.
 /// out: those of its 17 parameters, and of rotation and translation.
 template <class V>
 SPLAT_HD void evaluate_project_gradient(const Settings& s, const V* in, V* out) {
@@ -78,7 +80,7 @@ SPLAT_HD void evaluate_project_gradient(const Settings& s, const V* in, V* out) 
   Projection<V> p;
   project(raw, s.camera, form_of(s.options), p);
   const V* w = in + 18;
-  const ScreenGradient<V> screen = {w[0], w[1], w[2], w[3], w[4], w[5], w[6]};
+  const ScreenGradient<V> screen = {w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]};
   GaussianGradient<V> g{};
   ViewGradient<V> view;
   project_gradient(raw, p, s.camera, form_of(s.options), screen, g, view);
@@ -119,7 +121,8 @@ SPLAT_HD void evaluate_conic(const V* in, V* out) {
   out[8] = bounds.rightmost_dy;
 }
 
-/// in: xx, xy, yy, opacity, and the six moments. out: gradients of x, y, xx, xy, yy, opacity.
+/// in: xx, xy, yy, opacity, the six moments, sums of |z u| and |z (b u + c v)|.
+/// out: gradients of x, y, xx, xy, yy, opacity, absolute ones of x, y.
 template <class V>
 SPLAT_HD void evaluate_screen_gradient(const V* in, V* out) {
   const Conic<V> q = whitened_conic(screen_ellipse(in));
@@ -131,6 +134,7 @@ SPLAT_HD void evaluate_screen_gradient(const V* in, V* out) {
   out[3] = g.xy;
   out[4] = g.yy;
   out[5] = g.opacity;
+  absolute_gradient(q, in[10], in[11], out[6], out[7]);
 }
 
 /// in: xx, xy, yy, opacity, low, high. out: left, right.
@@ -142,6 +146,19 @@ SPLAT_HD void evaluate_band(const V* in, V* out) {
   const EllipseBounds<V> bounds = ellipse_bounds(p, q, extent);
   band_interval(in[4], in[5], bounds.rightmost_dy, extent, q.c * q.c, V(1) / q.a, q.b / q.a, out[0],
                 out[1]);
+}
+
+/// in: a Gaussian, then the gradient of n. out: n, gradient of the quaternion.
+template <class V>
+SPLAT_HD void evaluate_surface(const Settings& s, const V* in, V* out) {
+  const RawGaussian<V> raw = read_gaussian(in);
+  const Form form = form_of(s.options);
+  Projection<V> p{};
+  project(raw, s.camera, form, p);
+  const SurfaceNormal<V> surface = surface_normal(raw, p, s.camera, form.activated);
+  for (int k = 0; k < 3; k++) out[k] = surface.n[k];
+  for (int k = 3; k < 7; k++) out[k] = 0;
+  surface_normal_gradient(surface, p, in + 18, out + 3);
 }
 
 /// in: kLayers alphas, front to back. out: the weight of each, and the final transmittance.
@@ -191,6 +208,8 @@ SPLAT_HD void evaluate(Formula formula, const Settings& s, const V* in, V* out) 
       return evaluate_screen_gradient(in, out);
     case kBand:
       return evaluate_band(in, out);
+    case kSurface:
+      return evaluate_surface(s, in, out);
     case kBasis:
       return sh_basis(degree, in[0], in[1], in[2], out);
     case kBasisGradient:  // in: x y z, 16 gradients

@@ -16,11 +16,11 @@ import torch
 
 from gaussian_renderer import sh
 from gaussian_renderer.reference import ALPHA_MAX, blending_weights
-from gaussian_renderer.splats import covariances, full_covariances
+from gaussian_renderer.splats import covariances, full_covariances, rotations
 
 HEADERS = Path(__file__).resolve().parents[2] / "submodules" / "diff-gaussian-rasterization" / "csrc"
 SOURCE = Path(__file__).with_name("core_formulas.cpp")
-PROJECTION = ["project", "project_gradient", "conic", "screen_gradient", "band"]
+PROJECTION = ["project", "project_gradient", "conic", "screen_gradient", "band", "surface"]
 COLOUR = ["basis", "basis_gradient", "direction", "direction_gradient", "blend", "blend_gradient"]
 FORMULAS = [*PROJECTION, *COLOUR, "ssim", "exponential", "adam"]
 ACTIVATED, PRECOMPUTED, FILTERED = 1, 2, 4
@@ -174,8 +174,12 @@ def test_what_cannot_be_projected_is_refused(formulas: Formulas):
 @pytest.mark.parametrize("form", FORMS)
 def test_projection_gradient(formulas: Formulas, form: int, antialiasing: bool):
     x, s = random_gaussians(form), camera_settings(form, antialiasing=antialiasing)
-    weights = np.random.default_rng(1).normal(size=(len(x), 7)) * [1, 1, 0.1, 0.1, 0.1, 3, 3]
-    jacobian = differences(lambda x: formulas("project", x, 12, s)[:, :7], x)  # [n, 7, 18]
+    weights = np.random.default_rng(1).normal(size=(len(x), 8)) * [1, 1, 0.1, 0.1, 0.1, 3, 3, 1]
+
+    def with_depth(values: np.ndarray) -> np.ndarray:
+        return np.hstack([values[:, :7], 1 / values[:, 6:7]])
+
+    jacobian = differences(lambda x: with_depth(formulas("project", x, 12, s)), x)  # [n, 8, 18]
     wanted = np.einsum("no,noi->ni", weights, jacobian)[:, :17]
     got = formulas("project_gradient", np.hstack([x, weights]), 29, s)
     single = formulas("project_gradient", np.hstack([x, weights]).astype(np.float32), 29, s)
@@ -183,7 +187,7 @@ def test_projection_gradient(formulas: Formulas, form: int, antialiasing: bool):
     assert_close(got[:, used], wanted[:, used], 3e-6)
     assert_close(single[:, used], got[:, used], 3e-5)
     pose = np.tile([*s.rotation, *s.translation], (len(x), 1))
-    jacobian = differences(lambda pose: projection_by_numpy(x, s, pose)[:, :7], pose)
+    jacobian = differences(lambda pose: with_depth(projection_by_numpy(x, s, pose)), pose)
     assert_close(got[:, 17:], np.einsum("no,noi->ni", weights, jacobian), 3e-6)
 
 
@@ -211,10 +215,31 @@ def test_conic_and_its_gradient(formulas: Formulas):
 
     u, v = got[:, 3:5].T.reshape(2, n, pixels)
     moments = np.stack([(z * f).sum(1) for f in (np.ones_like(u), u, v, u * u, u * v, v * v)], 1)
-    gradient = formulas("screen_gradient", np.hstack([ellipses, moments]), 6)
+    b, c = got[:, 1:3].T.reshape(2, n, pixels)
+    absolute = np.stack([np.abs(z * u).sum(1), np.abs(z * (b * u + c * v)).sum(1)], 1)
+    gradient = formulas("screen_gradient", np.hstack([ellipses, moments, absolute]), 8)
     slopes = differences(lambda x: log_alpha(x)[:, None], x)[:, 0].reshape(n, pixels, 6)
-    wanted = (slopes * z[..., None]).sum(1)[:, [4, 5, 0, 1, 2, 3]] * [-1, -1, 1, 1, 1, 1]  # the centre moves against d
-    assert_close(gradient, wanted, 1e-6)
+    of_pixels = slopes * z[..., None]
+    wanted = of_pixels.sum(1)[:, [4, 5, 0, 1, 2, 3]] * [-1, -1, 1, 1, 1, 1]  # the centre moves against d
+    assert_close(gradient[:, :6], wanted, 1e-6)
+    assert_close(gradient[:, 6:], np.abs(of_pixels[..., 4:]).sum(1), 1e-6)
+
+
+@pytest.mark.parametrize("form", [0, ACTIVATED, FILTERED])
+def test_surface_normal(formulas: Formulas, form: int):
+    x, s = random_gaussians(form), camera_settings(form)
+    weights = np.random.default_rng(4).normal(size=(len(x), 3))
+    got = formulas("surface", np.hstack([x, weights]), 7, s)
+    axes = rotations(torch.from_numpy(x[:, 6:10])).numpy()
+    wanted = axes[np.arange(len(x)), :, x[:, 3:6].argmin(1)]
+    wanted *= -np.sign((wanted * (x[:, :3] - np.array(s.centre))).sum(1, keepdims=True))
+    assert_close(got[:, :3], wanted, 1e-9)
+    jacobian = differences(lambda x: formulas("surface", np.hstack([x, weights]), 7, s)[:, :3], x)
+    gradient = np.einsum("no,noi->ni", weights, jacobian)
+    assert_close(got[:, 3:], gradient[:, 6:10], 1e-7)
+    assert np.abs(np.delete(gradient, np.s_[6:10], 1)).max() == 0
+    tied = np.where(np.arange(21) // 3 == 1, -1.0, np.hstack([x, weights]))  # three equal scales: the first axis
+    assert_close(np.abs(formulas("surface", tied, 7, s)[:, :3]), np.abs(axes[:, :, 0]), 1e-9)
 
 
 def test_ellipse_bounds_and_band(formulas: Formulas):

@@ -16,6 +16,7 @@ from diff_gaussian_rasterization import isa
 from diff_gaussian_rasterization.fused import Workspace
 from tests.submodules.rasterizer_scenes import make_case
 from tests.submodules.test_rasterizer_geometry import hostile_step
+from tests.submodules.test_rasterizer_maps import everything
 from tests.submodules.test_rasterizer_robustness import poisoned, render_and_differentiate
 
 torch.set_num_threads(2)
@@ -25,6 +26,7 @@ for seed, size in enumerate(((61, 45), (1, 1), (300, 5), (200, 200))):
     assert all(torch.isfinite(r).all() for r in results)
     assert workspace.facts["invalid"] > 0
     assert all(torch.isfinite(r).all() for r in hostile_step(case, seed))
+    assert all(torch.isfinite(r).all() for r in everything(case, poisoned(case, seed)).values())
 print("finished", isa())
 """
 

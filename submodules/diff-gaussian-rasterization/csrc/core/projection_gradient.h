@@ -13,7 +13,7 @@ struct ScreenGradient {
   V x, y;        // dL/d position [1/px]
   V xx, xy, yy;  // dL/d covariance; xy for both off-diagonal entries together
   V opacity;     // dL/d effective opacity
-  V inverse_depth;
+  V inverse_depth, depth;
 };
 
 /// Sums over pixels of z = dL/d(ln alpha) times 1, u, v, u^2, u v, v^2.
@@ -35,7 +35,16 @@ SPLAT_HD ScreenGradient<V> screen_gradient(const Moments<V>& m, const Conic<V>& 
   g.xy = k2 * q.a * (q.b * m.uu + q.c * m.uv);
   g.opacity = m.one / opacity;
   g.inverse_depth = inverse_depth;
+  g.depth = 0.f;
   return g;
+}
+
+/// Sums over pixels of |dL/dx| and |dL/dy| from those of |z u| and |z (b u + c v)| (a > 0).
+template <class V>
+SPLAT_HD void absolute_gradient(const Conic<V>& q, V sum_u, V sum_bu_cv, V& x, V& y) {
+  constexpr float k1 = 1.f / kHalfLog2E;
+  x = k1 * q.a * sum_u;
+  y = k1 * sum_bu_cv;
 }
 
 template <class V>
@@ -161,7 +170,7 @@ SPLAT_HD void position_gradient(const Projection<V>& p, const Camera& c, const S
   g_inverse_z += s.inverse_depth + g_slope_x * p.camera[0] + g_slope_y * p.camera[1];
   camera[0] = g_slope_x * p.inverse_z;
   camera[1] = g_slope_y * p.inverse_z;
-  camera[2] = -g_inverse_z * p.inverse_z * p.inverse_z;
+  camera[2] = s.depth - g_inverse_z * p.inverse_z * p.inverse_z;
   for (int k = 0; k < 3; k++) {
     g[k] = camera[0] * r[k] + camera[1] * r[3 + k] + camera[2] * r[6 + k];
   }

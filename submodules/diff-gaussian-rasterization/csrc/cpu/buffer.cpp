@@ -104,8 +104,8 @@ namespace {
 template <class W, class F>
 void each_image_buffer(W& w, const F& f) {
   const auto all = [&](auto&... buffer) { (f(buffer), ...); };
-  all(w.records, w.radii, w.flags, w.invalid_in_chunk, w.keys, w.order, w.order_swap, w.histogram,
-      w.band_start, w.range_counts, w.tile_start, w.slot_start, w.band_slot_end,
+  all(w.records, w.surfaces, w.radii, w.flags, w.invalid_in_chunk, w.keys, w.order, w.order_swap,
+      w.histogram, w.band_start, w.range_counts, w.tile_start, w.slot_start, w.band_slot_end,
       w.instance_gaussian, w.instance_slot, w.instance_mask, w.block_end, w.lane_end, w.slots,
       w.slot_sums, w.pose_sums);
   for (auto& buffer : w.emitted) f(buffer);

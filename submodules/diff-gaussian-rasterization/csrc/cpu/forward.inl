@@ -68,18 +68,24 @@ SPLAT_HD void write_block(float* image, const BlockView& v, VecF value) {
   }
 }
 
+/// What is blended: colour; with inverse depth; with depth and normals too.
+enum Level { kColour, kInverse, kFull };
+
 struct BlockState {
   VecF t;        // running transmittance, below the limit once finished
   VecF t_final;  // behind the last blended splat
   VecF red, green, blue, inverse_depth;
   VecI end;  // index after the last instance blended
 };
+struct SurfaceState {  // beside it, so that the other levels keep theirs close together
+  VecF depth, normal[3];
+};
 
 /// What a tile needs of a splat, x and y replaced by u and v at the tile's origin.
 struct TileSplat {
   float u0, v0, a, b, c, log2_opacity, red, green, blue, inverse_depth;
-  int32_t end;  // index of the next instance
-  float unused[5];
+  int32_t end;      // index of the next instance
+  Surface surface;  // only at the full level
 };
 
 struct TileBatch {
@@ -89,13 +95,15 @@ struct TileBatch {
 };
 
 /// Unpack instances [first, first + n); returns the union of their masks.
+template <int kLevel>
 SPLAT_HD uint64_t unpack_batch(const Workspace& w, TileOrigin o, uint32_t first, int n,
                                uint32_t end, TileBatch& batch) {
   uint64_t used = 0;
   for (int i = 0; i < n; i++) {
     const uint32_t index = first + static_cast<uint32_t>(i);
     __builtin_prefetch(&w.records[w.instance_gaussian[smaller(index + 12, end - 1)]]);
-    const Record& r = w.records[w.instance_gaussian[index]];
+    const uint32_t gaussian = w.instance_gaussian[index];
+    const Record& r = w.records[gaussian];
     TileSplat& s = batch.splat[i];
     static_assert(sizeof(Record) == 64 && sizeof(TileSplat) == 64, "one vector each");
     store(&s.u0, load(&r.x));  // the fields in between are laid out alike
@@ -103,6 +111,7 @@ SPLAT_HD uint64_t unpack_batch(const Workspace& w, TileOrigin o, uint32_t first,
     s.u0 = r.a * dx + r.b * dy;
     s.v0 = r.c * dy;
     s.end = static_cast<int32_t>(index + 1);
+    if (kLevel == kFull) s.surface = w.surfaces[gaussian];
     const uint64_t mask = w.instance_mask[index];
     used |= mask;
     for (int k = 0; k < 8; k++) batch.rows[k][i] = static_cast<uint8_t>(mask >> (8 * k));
@@ -111,10 +120,12 @@ SPLAT_HD uint64_t unpack_batch(const Workspace& w, TileOrigin o, uint32_t first,
 }
 
 /// Run the hits of one block. Returns the number of hits done when no lane is live any more, or 0.
-template <bool kAux>
-SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy,
-                         BlockState& state) {
+template <int kLevel>
+SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy, BlockState& state,
+                         SurfaceState& surface_state) {
   BlockState s = state;
+  SurfaceState surface;
+  if (kLevel == kFull) surface = surface_state;
   int finished = 0;
   for (int j = 0; j < num_hits; j += kSide) {
     const TileSplat* splat[kSide];
@@ -137,7 +148,11 @@ SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy,
       s.red += weight * splat[k]->red;
       s.green += weight * splat[k]->green;
       s.blue += weight * splat[k]->blue;
-      if (kAux) s.inverse_depth += weight * splat[k]->inverse_depth;
+      if (kLevel >= kInverse) s.inverse_depth += weight * splat[k]->inverse_depth;
+      if (kLevel == kFull) {
+        surface.depth += weight * splat[k]->surface.depth;
+        for (int c = 0; c < 3; c++) surface.normal[c] += weight * splat[k]->surface.normal[c];
+      }
       s.end = select(live, VecI(splat[k]->end), s.end);
     }
     if (!any(live)) {
@@ -146,6 +161,7 @@ SPLAT_HD int blend_block(const TileBatch& batch, int num_hits, VecF ox, VecF oy,
     }
   }
   state = s;
+  if (kLevel == kFull) surface_state = surface;
   return finished;
 }
 
@@ -166,12 +182,26 @@ SPLAT_HD void write_tile(Workspace& w, int tile, const BlockState* blocks, const
   }
 }
 
-template <bool kAux>
+SPLAT_HD void write_tile_surfaces(const Workspace& w, int tile, const SurfaceState* blocks,
+                                  const Images& out) {
+  const Camera& c = w.camera;
+  const int64_t pixels = int64_t{c.width} * c.height;
+  for (int b = 0; b < kBlocks; b++) {
+    const BlockView view = block_view(c, tile_origin(w, tile), b);
+    if (view.outside()) continue;
+    if (out.depth) write_block(out.depth, view, blocks[b].depth);
+    if (!out.normal) continue;
+    for (int k = 0; k < 3; k++) write_block(out.normal + k * pixels, view, blocks[b].normal[k]);
+  }
+}
+
+template <int kLevel>
 void blend_tile(Workspace& w, int tile, const Images& out) {
   const TileOrigin origin = tile_origin(w, tile);
   const uint32_t start = w.tile_start[tile], end = w.tile_start[tile + 1];
   const FlushDenormals flush;
   BlockState blocks[kBlocks];
+  SurfaceState surfaces[kLevel == kFull ? kBlocks : 1];
   TileBatch batch;
   std::memset(&batch.splat[kBatch], 0, sizeof(TileSplat));
   batch.splat[kBatch].log2_opacity = -1000.f;
@@ -183,11 +213,12 @@ void blend_tile(Workspace& w, int tile, const Images& out) {
     if (view.outside()) continue;
     const VecF one = ones_inside(view), zero = 0.f;
     blocks[b] = {one, one, zero, zero, zero, zero, static_cast<int>(start)};
+    if (kLevel == kFull) surfaces[b] = {zero, {zero, zero, zero}};
     alive |= uint64_t{1} << b;
   }
   for (uint32_t first = start; first < end && alive; first += kBatch) {
     const int n = static_cast<int>(smaller<uint32_t>(kBatch, end - first));
-    const uint64_t used = unpack_batch(w, origin, first, n, end, batch);
+    const uint64_t used = unpack_batch<kLevel>(w, origin, first, n, end, batch);
     batch.splat[kBatch].end = static_cast<int32_t>(first) + n;  // it may pass for the last one
     for (uint64_t todo = alive & used; todo; todo &= todo - 1) {
       const int b = __builtin_ctzll(todo);
@@ -195,7 +226,8 @@ void blend_tile(Workspace& w, int tile, const Images& out) {
           list_hits(batch.rows[b >> 3], static_cast<uint8_t>(1 << (b & 7)), n, batch.hits);
       for (int k = 0; k < kSide; k++) batch.hits[hits + k] = kBatch;
       const VecF ox = load(kOffsets.x + kLanes * b), oy = load(kOffsets.y + kLanes * b);
-      const int finished = blend_block<kAux>(batch, hits, ox, oy, blocks[b]);
+      const int finished =
+          blend_block<kLevel>(batch, hits, ox, oy, blocks[b], surfaces[kLevel == kFull ? b : 0]);
       if (finished) {
         alive &= ~(uint64_t{1} << b);
         block_end[b] = first + batch.hits[finished - 1];
@@ -203,16 +235,19 @@ void blend_tile(Workspace& w, int tile, const Images& out) {
     }
   }
   write_tile(w, tile, blocks, out);
+  if (kLevel == kFull) write_tile_surfaces(w, tile, surfaces, out);
 }
 
 /// The tiles with lists.
 void blend_forward(Workspace& w, const Images& out, int threads) {
 #pragma omp parallel for schedule(dynamic, 2) num_threads(threads)
   for (int tile = w.first_tile; tile < w.end_tile; tile++) {
-    if (out.inverse_depth) {
-      blend_tile<true>(w, tile, out);
+    if (w.has_surfaces) {
+      blend_tile<kFull>(w, tile, out);
+    } else if (out.inverse_depth) {
+      blend_tile<kInverse>(w, tile, out);
     } else {
-      blend_tile<false>(w, tile, out);
+      blend_tile<kColour>(w, tile, out);
     }
   }
 }

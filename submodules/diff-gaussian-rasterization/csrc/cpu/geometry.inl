@@ -242,8 +242,37 @@ SPLAT_HD void mask_gradient(Mask drawn, GaussianGradient<VecF>& g) {
   g.opacity = zero_unless(drawn, g.opacity);
 }
 
+/// What the full level adds to dL/dquats, and the absolute screen gradients, NDC units.
+struct FullGradient {
+  VecF quat[4], absolute[3];
+};
+
+SPLAT_HD void clear(FullGradient& o) {
+  for (int k = 0; k < 4; k++) o.quat[k] = 0.f;
+  for (int k = 0; k < 3; k++) o.absolute[k] = 0.f;
+}
+
+/// Out of line and on its own projection: the plain pass keeps its registers (inline: 5 % slower).
+__attribute__((noinline)) void full_gradient(const Workspace& w, const Scene& scene, const Group& g,
+                                             const VecF* slot, FullGradient& o) {
+  const Camera& camera = w.camera;
+  RawGaussian<VecF> raw;
+  Projection<VecF> p;
+  load_gaussians(scene, g, raw);
+  project(raw, camera, form_of(scene), p);
+  if (w.has_surfaces && !scene.p.sigma) {
+    const VecF normal[3] = {slot[kSlotLane.of[kNormal]], slot[kSlotLane.of[kNormal + 1]],
+                            slot[kSlotLane.of[kNormal + 2]]};
+    surface_normal_gradient(surface_normal(raw, p, camera, scene.activated), p, normal, o.quat);
+  }
+  absolute_gradient(whitened_conic(p), slot[kSlotLane.of[kAbsoluteX]],
+                    slot[kSlotLane.of[kAbsoluteY]], o.absolute[0], o.absolute[1]);
+  o.absolute[0] *= 0.5f * static_cast<float>(camera.width);
+  o.absolute[1] *= 0.5f * static_cast<float>(camera.height);
+}
+
 SPLAT_HD void group_gradient(const Workspace& w, const Scene& scene, const Group& g,
-                             GroupFlags flags, bool pose, GroupGradient& o) {
+                             GroupFlags flags, bool pose, FullGradient& full, GroupGradient& o) {
   const Camera& camera = w.camera;
   const Mask drawn = mask_from_bits(flags.drawn);
   VecF slot[16];
@@ -257,8 +286,9 @@ SPLAT_HD void group_gradient(const Workspace& w, const Scene& scene, const Group
   project(raw, camera, form_of(scene), p);
   const Moments<VecF> moments = {moment(kSum), moment(kU),  moment(kV),
                                  moment(kUU),  moment(kUV), moment(kVV)};
-  const ScreenGradient<VecF> screen =
+  ScreenGradient<VecF> screen =
       screen_gradient(moments, whitened_conic(p), p.opacity, moment(kInverseDepth));
+  if (w.slots_are_full) screen.depth = zero_unless(drawn, slot[kSlotLane.of[kDepth]]);
   o.ndc_x = zero_unless(drawn, screen.x * (0.5f * static_cast<float>(camera.width)));
   o.ndc_y = zero_unless(drawn, screen.y * (0.5f * static_cast<float>(camera.height)));
   ViewGradient<VecF> view;
@@ -266,6 +296,11 @@ SPLAT_HD void group_gradient(const Workspace& w, const Scene& scene, const Group
   if (pose) {
     pose_gradient(raw.position, p, view, o.pose, o.pose + 9);
     for (int k = 12; k < 15; k++) o.pose[k] = 0.f;
+  }
+  if (w.slots_are_full) {
+    full_gradient(w, scene, g, slot, full);
+    for (int k = 0; k < 4; k++) o.gaussian.quat[k] += full.quat[k];
+    for (int k = 0; k < 2; k++) full.absolute[k] = zero_unless(drawn, full.absolute[k]);
   }
   for (int c = 0; c < 3; c++) {
     o.colour[c] =
@@ -291,12 +326,13 @@ SPLAT_HD void add_pose(const VecF* pose, double* sums) {
 SPLAT_HD void add_statistics(const Workspace& w, const Statistics& s, const Group& g,
                              GroupFlags flags, const GroupGradient& o) {
   const int n = g.count;
+  const Mask visible = mask_from_bits(flags.visible);
   if (s.gradient_norm) {
-    const VecF norm = sqrt(o.ndc_x * o.ndc_x + o.ndc_y * o.ndc_y);
+    const VecF norm = zero_unless(visible, sqrt(o.ndc_x * o.ndc_x + o.ndc_y * o.ndc_y));
     store_first(s.gradient_norm + g.first, n, load_first(s.gradient_norm + g.first, n) + norm);
   }
   if (s.count) {
-    const VecF one = zero_unless(mask_from_bits(flags.visible), VecF(1.f));
+    const VecF one = zero_unless(visible, VecF(1.f));
     store_first(s.count + g.first, n, load_first(s.count + g.first, n) + one);
   }
   if (s.max_radius) {
@@ -305,16 +341,31 @@ SPLAT_HD void add_statistics(const Workspace& w, const Statistics& s, const Grou
   }
 }
 
+/// Absolute screen gradients: the tensor, and the sum of their norms over views.
+SPLAT_HD void emit_absolute(const BackwardOutputs& out, const Group& g, GroupFlags flags,
+                            const VecF* absolute) {
+  emit<3>({out.absolute_means2d, nullptr, nullptr, nullptr, nullptr}, g, absolute, false,
+          updated_bits(nullptr, g));
+  float* const sum = out.statistics.absolute_norm;
+  if (!sum || !flags.visible) return;
+  VecF norm = sqrt(absolute[0] * absolute[0] + absolute[1] * absolute[1]);
+  norm = zero_unless(mask_from_bits(flags.visible), norm);
+  store_first(sum + g.first, g.count, load_first(sum + g.first, g.count) + norm);
+}
+
 /// `pose` = sums to add to, or null.
 void geometry_group(Workspace& w, const Scene& scene, const BackwardOutputs& out,
                     const GradientSink& sink, const Group& g, double* pose) {
   const GroupFlags flags = w.flags[g.first / kLanes];
   GroupGradient o;
   clear(o);
+  FullGradient full;
+  if (w.slots_are_full) clear(full);
   if (flags.drawn) {
-    group_gradient(w, scene, g, flags, pose != nullptr, o);
+    group_gradient(w, scene, g, flags, pose != nullptr, full, o);
     if (pose) add_pose(o.pose, pose);
   }
+  if (w.slots_are_full) emit_absolute(out, g, flags, full.absolute);
   if (flags.visible) add_statistics(w, out.statistics, g, flags, o);
   const bool idle = !flags.drawn;
   const unsigned all = updated_bits(nullptr, g), updated = updated_bits(sink.adam, g);

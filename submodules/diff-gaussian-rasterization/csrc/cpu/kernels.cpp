@@ -23,6 +23,7 @@
 #include "core/projection_gradient.h"
 #include "core/sh.h"
 #include "core/ssim.h"
+#include "core/surface.h"
 #include "cpu/kernels.h"
 
 namespace splat::SPLAT_ISA_NAME {
@@ -67,13 +68,16 @@ double each_band(Workspace& w, int threads, const Pass& pass) {
 }
 
 /// With a limit buffers are of the very size that is needed: other sizes, other buffers.
-void begin_image(Workspace& w, const Scene& scene, const Camera& camera, int threads) {
+void begin_image(Workspace& w, const Scene& scene, const Camera& camera, bool surfaces,
+                 int threads) {
   const bool same = w.count == scene.count && w.camera.width == camera.width &&
-                    w.camera.height == camera.height && w.threads == threads;
+                    w.camera.height == camera.height && w.has_surfaces == surfaces &&
+                    w.threads == threads;
   if (w.budget.limit != w.memory_limit || (w.memory_limit > 0 && !same)) w.release_image();
   w.budget.limit = w.memory_limit;
   w.camera = camera;
   w.count = scene.count;
+  w.has_surfaces = surfaces;
   w.threads = threads;
   w.tiles_x = (camera.width + kTile - 1) / kTile;
   w.tiles_y = (camera.height + kTile - 1) / kTile;
@@ -81,7 +85,7 @@ void begin_image(Workspace& w, const Scene& scene, const Camera& camera, int thr
 
 void forward(Workspace& w, const Scene& scene, const Camera& camera, const Images& out,
              int32_t* radii, int threads) {
-  begin_image(w, scene, camera, threads);
+  begin_image(w, scene, camera, out.depth || out.normal, threads);
   const double start = now_ms();
   preprocess(w, scene, radii, threads);
   const double preprocessed = now_ms();
@@ -98,13 +102,17 @@ void backward(Workspace& w, const Scene& scene, const float* transmittance, cons
               const BackwardOutputs& out, int threads) {
   const double start = now_ms();
   each_band(w, threads, [&](bool first) {
-    blend_backward(w, transmittance, gradient, threads);
+    blend_backward(w, transmittance, gradient, wants_absolute(out), threads);
     if (w.bands > 1) add_band_slots(w, first, threads);
   });
   const double blended = now_ms();
   geometry_backward(w, scene, out, threads);
   w.stage_ms[kBlendBackward] = blended - start;
   w.stage_ms[kGeometry] = now_ms() - blended;
+}
+
+void contributions(Workspace& w, const Contributions& out, int threads) {
+  each_band(w, threads, [&](bool) { band_contributions(w, out, threads); });
 }
 
 }  // namespace

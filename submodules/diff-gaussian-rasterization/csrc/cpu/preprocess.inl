@@ -34,6 +34,20 @@ SPLAT_HD void write_records(Workspace& w, const Group& g, unsigned drawn, VecF* 
   for (int k = 0; k < g.count; k++) store(&w.records[g.first + k].x, fields[k]);
 }
 
+/// Depth and normal, for the maps of them.
+SPLAT_HD void write_surfaces(Workspace& w, const Scene& scene, const Group& g,
+                             const RawGaussian<VecF>& raw, const Projection<VecF>& p) {
+  SurfaceNormal<VecF> s{};
+  for (int k = 0; k < 3; k++) s.n[k] = 0.f;
+  if (!scene.p.sigma) s = surface_normal(raw, p, w.camera, scene.activated);
+  const VecF fields[4] = {p.camera[2], s.n[0], s.n[1], s.n[2]};
+  float lanes[4][kLanes];
+  for (int k = 0; k < 4; k++) store(lanes[k], fields[k]);
+  for (int i = 0; i < g.count; i++) {
+    w.surfaces[g.first + i] = {lanes[0][i], {lanes[1][i], lanes[2][i], lanes[3][i]}};
+  }
+}
+
 /// Returns how many of the 16 were culled as invalid.
 int preprocess_group(Workspace& w, const Scene& scene, const Group& g, int32_t* radii_out) {
   const Camera& camera = w.camera;
@@ -94,6 +108,7 @@ int preprocess_group(Workspace& w, const Scene& scene, const Group& g, int32_t* 
   fields[13] = bounds.half_width;
   fields[14] = bounds.half_height;
   write_records(w, g, flags.drawn, fields, float_bits(p.camera[2]));
+  if (w.has_surfaces && flags.drawn) write_surfaces(w, scene, g, raw, p);
   // A position that is not finite has no side of the camera: it counts as invalid, not as behind.
   const Mask placed =
       is_finite(raw.position[0]) & is_finite(raw.position[1]) & is_finite(raw.position[2]);
@@ -104,6 +119,7 @@ int preprocess_group(Workspace& w, const Scene& scene, const Group& g, int32_t* 
 void preprocess(Workspace& w, const Scene& scene, int32_t* radii, int threads) {
   const int64_t n = scene.count, chunks = (n + kChunk - 1) / kChunk;
   w.records.grow(n + kLanes);
+  if (w.has_surfaces) w.surfaces.grow(n + kLanes);
   w.keys.grow(n + kLanes);
   w.radii.grow(n + kLanes);
   w.flags.grow(n / kLanes + 1);

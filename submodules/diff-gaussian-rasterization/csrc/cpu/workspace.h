@@ -26,6 +26,12 @@ struct alignas(64) Record {
   float unused;
 };
 
+/// What the depth and normal maps blend of it; filled only when one of them is wanted.
+struct alignas(16) Surface {
+  float depth;      // camera z
+  float normal[3];  // towards the camera, world axes; 0 with precomputed covariances
+};
+
 /// A (Gaussian, tile) pair: bit r * 8 + c of the mask is the block in row r, column c.
 struct Instance {
   uint64_t mask;
@@ -71,10 +77,13 @@ struct Workspace {
   int64_t listed = 0;   // instances in the lists now
   int64_t longest = 0;  // most that are ever listed at a time
   int first_tile = 0, end_tile = 0;  // tiles with lists now
+  bool has_surfaces = false;         // of the last image
+  bool slots_are_full = false;       // all 16 sums of the last backward pass, not the first ten
   double stage_ms[kStages] = {};
 
   Budget budget;
   Buffer<Record> records;
+  Buffer<Surface> surfaces;
   Buffer<float> radii;  // [px], 0 = not visible
   Buffer<GroupFlags> flags;
   Buffer<int64_t> invalid_in_chunk;
