@@ -63,5 +63,7 @@ def _describe(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, MemoryError):
+        if "memory limit" in str(error):  # one that was asked for; the text says how much is needed
+            return 2, f"--raster_memory: {error}"
         return 2, "out of memory: lower --max_memory (upsampling), --max_gaussians or -r (training)"
     return 2, str(error)

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from arguments.loading import PipelineParams
+from benchmarks.training_step import make_trainer
 from scene import load_scene
 from scene.gaussians import FIELDS
 from tests.training_factory import random_state, settings, write_scene
 from training.adam import BETAS, EPS, update
+from training.engines import choose
 from training.job import Job
 from training.views import training_views
+from utils import errors
 from utils.errors import UserError
 
 
@@ -108,12 +111,27 @@ def test_engines_agree_on_how_gaussians_are_drawn(scene_root, pipeline):
     assert abs(losses[0] - losses[2]) > 1e-3, "the setting has no effect"
 
 
-def test_a_bound_on_memory_changes_no_bit(scene_root):
-    runs = [trainer(scene_root, "native", {"raster_memory": megabytes}) for megabytes in (0, 1)]
+def test_a_bound_on_memory_changes_no_bit(tmp_path):
+    runs = [make_trainer(tmp_path, 3000, 256, "random") for _ in range(2)]
+    for run, megabytes in zip(runs, (0, 5), strict=True):
+        run.engine = choose(PipelineParams(raster_memory=megabytes), "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each thread has some memory of its own
     losses = [[run.step().loss for _ in range(3)] for run in runs]
+    torch.set_num_threads(threads)
+    assert runs[1].engine.workspace.facts["bands"] > 1
     assert losses[0] == losses[1]
     states = [run.state.tensors() for run in runs]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_too_small_a_bound_names_its_flag(tmp_path, capsys):
+    run = make_trainer(tmp_path, 6000, 128, "random")
+    run.engine = choose(PipelineParams(raster_memory=1), "cpu")
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(lambda: run.step())
+    assert stopped.value.code == 2
+    assert "--raster_memory: the rasterizer's memory limit of 1000000 bytes is too small" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [{"dilation": -0.1}, {"dilation": float("nan")}, {"raster_memory": -1}])
