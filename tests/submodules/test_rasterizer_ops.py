@@ -30,7 +30,11 @@ from tests.submodules.test_rasterizer_gradients import original_settings
 SIZE = {"width": 20, "height": 17}
 INDUCTOR = pytest.param(
     "inductor",
-    marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++")],
+    marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++"),
+        pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # PyTorch's own, when it imports its compiler
+    ],
 )
 
 
@@ -84,7 +88,7 @@ KINDS = [(colors, covariances) for colors in (False, True) for covariances in (F
 )
 def test_opcheck_of_the_autograd_interface(cameras, num, colors, covariances):
     values = activated(make_case(1, n=30, **SIZE), num, colors=colors, covariances=covariances)
-    arguments = render_arguments(values, cameras, maps=num % 4 // 2, screen=not colors)
+    arguments = render_arguments(values, cameras, maps=1 if covariances else 2, screen=not colors)
     opcheck(ops.render, arguments)
     with torch.no_grad():
         out = ops.render(*arguments)
@@ -306,6 +310,11 @@ def test_what_is_not_there_is_refused_clearly():
         rasterize_extended([], **plain)
     with pytest.raises(ValueError, match="maps: expected one of"):
         rasterize_extended(camera, **plain, maps="depth")
+    shapes = {"scales": None, "quats": None, "covariances": torch.ones(24, 6)}
+    with pytest.raises(ValueError, match="normals need scales and rotations"):
+        rasterize_extended(camera, **(plain | shapes), maps="all")
+    with pytest.raises(ValueError, match="filter_3d: needs scales and rotations"):
+        rasterize_extended(camera, **(plain | shapes), filter_3d=torch.ones(24))
     with pytest.raises(ValueError, match="means2D: expected shape"):
         rasterize_extended(camera, means2d=plain["means"][:3], **plain)
     with pytest.raises(ValueError, match="sh_degree"):

@@ -63,8 +63,6 @@ def rasterize_extended(
     """
     if maps not in MAPS:
         raise ValueError(f"maps: expected one of {list(MAPS)}, got {maps!r}")
-    if maps == "all" and covariances is not None:
-        raise ValueError('maps="all": normals need scales and quats, not covariances')
     rows, view = view_of(camera)
     color, transmittance, inverse_depth, depth_sum, normal, radii, _ = render(
         rows,

@@ -121,7 +121,7 @@ def _render_fake(
 ):  # fmt: skip
     _, lead = checked_view(rows, view)
     Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
-    _check_screen(means, lead, means2d, means2d_abs)
+    _check_outputs(means, covariances, lead, means2d, means2d_abs, maps)
     out = _empty_maps(means, lead, view, maps)
     return *out, means.new_empty((*lead, means.shape[0]), dtype=torch.int32), empty_handle()
 
@@ -148,7 +148,7 @@ def render(
     """
     rows, lead = checked_view(rows, view)
     splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
-    _check_screen(means, lead, means2d, means2d_abs)
+    _check_outputs(means, covariances, lead, means2d, means2d_abs, maps)
     out = _empty_maps(means, lead, view, maps)
     radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
     drawn = lease(lead[0] if lead else 1)
@@ -156,7 +156,17 @@ def render(
     return *out, radii, handle(drawn)
 
 
-def _check_screen(means: Tensor, lead: tuple[int, ...], means2d: Tensor | None, means2d_abs: Tensor | None) -> None:
+def _check_outputs(
+    means: Tensor,
+    covariances: Tensor | None,
+    lead: tuple[int, ...],
+    means2d: Tensor | None,
+    means2d_abs: Tensor | None,
+    maps: int,
+) -> None:
+    check_range("maps", maps, 0, 2)
+    if maps == 2 and covariances is not None:
+        raise ValueError("maps: normals need scales and rotations, not precomputed 3D covariances")
     shape = (*lead, means.shape[0], 3)
     if means2d is not None:
         check_tensor("means2D", means2d, shape)
