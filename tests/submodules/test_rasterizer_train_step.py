@@ -237,12 +237,14 @@ def test_pooled_and_owned_memory_give_the_same_bits_also_below_a_limit():
     losses = [fused.L1SSIM(target(0, 150, 200))]
     runs = []
     try:
-        for limit in (0, 1):
+        for limit in (0, 350_000):
             set_memory_limit(limit)
-            for workspace in (None, fused.Workspace(memory_limit=limit)):
+            own = fused.Workspace(memory_limit=limit)
+            for workspace in (None, own):
                 runs.append(Trained(case))
                 result = runs[-1].step(case.raster_camera, losses=losses, workspace=workspace)
                 assert result.invalid == 0
+            assert (own.facts["bands"] > 1) == (limit > 0)
     finally:
         set_memory_limit(0)
     assert all(same(runs[0], run) for run in runs[1:])
