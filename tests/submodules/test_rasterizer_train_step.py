@@ -237,7 +237,7 @@ def test_pooled_and_owned_memory_give_the_same_bits_also_below_a_limit():
     losses = [fused.L1SSIM(target(0, 150, 200))]
     runs = []
     try:
-        for limit in (0, 350_000):
+        for limit in (0, 2_500_000):
             set_memory_limit(limit)
             own = fused.Workspace(memory_limit=limit)
             for workspace in (None, own):
