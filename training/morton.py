@@ -9,6 +9,7 @@ from torch import Tensor
 from training.state import Change
 
 BITS = 21  # of each axis; three of them fill an int64
+FAR = 200  # one point in so many, at each end of an axis, may be an outlier that would squeeze all others together
 # Spreading the bits of a number out to every third place, by halves: shift, and which bits are then right.
 SPREAD = (
     (32, 0x1F00000000FFFF),
@@ -20,10 +21,13 @@ SPREAD = (
 
 
 def codes(points: Float[Tensor, "N 3"]) -> Int64[Tensor, " N"]:
-    """Place of each point on the curve through the points' bounding box; equal cells have equal codes."""
-    finite = torch.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = finite.amin(dim=0), finite.amax(dim=0)
-    cells = (finite - low) / (high - low).clamp(min=torch.finfo(points.dtype).tiny) * (2**BITS - 1)
+    """Place of each point on the curve through the box of all but the outermost points; equal cells, equal codes."""
+    finite = torch.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0).clamp(-1e18, 1e18)
+    outside = len(points) // FAR
+    low = finite.kthvalue(1 + outside, dim=0).values
+    high = finite.kthvalue(len(points) - outside, dim=0).values
+    share = (finite - low) / (high - low).clamp(min=torch.finfo(points.dtype).tiny)
+    cells = share.clamp(0, 1) * (2**BITS - 1)
     code = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     for axis, cell in enumerate(cells.to(torch.int64).unbind(1)):
         spread = cell

@@ -38,6 +38,15 @@ def test_neighbours_come_together():
     assert steps < 0.15 * points.diff(dim=0).norm(dim=1).mean()
 
 
+@pytest.mark.parametrize("far", [1e6, -1e38])
+def test_an_outlier_changes_nothing_for_the_others(far):
+    points = torch.rand(5000, 3, generator=torch.Generator().manual_seed(0))
+    points[7] = far
+    along = order(points)
+    near = points[along[along != 7]]
+    assert near.diff(dim=0).norm(dim=1).mean() < 0.15 * points[torch.arange(5000) != 7].diff(dim=0).norm(dim=1).mean()
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_no_numbers_have_a_place(broken):
     points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
