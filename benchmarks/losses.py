@@ -2,7 +2,8 @@
 
     python -m benchmarks.losses [--size 800x800 800x533 400x400 200x200] [--threads 2] [--json FILE]
 
-All runners of a table take turns. `isa` follows SPLAT_ISA. Times in milliseconds.
+All runners of a table take turns. `isa` follows SPLAT_ISA. Times in milliseconds. The LR term alone keeps the matrices
+of its taps from call to call, as in train.py; in the whole iteration with both terms they are made anew in each.
 """
 
 import argparse

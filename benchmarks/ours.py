@@ -16,6 +16,7 @@ from scene.lr_kernel import LRKernel
 
 LR_SCALE = 4
 LAMBDA_TEX = 0.4  # weight of the HR term where there are two (Ko et al., "Sequence Matters", AAAI 2025)
+OTHER_TAPS = 1 + 2.0**-20  # factor of the second set of taps, see Fused
 SETTLE_S = 10.0  # how long a process may take to end
 
 
@@ -28,23 +29,33 @@ def camera_of(case: Case) -> RasterCamera:
 
 
 class Fused:
-    """One `fused.train_step` on raw parameters; no cache lives from one step to the next.
+    """One `fused.train_step` on raw parameters; nothing that one step caches helps the next.
 
     Parameters
     ----------
     two_term : the paper's objective, L(R, V) at full size and L(A R, I) at a quarter of it, instead of the first alone.
+
+    Notes
+    -----
+    A workspace keeps the matrices of the last LR taps. Steps with both terms take turns with two sets of taps that
+    differ in their last bits, so each step makes these matrices anew; train.py, one kernel for all views, need not.
     """
 
     def __init__(self, case: Case, threads: int, *, two_term: bool = False) -> None:
         self.six = [torch.from_numpy(v.copy()) for v in case.values.values()]
         self.mean, self.square = ([torch.zeros_like(p) for p in self.six] for _ in range(2))
         self.camera, self.threads = camera_of(case), threads
-        self.losses = objective(case, two_term)
+        self.turns = (
+            [objective(case, taps_factor) for taps_factor in (1.0, OTHER_TAPS)] if two_term else [[hr_term(case)]]
+        )
+        self.steps = 0
         self.stats = fused.Statistics(*(torch.zeros(case.n) for _ in range(3)))
         self.workspace = fused.Workspace()
 
     def step(self) -> Times:
         torch.set_num_threads(self.threads)
+        losses = self.turns[self.steps % len(self.turns)]
+        self.steps += 1
         start = time.perf_counter()
         fused.train_step(
             self.camera,
@@ -53,13 +64,13 @@ class Fused:
             exp_avg_sq=self.square,
             learning_rates=(0.0,) * 6,
             step=100,
-            losses=self.losses,
+            losses=losses,
             stats=self.stats,
             workspace=self.workspace,
         )
         whole = (time.perf_counter() - start) * 1e3
         stages = self.workspace.facts["stage_ms"]
-        if len(self.losses) > 1:  # the kernels time each term alone; the call's overhead goes with them here
+        if len(losses) > 1:  # the kernels time each term alone; the call's overhead goes with them here
             stages["loss"] = whole - sum(ms for name, ms in stages.items() if name != "loss")
         return {**stages, "whole": whole}
 
@@ -69,15 +80,18 @@ class Fused:
         return {"isa": isa(), **{k: self.workspace.facts[k] for k in ("drawn", "instances", "bytes")}}
 
 
-def objective(case: Case, two_term: bool) -> list[fused.L1SSIM | fused.LowResolution]:
-    """The terms of the loss."""
-    target = torch.from_numpy(case.target)
-    if not two_term:
-        return [fused.L1SSIM(target)]
+def hr_term(case: Case, weight: float = 1.0) -> fused.L1SSIM:
+    """L1 + SSIM at full size."""
+    return fused.L1SSIM(torch.from_numpy(case.target), weight=weight)
+
+
+def objective(case: Case, taps_factor: float) -> list[fused.L1SSIM | fused.LowResolution]:
+    """Both terms of the paper's loss, the LR operator's taps along each axis times `taps_factor`."""
     kernel = LRKernel("bicubic", "renormalise", (case.size,) * 2, (case.size // LR_SCALE,) * 2)
-    lr_target = kernel.down(target).contiguous()
-    lr_term = fused.LowResolution(lr_target, kernel.taps("x"), kernel.taps("y"), weight=1 - LAMBDA_TEX)
-    return [fused.L1SSIM(target, weight=LAMBDA_TEX), lr_term]
+    taps = {axis: (start, weight * np.float32(taps_factor)) for axis in "xy" for start, weight in [kernel.taps(axis)]}
+    lr_target = kernel.down(torch.from_numpy(case.target)).contiguous()
+    lr_term = fused.LowResolution(lr_target, taps["x"], taps["y"], weight=1 - LAMBDA_TEX)
+    return [hr_term(case, LAMBDA_TEX), lr_term]
 
 
 class Written:

@@ -3,6 +3,7 @@
     python -m benchmarks.rasterizer --goals --against DIR --repeats 15 --json benchmarks/results/goals.json
     python -m benchmarks.rasterizer --against DIR --n 10000 50000 100000 200000 300000 --size 400 800 --threads 1 2 \\
         --json benchmarks/results/stages.json
+    python -m benchmarks.training_step --two_term --json benchmarks/results/training_step.json
     python -m benchmarks.pages
 
 What stands between `<!-- numbers: NAME -->` and `<!-- end of numbers -->` in a page is replaced. A test holds that
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import report, training_step
 from benchmarks.chart import chart
 from benchmarks.goals import Finding, goals_table
 from utils import errors
@@ -27,7 +28,9 @@ CHART = PROJECT / "docs/images/rasterizer.svg"
 PACKAGE = "submodules/diff-gaussian-rasterization/README.md"
 PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md")
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", re.S)
+FILES = ("goals", "stages", "training_step")
 Report = dict[str, Any]
+Reports = dict[str, Report]  # by the names in FILES
 
 
 def heading(found: Report) -> str:
@@ -35,32 +38,42 @@ def heading(found: Report) -> str:
     return f"{report.machine_line(found['machine'])}\n<!-- measured: {found['command']} -->\n"
 
 
-def goals_block(goals: Report, stages: Report) -> str:
+def goals_block(reports: Reports) -> str:
     """Every goal with its verdict."""
+    goals = reports["goals"]
     return heading(goals) + goals_table([Finding(g["goal"], g["ratio"], g["detail"]) for g in goals["goals"]])
 
 
-def stages_block(goals: Report, stages: Report) -> str:
+def stages_block(reports: Reports) -> str:
     """A row a scene."""
+    stages = reports["stages"]
     table = report.summary_table(stages["cases"], report.our_runners(stages["settings"]["threads"]))
     return _under(stages, table)
 
 
-def scaling_block(goals: Report, stages: Report) -> str:
+def scaling_block(reports: Reports) -> str:
     """Whole steps over threads and N."""
-    return _under(stages, report.scaling_table(stages["scaling"]))
+    return _under(reports["stages"], report.scaling_table(reports["stages"]["scaling"]))
 
 
-def picture_block(goals: Report, stages: Report) -> str:
+def training_step_block(reports: Reports) -> str:
+    """What an iteration of train.py spends outside the kernels."""
+    found = reports["training_step"]
+    return heading(found) + training_step.summary(found["cases"])
+
+
+def picture_block(reports: Reports) -> str:
     """The chart, with its numbers for those who do not see it."""
-    parts = (f"{c['kind']} {c['n']}/{c['size']} {c['ms']['ours']['min']['whole']:.1f} ms" for c in stages["cases"])
+    cases = reports["stages"]["cases"]
+    parts = (f"{c['kind']} {c['n']}/{c['size']} {c['ms']['ours']['min']['whole']:.1f} ms" for c in cases)
     return f"![Whole training steps: {', '.join(parts)}](../../docs/images/rasterizer.svg)\n"
 
 
-BLOCKS: dict[str, Callable[[Report, Report], str]] = {
+BLOCKS: dict[str, Callable[[Reports], str]] = {
     "goals": goals_block,
     "stages": stages_block,
     "scaling": scaling_block,
+    "training_step": training_step_block,
     "picture": picture_block,
 }
 
@@ -71,7 +84,7 @@ def _under(found: Report, table: str) -> str:
     return f"{title.lstrip('# ')}. {heading(found)}{rows}"
 
 
-def filled(text: str, goals: Report, stages: Report) -> str:
+def filled(text: str, reports: Reports) -> str:
     """The page with its blocks renewed.
 
     Raises
@@ -82,16 +95,16 @@ def filled(text: str, goals: Report, stages: Report) -> str:
     def renew(match: re.Match[str]) -> str:
         if match[2] not in BLOCKS:
             raise UserError(f"numbers: {match[2]}: one of {', '.join(BLOCKS)} is expected")
-        return f"{match[1]}{BLOCKS[match[2]](goals, stages)}{match[3]}"
+        return f"{match[1]}{BLOCKS[match[2]](reports)}{match[3]}"
 
     return BLOCK.sub(renew, text)
 
 
 def outputs(results: Path) -> dict[Path, str]:
-    """What every page and the chart must say, from the two files in `results`."""
-    goals, stages = (read_json(results / f"{name}.json") for name in ("goals", "stages"))
-    pages = {PROJECT / page: filled((PROJECT / page).read_text(), goals, stages) for page in PAGES}
-    return {**pages, CHART: chart(stages)}
+    """What every page and the chart must say, from the files in `results`."""
+    reports = {name: read_json(results / f"{name}.json") for name in FILES}
+    pages = {PROJECT / page: filled((PROJECT / page).read_text(), reports) for page in PAGES}
+    return {**pages, CHART: chart(reports["stages"])}
 
 
 def main() -> None:

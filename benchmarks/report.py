@@ -60,10 +60,10 @@ def load() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
 
 
-def command() -> str:
+def command(module: str = "benchmarks.rasterizer") -> str:
     """The words of this run, without the folders of this machine."""
     words = [f".../{Path(word).name}" if word.startswith("/") else word for word in sys.argv[1:]]
-    return " ".join(["python -m benchmarks.rasterizer", *words])
+    return " ".join([f"python -m {module}", *words])
 
 
 def our_name(threads: int, most: int) -> str:
@@ -94,6 +94,15 @@ def rounded(measured: Measured) -> Measured:
         runner: {statistic: {k: round(v, 3) for k, v in times.items()} for statistic, times in both.items()}
         for runner, both in measured.items()
     }
+
+
+def rounded_values(value: Any) -> Any:
+    """Any JSON value with its numbers to five decimals: times in ms to ten nanoseconds, shares to 0.001 %."""
+    if isinstance(value, dict):
+        return {k: rounded_values(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [rounded_values(v) for v in value]
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def table(case: Case, results: Measured, ratios: list[Ratio]) -> str:

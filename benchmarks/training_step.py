@@ -1,6 +1,6 @@
 """Where the time of one iteration of train.py goes: kernels, PyTorch's operators, Python.
 
-    python -m benchmarks.training_step [--n 100000 300000] [--size 800] [--threads 1 2] [--rgba] [--json FILE]
+    python -m benchmarks.training_step [--n 100000 300000] [--threads 1 2] [--rgba] [--two_term] [--json FILE]
 
 Our own scene (benchmarks.gen) from a few cameras, images as PNG files in a temporary folder, the loop of train.py with
 its log. Learning rates are 0: the same work, but the scene stays as it is. Shares are of the iteration's time in the
@@ -10,7 +10,7 @@ the functions that call them). What comes every 100 or 1000 iterations is timed 
 
 import argparse
 import cProfile
-import json
+import itertools
 import pstats
 import statistics
 import sys
@@ -28,20 +28,25 @@ from arguments.flags import Parser, underscored
 from arguments.loading import PipelineParams
 from arguments.training import OptimizationParams
 from benchmarks import gen, report
+from benchmarks.cases import Case
+from benchmarks.ours import LR_SCALE
 from scene.cameras import Camera, intrinsics
 from scene.gaussians import Gaussians
 from scene.image_files import write_png
 from scene.images import ImageStore
+from scene.lr_kernel import LRKernel
 from training import loop
 from training.checkpoint import Checkpoints
 from training.densify import densification
 from training.engines import choose
 from training.guard import Guard
+from training.morton import reordered
 from training.outputs import Log
 from training.state import TrainState, apply
 from training.trainer import Generators, Trainer, World
 from training.views import TrainingViews, View
 from utils import errors
+from utils.atomic import write_text
 from utils.log import Progress, set_quiet
 
 VIEWS = 6
@@ -49,6 +54,7 @@ TURN = 0.06  # between neighbouring views [rad]
 NEVER = 1 << 30
 KERNELS = "diff_gaussian_rasterization"
 SHOWN = 0.001  # smaller shares are left out
+GROUPS = ("torch", "python")
 Shares = dict[str, float]
 
 
@@ -64,15 +70,27 @@ def cameras(size: int) -> dict[str, Camera]:
     return found
 
 
-def make_trainer(folder: Path, n: int, size: int, kind: str, rgba: bool = False) -> Trainer:
-    """A run of train.py on images in `folder` that changes no parameter and does not densify by itself."""
-    paths = {}
-    for i, name in enumerate(cameras(size)):
+def write_images(folder: Path, size: int, rgba: bool) -> ImageStore:
+    """A picture of its own for each camera."""
+    folder.mkdir(exist_ok=True)
+    paths = {name: folder / f"{name}.png" for name in cameras(size)}
+    for i, path in enumerate(paths.values()):
         image = np.rint(255 * gen.target(size, seed=i).clip(0, 1)).astype(np.uint8).transpose(1, 2, 0)
         alpha = np.roll(image[..., :1], size // 3, axis=0)
-        paths[name] = folder / f"{name}.png"
-        write_png(paths[name], np.concatenate([image, alpha], axis=2) if rgba else image)
-    views = {name: View(camera, None) for name, camera in cameras(size).items()}
+        write_png(path, np.concatenate([image, alpha], axis=2) if rgba else image)
+    return ImageStore(paths)
+
+
+def training_views(folder: Path, size: int, rgba: bool, two_term: bool) -> TrainingViews:
+    """Images at full size; with two terms also at a quarter of it, and the kernel between them."""
+    kernel = LRKernel("bicubic", "renormalise", (size,) * 2, (size // LR_SCALE,) * 2) if two_term else None
+    views = {name: View(camera, kernel) for name, camera in cameras(size).items()}
+    lr = write_images(folder / "lr", size // LR_SCALE, rgba) if two_term else None
+    return TrainingViews(views, write_images(folder / "hr", size, rgba), lr, torch.device("cpu"))
+
+
+def make_trainer(folder: Path, n: int, size: int, kind: str, *, rgba: bool = False, two_term: bool = False) -> Trainer:
+    """A run of train.py on images in `folder` that changes no parameter and does not densify by itself."""
     settings = OptimizationParams(
         iterations=NEVER,
         densify_from_iter=NEVER - 1,
@@ -87,7 +105,7 @@ def make_trainer(folder: Path, n: int, size: int, kind: str, rgba: bool = False)
     )
     values = {name: torch.from_numpy(value) for name, value in gen.scene(n, size, kind).items()}
     return Trainer(
-        TrainingViews(views, ImageStore(paths), None, torch.device("cpu")),
+        training_views(folder, size, rgba, two_term),
         choose(PipelineParams(), "cpu"),
         TrainState.start(Gaussians(**values)),
         settings,
@@ -171,7 +189,8 @@ def now_and_then(folder: Path, trainer: Trainer, repeats: int) -> dict[str, dict
         state.view_count.fill_(1.0)
         state.grad_norm_sum.zero_()
         state.grad_norm_sum[::20] = 1.0
-        apply(state, densification(state, trainer.settings, trainer.world.extent, False, trainer.generators.split))
+        change = densification(state, trainer.settings, trainer.world.extent, False, trainer.generators.split)
+        apply(state, reordered(state.gaussians.means, change))
 
     def checkpoint() -> None:
         tensors, info = trainer.capture()
@@ -194,11 +213,11 @@ def _median_ms(part: Callable[[], None], repeats: int) -> float:
     return statistics.median(rounds)
 
 
-def measure(n: int, size: int, kind: str, rgba: bool, repeats: int) -> dict[str, Any]:
+def measure(n: int, size: int, kind: str, *, rgba: bool, two_term: bool, repeats: int) -> dict[str, Any]:
     """All numbers of one scene with the present number of threads."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = Run(folder, make_trainer(folder, n, size, kind, rgba))
+        run = Run(folder, make_trainer(folder, n, size, kind, rgba=rgba, two_term=two_term))
         run.iterate(2 * VIEWS)  # every image is decoded, every buffer is there
         step = whole(run, repeats)
         result: dict[str, Any] = {
@@ -207,6 +226,7 @@ def measure(n: int, size: int, kind: str, rgba: bool, repeats: int) -> dict[str,
             "size": size,
             "threads": torch.get_num_threads(),
             "rgba": rgba,
+            "two_term": two_term,
             "step": step,
         }
         result |= {"torch": torch_shares(run, repeats), "python": python_shares(run, repeats)}
@@ -220,16 +240,43 @@ def table(result: dict[str, Any]) -> str:
     """As people read it."""
     step = result["step"]
     what = "RGBA" if result["rgba"] else "RGB"
+    terms = "two terms" if result["two_term"] else "one term"
     lines = [
-        f"### {result['kind']}, {result['n']} Gaussians, {result['size']} x {result['size']} {what}, "
+        f"### {result['kind']}, {result['n']} Gaussians, {result['size']} x {result['size']} {what}, {terms}, "
         f"{result['threads']} threads: {step['min_ms']:.1f} ms (median {step['median_ms']:.1f}), "
         f"kernels {100 * step['kernels']:.1f} %"
     ]
     lines += ["", "| what | share |", "|---|---|"]
-    for group in ("torch", "python"):
+    for group in GROUPS:
         lines += [f"| {group}: {name} | {100 * share:.2f} % |" for name, share in result[group].items()]
     for name, part in result["now_and_then"].items():
         lines.append(f"| {name}: {part['ms']:.1f} ms every {part['every']} | {100 * part['share']:.2f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def summary(cases: list[dict[str, Any]]) -> str:
+    """A row a scene, and below them the largest share that any operator or function outside the kernels takes.
+
+    Parameters
+    ----------
+    cases : what `measure` returned.
+    """
+    lines = ["| scene | threads | terms | iteration, min / median, ms | kernels | largest PyTorch operator "]
+    lines[0] += "| largest Python function | densification, every 100 |"
+    lines.append("|---" * lines[0].count(" |") + "|")
+    largest = []
+    for case in cases:
+        step, (torch_top, python_top) = case["step"], (max(case[k].items(), key=lambda e: e[1]) for k in GROUPS)
+        largest += [torch_top, python_top]
+        cells = [
+            *(str(Case(case["kind"], case["n"], case["size"])), str(case["threads"]), str(1 + case["two_term"])),
+            *(f"{step['min_ms']:.1f} / {step['median_ms']:.1f}", f"{100 * step['kernels']:.1f} %"),
+            *(f"`{name}` {100 * share:.2f} %" for name, share in (torch_top, python_top)),
+            f"{100 * case['now_and_then']['densification']['share']:.2f} %",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    name, share = max(largest, key=lambda e: e[1])
+    lines += ["", f"The largest share outside the kernels is that of `{name}`: {100 * share:.2f} % of an iteration."]
     return "\n".join(lines) + "\n"
 
 
@@ -242,6 +289,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kind", choices=list(gen.KINDS), default="random", help="(default: random)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
     parser.add_argument("--rgba", action="store_true", help="images with alpha, composed on white")
+    parser.add_argument("--two_term", action="store_true", help="also with the paper's objective, HR and LR")
     parser.add_argument("--repeats", type=int, default=15, help="counted iterations (default: 15)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     return parser.parse_args(underscored(sys.argv[1:]))
@@ -250,16 +298,17 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     set_quiet(True)
-    cases = []
-    for n in args.n:
-        for threads in args.threads:
-            torch.set_num_threads(threads)
-            cases.append(measure(n, args.size, args.kind, args.rgba, args.repeats))
-            print(table(cases[-1]), flush=True)
+    machine, cases = report.machine(), []
+    for n, threads, two_term in itertools.product(args.n, args.threads, [False, True] if args.two_term else [False]):
+        torch.set_num_threads(threads)
+        found = measure(n, args.size, args.kind, rgba=args.rgba, two_term=two_term, repeats=args.repeats)
+        cases.append(found)
+        print(table(found), flush=True)
+    print(summary(cases))
     if args.json:
-        args.json.write_text(
-            json.dumps({"machine": report.machine(), "threads": args.threads, "cases": cases}, indent=1) + "\n"
-        )
+        found = {"machine": machine, "command": report.command("benchmarks.training_step"), "cases": cases}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.json, report.json_text(report.rounded_values(found)) + "\n")
 
 
 if __name__ == "__main__":

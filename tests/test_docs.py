@@ -59,6 +59,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.tables": (TableParams,),
     "examples.demo": (CommonParams,),
 }
+BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn")
 RUNS_PIPELINE = {"run_scene.sh", "ablate_ordering.sh"}  # what follows their two folders goes to run.py
 TOOLS = {"pip", "pytest", "venv"}  # their own flags are not ours to check
 
@@ -98,7 +99,7 @@ def flags_of(program: str) -> set[str]:
 
 @cache
 def all_flags() -> set[str]:
-    modules = ("scene.check", "benchmarks.rasterizer", "utils.weights")
+    modules = ("scene.check", "utils.weights", *(f"benchmarks.{name}" for name in BENCHMARKS))
     return {flag for program in (*GROUPS, *modules) for flag in flags_of(program)}
 
 

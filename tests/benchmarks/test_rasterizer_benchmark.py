@@ -55,10 +55,21 @@ def test_a_fused_step_reports_its_stages_and_leaves_the_scene_as_it_is(two_term)
 
 
 def test_the_two_term_objective_has_the_papers_weights():
-    hr, lr = objective(SMALL, True)
+    hr, lr = objective(SMALL, 1.0)
     assert hr.weight + lr.weight == pytest.approx(1)
     assert tuple(lr.lr_target.shape) == (3, 12, 12)
-    assert len(objective(SMALL, False)) == 1
+    (alone,) = Fused(SMALL, 1).turns[0]
+    assert alone.weight == 1
+
+
+def test_steps_with_both_terms_find_nothing_cached():
+    """The workspace compares the taps with those of the step before."""
+    (_, first), (_, second) = Fused(SMALL, 1, two_term=True).turns
+    for (start, weight), (other_start, other_weight) in ((first.taps_x, second.taps_x), (first.taps_y, second.taps_y)):
+        assert np.array_equal(start, other_start)
+        assert weight.dtype == other_weight.dtype == np.float32
+        assert (weight != other_weight).any()
+        assert np.allclose(weight, other_weight, rtol=1e-5, atol=0)
 
 
 def test_written_gradients_are_those_of_the_loss():

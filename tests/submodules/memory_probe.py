@@ -1,13 +1,11 @@
-"""A process of its own that says what one training step takes beside parameters and moments.
+"""A process of its own that says what training steps take beside parameters and moments: benchmarks.memory's probe.
 
     python -m tests.submodules.memory_probe SCENE LIMIT
 
 SCENE is `random` (60,000 splats at 640x480) or a COLMAP folder (its points, 20 times each, at their images' size);
-LIMIT [bytes], 0 = none. Prints JSON: extra (peak resident memory during the step less that before), bytes, bands,
-instances, count.
+LIMIT [bytes], 0 = none. Prints the probe's JSON.
 """
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,18 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diff_gaussian_rasterization.fused import RasterCamera, Workspace
+from diff_gaussian_rasterization import RasterCamera
 from torch import Tensor
 
+from benchmarks.memory import probe
+
 COPIES = 20
-
-
-def resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (peak) of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field}")
 
 
 def random_scene() -> tuple[RasterCamera, list[Tensor]]:
@@ -65,19 +57,7 @@ def colmap_scene(folder: Path) -> tuple[RasterCamera, list[Tensor]]:
 
 def main(name: str, limit: int) -> dict[str, Any]:
     camera, six = random_scene() if name == "random" else colmap_scene(Path(name))
-    moments = [[torch.full_like(p, 1e-3) for p in six] for _ in range(2)]
-    target = torch.full((3, camera.height, camera.width), 0.5)
-    workspace = Workspace(limit)
-    with contextlib.suppress(OSError):  # else the peak is that of the whole life: only more
-        Path("/proc/self/clear_refs").write_text("5")
-    before = resident_bytes("VmRSS")
-    image, _, _ = workspace.forward(camera, *six)
-    grad = torch.empty_like(image)
-    workspace.l1_ssim(image, target, grad)
-    workspace.backward_adam(grad, six, exp_avg=moments[0], exp_avg_sq=moments[1], learning_rates=[1e-3] * 6, step=1)
-    extra = resident_bytes("VmHWM") - before
-    facts = workspace.facts
-    return {"extra": extra, "count": len(six[0])} | {k: facts[k] for k in ("bytes", "bands", "instances")}
+    return probe([camera], [torch.full((3, camera.height, camera.width), 0.5)], six, limit)
 
 
 if __name__ == "__main__":
