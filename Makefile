@@ -23,6 +23,8 @@ help:
 setup: $(STAMPS)/run build
 build: $(NATIVE:%=$(STAMPS)/%)
 dev: setup $(STAMPS)/dev
+# What is built for tests has no warnings.
+dev: WARNINGS := --config-settings=cmake.define.SPLAT_WERROR=ON
 
 ifeq ($(VENV),none)
 # An offline machine: nothing is installed, the native packages are built into ./build and found through PYTHONPATH.
@@ -55,7 +57,7 @@ endif
 # Rebuilt when one of its sources is newer.
 define native
 $(STAMPS)/$(1): $(STAMPS)/run $$(shell find submodules/$(1) -type f -not -path '*/build/*' -not -name '*.pyc' 2>/dev/null)
-	$$(PIP_NATIVE) ./submodules/$(1)
+	$$(PIP_NATIVE) $$(WARNINGS) ./submodules/$(1)
 	@mkdir -p $(STAMPS) && touch $$@
 endef
 $(foreach package,$(NATIVE),$(eval $(call native,$(package))))

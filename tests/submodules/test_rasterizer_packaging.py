@@ -38,10 +38,10 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> st
     return done.stdout + done.stderr
 
 
-def configure(build: Path, *options: str, **environment: str) -> str:
-    """What CMake prints when it prepares a build of the rasterizer in `build`."""
+def configure(build: Path, *options: str, package: Path = RASTERIZER, **environment: str) -> str:
+    """What CMake prints when it prepares a build of the package in `build`."""
     python = f"-DPython_EXECUTABLE={sys.executable}"
-    return run("cmake", "-S", RASTERIZER, "-B", build, python, "-DCMAKE_BUILD_TYPE=Release", *options, **environment)
+    return run("cmake", "-S", package, "-B", build, python, "-DCMAKE_BUILD_TYPE=Release", *options, **environment)
 
 
 # --- units ---
@@ -51,7 +51,7 @@ def configure(build: Path, *options: str, **environment: str) -> str:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The compiler's command line of every unit, by its object's name (kernels_avx2, dispatch.cpp, ...)."""
     build = tmp_path_factory.mktemp("configured")
-    configure(build, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    configure(build, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", "-DSPLAT_WERROR=ON")
     units = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         words = shlex.split(entry["command"])
@@ -77,18 +77,28 @@ def test_only_kernels_are_compiled_for_more_than_the_base_processor(commands: di
         assert "-ffast-math" not in words
         if name in kernels:
             assert f"-DSPLAT_ISA_NAME={name.removeprefix('kernels_')}" in words
+            assert {"-Wconversion", "-Werror"} < set(words)
 
 
-@pytest.mark.parametrize(
-    "isa", ["avx2", pytest.param("avx512", marks=pytest.mark.slow), pytest.param("scalar", marks=pytest.mark.slow)]
-)
+@PACKAGES
+def test_warnings_stop_nobody_else(package: Path, tmp_path: Path) -> None:
+    """Other compilers have other warnings: they are errors only where asked for."""
+    configure(tmp_path, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", package=package)
+    commands = (tmp_path / "compile_commands.json").read_text()
+    assert "-Wconversion" in commands
+    assert "-Werror" not in commands
+    silenced = re.findall(r"(\S*)-Wno-[\w-]+", (package / "CMakeLists.txt").read_text())
+    assert set(silenced) <= {"$<$<CXX_COMPILER_ID:GNU>:"}  # Clang does not know them all
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", pytest.param("scalar", marks=pytest.mark.slow)])
 def test_kernels_leave_no_symbol_outside_their_namespace(commands: dict[str, list[str]], isa: str, tmp_path: Path):
     """Otherwise the linker keeps one copy of an inline function, perhaps the AVX-512 one, for all of them.
 
-    Compiled with little inlining, so that a leak does not hide behind an optimiser's mood.
+    Compiled with little inlining, so that a leak does not hide behind an optimiser's mood; and without a warning.
     """
     unit = tmp_path / "kernels.o"
-    compile_unit(commands[f"kernels_{isa}"], unit, "-Og", "-w")
+    compile_unit(commands[f"kernels_{isa}"], unit, "-Og")
     symbols = re.findall(r"^[0-9a-f ]{16} (\S) (.+)$", run("nm", "-C", unit), re.MULTILINE)
     shared = {name for kind, name in symbols if kind not in "tbdrnU"}
     personality = {name for name in shared if name.startswith("DW.ref.")}  # a pointer for exceptions, no code
@@ -198,15 +208,43 @@ def test_cuda_sources_are_compiled_for_every_listed_gpu(tmp_path: Path) -> None:
 @needs_nvcc
 def test_a_cuda_failure_leaves_the_cpu_package(tmp_path: Path) -> None:
     source = cuda_source(tmp_path, "this is no CUDA")
-    line = summary(configure(tmp_path / "build", source))
-    assert line.startswith("CPU only (the CUDA sources did not compile, see ")
-    log = Path(line.split("see ")[1].rstrip(")"))
-    assert "kernel.cu" in log.read_text()
+    printed = configure(tmp_path / "build", source, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
+    assert summary(printed) == "CPU only (the CUDA sources did not compile)"
+    (log,) = re.findall(r"^-- nvcc: see (.*)$", printed, re.MULTILINE)
+    assert "kernel.cu" in Path(log).read_text()
+    commands = (tmp_path / "build" / "compile_commands.json").read_text()
+    assert "no: the CUDA sources did not compile" in commands
+    assert log not in commands  # the text travels in the wheel
     with pytest.raises(AssertionError, match="SPLAT_CUDA=ON: the CUDA sources did not compile"):
         configure(tmp_path / "on", source, "-DSPLAT_CUDA=ON")
 
 
 # --- wheels, and a stranger who installs them ---
+
+
+def train_in(empty: Path, python: str | Path, **environment: str) -> None:
+    shutil.copy(ROOT / "examples" / "standalone_rasterizer.py", empty / "train.py")
+    printed = run(python, "-W", "error", "train.py", cwd=empty, **environment)
+    before, after = (float(x) for x in re.findall(r"PSNR ([\d.]+) dB", printed))
+    assert before < 12
+    assert after > 28
+
+
+@pytest.mark.slow
+@pytest.mark.net
+def test_a_stranger_trains_in_a_fresh_environment(tmp_path: Path) -> None:
+    """Nothing of this interpreter's packages: pip brings what is needed to build, and torch and numpy."""
+    empty, wheels, python = tmp_path / "empty", tmp_path / "wheels", tmp_path / "venv" / "bin" / "python"
+    empty.mkdir()
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    clean = {"PYTHONPATH": ""}
+    for package in (RASTERIZER, KNN):
+        sources = copied(package, tmp_path / package.name)
+        run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, sources, **clean)
+    torch = re.search(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert torch
+    run(python, "-m", "pip", "install", "-q", *wheels.glob("*.whl"), torch[0], "numpy", **clean)
+    train_in(empty, python, **clean)
 
 
 @pytest.mark.slow
@@ -223,11 +261,7 @@ def test_a_stranger_trains_with_the_two_wheels(tmp_path: Path) -> None:
         (wheel,) = folder.glob("*.whl")
         check_wheel(wheel, package)
         run(*pip, "install", "--no-deps", "--no-index", "--target", site, wheel)
-    shutil.copy(ROOT / "examples" / "standalone_rasterizer.py", empty / "train.py")
-    printed = run(sys.executable, "-W", "error", "train.py", cwd=empty, PYTHONPATH=str(site))
-    before, after = (float(x) for x in re.findall(r"PSNR ([\d.]+) dB", printed))
-    assert before < 12
-    assert after > 28
+    train_in(empty, sys.executable, PYTHONPATH=str(site))
     where = "import diff_gaussian_rasterization as d, simple_knn as k; print(d.__file__, k.__file__)"
     assert run(sys.executable, "-c", where, cwd=empty, PYTHONPATH=str(site)).count(str(site)) == 2
 

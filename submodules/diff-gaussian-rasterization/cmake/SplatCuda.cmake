@@ -4,7 +4,8 @@
 # failure (no compiler, one too old for the GPU list, an error in a kernel) leave a CPU package
 # and one line that says so, instead of no package.
 
-# Sets SPLAT_CUDA_BUILD on `target` to what became of it; SPLAT_WITH_CUDA=1 when it is in.
+# Sets SPLAT_CUDA_BUILD on `target` to what became of it (no paths: it travels in the wheel);
+# SPLAT_WITH_CUDA=1 when it is in.
 function(splat_add_cuda target mode sources)
   if(NOT mode MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "SPLAT_CUDA=${mode}: use AUTO, ON or OFF")
@@ -53,7 +54,7 @@ function(splat_find_nvcc result problem)
   if(NOT CMAKE_CUDA_COMPILER)
     set(${problem} "no nvcc that works" PARENT_SCOPE)
   elseif(NOT TARGET CUDA::cudart_static)
-    set(${problem} "no static CUDA runtime beside ${CMAKE_CUDA_COMPILER}" PARENT_SCOPE)
+    set(${problem} "no static CUDA runtime" PARENT_SCOPE)
   endif()
   set(${result} "${CMAKE_CUDA_COMPILER}" PARENT_SCOPE)
 endfunction()
@@ -75,7 +76,8 @@ function(splat_build_cuda nvcc architectures sources library problem)
   # a change of the sources configures, and so compiles, again
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${sources})
   if(failed)
-    set(${problem} "the CUDA sources did not compile, see ${log}" PARENT_SCOPE)
+    message(STATUS "nvcc: see ${log}")
+    set(${problem} "the CUDA sources did not compile" PARENT_SCOPE)
   endif()
   set(${library} "${build}/libsplat_cuda.a" PARENT_SCOPE)
 endfunction()
