@@ -16,7 +16,7 @@ from gaussian_renderer.reference import Layers, blending_weights, prepare, raste
 from gaussian_renderer.splats import RenderSettings, Splats, activated, rotations
 from scene.gaussians import Gaussians
 from tests.submodules.rasterizer_scenes import Case, make_case, relative
-from tests.submodules.test_rasterizer_memory import smallest_limit
+from tests.submodules.test_rasterizer_memory import on_threads, smallest_limit
 from tests.submodules.test_rasterizer_robustness import poisoned
 
 VALUE_TOLERANCE = 2e-6  # float32 rounding of sums of about 40 splats
@@ -283,7 +283,8 @@ def test_same_bits_in_bands():
     workspace = Workspace(limit)
     set_memory_limit(limit)
     try:
-        results = everything(case, case.six, workspace)
+        with on_threads(1):  # each thread takes memory
+            results = everything(case, case.six, workspace)
     finally:
         set_memory_limit(0)
     assert workspace.facts["bands"] > 1

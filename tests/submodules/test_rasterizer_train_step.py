@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scene.lr_kernel import LRKernel
 from tests.submodules.rasterizer_scenes import FIELDS, Case, make_case, relative
+from tests.submodules.test_rasterizer_memory import on_threads
 from utils.ssim import ssim
 
 RATES = (1.6e-4, 5e-3, 1e-3, 0.05, 2.5e-3, 1.25e-4)
@@ -242,7 +243,8 @@ def test_pooled_and_owned_memory_give_the_same_bits_also_below_a_limit():
             own = fused.Workspace(memory_limit=limit)
             for workspace in (None, own):
                 runs.append(Trained(case))
-                result = runs[-1].step(case.raster_camera, losses=losses, workspace=workspace)
+                with on_threads(1):  # each thread takes memory
+                    result = runs[-1].step(case.raster_camera, losses=losses, workspace=workspace)
                 assert result.invalid == 0
             assert (own.facts["bands"] > 1) == (limit > 0)
     finally:
