@@ -1,4 +1,4 @@
-"""The engine of the native CPU kernels: no autograd, parameter gradients never reach memory, no PyTorch reduction.
+"""The engine of the native CPU kernels: no autograd, no PyTorch reduction, no gradient of a parameter in memory.
 
 Every sum is made by the kernels in an order that does not depend on the number of threads, so neither does a result.
 """
