@@ -30,23 +30,40 @@ class Rasterizer(Protocol):
     def __call__(self, camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput: ...
 
 
+def instruction_set() -> str:
+    """Return the one that the native kernels use.
+
+    Raises
+    ------
+    UserError : the package is not built, or SPLAT_ISA is none of this processor's instruction sets.
+    """
+    try:
+        from diff_gaussian_rasterization import isa
+
+        return isa()
+    except ImportError as error:
+        raise UserError(
+            f"--rasterizer native: {error}; build it with `make build`, or use --rasterizer reference (slow)"
+        ) from error
+    except RuntimeError as error:
+        raise UserError(f"--rasterizer native: {error}") from error
+
+
 def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput:
     """Render with our own kernels, submodules/diff-gaussian-rasterization.
 
     Raises
     ------
-    UserError : the package is not built, or the Gaussians are not float32 in main memory.
+    UserError : the package is not built, SPLAT_ISA is none of this processor's instruction sets, or the Gaussians are
+        not float32 in main memory.
 
     Notes
     -----
     Needs contiguous float32; anything that is not contiguous is copied.
     """
-    try:
-        from diff_gaussian_rasterization import RasterCamera, rasterize_extended, set_memory_limit
-    except ImportError as error:
-        raise UserError(
-            f"--rasterizer native: {error}; build it with `make build`, or use --rasterizer reference (slow)"
-        ) from error
+    instruction_set()
+    from diff_gaussian_rasterization import RasterCamera, rasterize_extended
+
     if splats.means.dtype != torch.float32 or splats.means.device.type != "cpu":
         raise UserError(
             f"--rasterizer native: the Gaussians are {splats.means.dtype} on {splats.means.device}; it needs float32 "
@@ -66,10 +83,10 @@ def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) 
         antialiasing=settings.antialiasing,
         dilation=settings.dilation,
     )
-    set_memory_limit(settings.memory_bytes)
     means2d = screen_means(splats.means)
     tensors = {name: value.contiguous() for name, value in vars(splats).items() if value is not None}
-    out = rasterize_extended(pinhole, tensors.pop("means"), tensors.pop("opacities"), means2d=means2d, **tensors)
+    means, opacities, limit = tensors.pop("means"), tensors.pop("opacities"), settings.memory_bytes or None
+    out = rasterize_extended(pinhole, means, opacities, means2d=means2d, memory_limit=limit, **tensors)
     depth = depth_map(out.alpha, out.inverse_depth)
     return RenderOutput(out.color, out.alpha, out.inverse_depth, depth, out.radii, means2d)
 

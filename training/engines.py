@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments.loading import PipelineParams
-from gaussian_renderer import render
+from gaussian_renderer import backends, render
 from scene.gaussians import Gaussians
 from training.adam import update
 from training.objective import Terms, objective
@@ -35,6 +35,8 @@ class Engine(Protocol):
 
 def choose(pipeline: PipelineParams, device: str) -> Engine:
     """Return the engine for a rasterizer and a device: the fused kernels wherever they apply."""
+    if pipeline.rasterizer == "native":
+        backends.instruction_set()  # a UserError where there is none
     if _fuses(pipeline, device):
         from training.fused import FusedEngine
 
@@ -51,9 +53,7 @@ def instruction_set(pipeline: PipelineParams, device: str) -> str:
     """Return what a result's last bits depend on beside the code: the kernels' instruction set, or who renders."""
     if not _fuses(pipeline, device):
         return f"{pipeline.rasterizer} {device}"
-    from diff_gaussian_rasterization import isa
-
-    return isa()
+    return backends.instruction_set()
 
 
 class AutogradEngine:

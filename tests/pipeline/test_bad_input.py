@@ -1,7 +1,9 @@
 """Bad input through the scripts: one line that says what and where, exit code 2, nothing left behind."""
 
 import json
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +61,16 @@ def not_json(scene: Path) -> None:
     (scene / "transforms_train.json").write_text("{")
 
 
-def train(folder: Path, scene: Path, *words: str) -> tuple[int, str]:
+def train(folder: Path, scene: Path, *words: str, setup: Callable[[], None] | None = None) -> tuple[int, str]:
     (folder / "words.txt").unlink(missing_ok=True)
-    process = ScriptProcess(
-        ["-s", str(scene), "-m", str(folder / "out"), "--iterations", "5", *words], folder / "words.txt"
-    )
+    argv = ["-s", str(scene), "-m", str(folder / "out"), "--iterations", "5", *words]
+    process = ScriptProcess(argv, folder / "words.txt", setup)
     return process.wait(), process.text()
 
 
-def refused(folder: Path, scene: Path, *words: str) -> str:
+def refused(folder: Path, scene: Path, *words: str, setup: Callable[[], None] | None = None) -> str:
     """Run train.py, see it refuse in one line, and see that it left no artefact; returns the line."""
-    code, text = train(folder, scene, *words)
+    code, text = train(folder, scene, *words, setup=setup)
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     assert code == 2, text
     assert len(errors) == 1, text
@@ -144,3 +145,18 @@ def test_colmap_ids_with_gaps_work(tmp_path):
     code, text = train(tmp_path, scene, "--eval")
     assert code == 0, text
     assert (tmp_path / "out" / "point_cloud" / "iteration_5" / "point_cloud.ply").is_file()
+
+
+def unknown_instructions() -> None:
+    os.environ["SPLAT_ISA"] = "foo"
+
+
+def test_an_unknown_instruction_set_is_refused_by_both_engines(tmp_path):
+    scene = scene_factory.write_blender(tmp_path / "scene")
+    for words in ((), ("--convert_SHs_python",)):
+        code, text = train(tmp_path, scene, *words, "--overwrite", setup=unknown_instructions)
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert code == 2, text
+        assert len(errors) == 1, text
+        assert "SPLAT_ISA=foo: unknown instruction set; use one of" in errors[0]
+        assert "Traceback" not in text

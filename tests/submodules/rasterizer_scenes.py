@@ -101,6 +101,22 @@ def make_case(
     )
 
 
+class Posed(Camera):
+    """Its centre follows its pose, a tensor, for any 3x3 part, as RasterCamera's does."""
+
+    @property
+    def centre(self) -> Tensor:
+        pose = self.world_to_camera
+        return torch.linalg.solve(pose[:3, :3], -pose[:3, 3])
+
+
+def posed(camera: Camera, pose: Tensor) -> Posed:
+    """The camera with a pose that may require grad."""
+    made = Posed(**vars(camera))
+    object.__setattr__(made, "world_to_camera", pose)
+    return made
+
+
 def relative(a: Tensor, b: Tensor) -> float:
     """Relative L2 error of a against b."""
     a, b = a.detach().double(), b.detach().double()

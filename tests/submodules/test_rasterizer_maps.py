@@ -15,7 +15,7 @@ from torch import Tensor
 from gaussian_renderer.reference import Layers, blending_weights, prepare, rasterize, raw_alphas
 from gaussian_renderer.splats import RenderSettings, Splats, activated, rotations
 from scene.gaussians import Gaussians
-from tests.submodules.rasterizer_scenes import Case, make_case, relative
+from tests.submodules.rasterizer_scenes import Case, make_case, posed, relative
 from tests.submodules.test_rasterizer_memory import on_threads, smallest_limit
 from tests.submodules.test_rasterizer_robustness import poisoned
 
@@ -128,6 +128,23 @@ def test_gradients_of_one_map_on_random_scenes(seed, name):
     assert torch.count_nonzero(got.pop("sh")) == 0
     for parameter, value in got.items():
         assert relative(value, wanted[parameter].grad) < GRADIENT_TOLERANCE, parameter
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_gradient_of_a_pose_through_all_maps_is_that_of_the_reference(seed):
+    """Depth reaches the pose too; normals are in world axes and do not."""
+    case = make_case(30 + seed, n=150, antialiasing=seed == 1, sh_degree=2)
+    pose = torch.as_tensor(case.camera.world_to_camera).clone().requires_grad_()
+    _, expected = reference_maps(replace(case, camera=posed(case.camera, pose)))
+    leaves = leaves_of(case, torch.float32)
+    output = rasterize_extended(replace(case.raster_camera, world_to_camera=pose), **leaves, maps="all")
+    for names in (("depth",), MAPS):
+        gradient = off_thresholds(case, random_gradients(case, names, seed), output, expected)
+        gradient = {name: g * (expected["alpha"] > 0.05) for name, g in gradient.items()}
+        (wanted,) = torch.autograd.grad(loss(expected, gradient), pose, retain_graph=True)
+        (found,) = torch.autograd.grad(loss(output._asdict(), gradient), pose, retain_graph=True)
+        assert relative(found, wanted) < GRADIENT_TOLERANCE, names
+        assert torch.count_nonzero(found[:3]) == 12
 
 
 def test_more_maps_do_not_change_the_others():

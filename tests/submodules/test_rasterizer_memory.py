@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diff_gaussian_rasterization import RasterCamera
-from diff_gaussian_rasterization.fused import Workspace
+from diff_gaussian_rasterization.fused import L1SSIM, LowResolution, Workspace, render, train_step
 from torch import Tensor
 
 from tests.submodules.rasterizer_scenes import Case, make_case
@@ -185,6 +186,84 @@ def test_the_losses_live_within_the_limit_too() -> None:
         workspace.l1_ssim(image, torch.zeros_like(image), grad)
         workspace.backward(grad, case.six, [torch.empty_like(p) for p in case.six])
     assert workspace.facts["bytes"] <= limit
+
+
+def steps_of(case: Case, workspace: Workspace | None, views: tuple[int, ...]) -> list[Tensor]:
+    """Training steps, each on some cameras, with a loss at full and one at half size."""
+    six, (height, width) = case.six, (case.camera.height, case.camera.width)
+    mean, square = ([torch.zeros_like(p) for p in six] for _ in range(2))
+    pose = torch.as_tensor(case.camera.world_to_camera)
+    cameras = [replace(case.raster_camera, world_to_camera=pose + 0.01 * k) for k in range(max(views))]
+    taps = [(torch.arange(n // 2, dtype=torch.int32) * 2, torch.full((n // 2, 2), 0.5)) for n in (width, height)]
+    target = torch.full((3, height, width), 0.5)
+    losses = [L1SSIM(target), LowResolution(target[:, ::2, ::2].contiguous(), *taps)]
+    images = []
+    for k, count in enumerate(views, start=1):
+        several = count > 1
+        result = train_step(
+            cameras[:count] if several else cameras[0],
+            six,
+            exp_avg=mean,
+            exp_avg_sq=square,
+            learning_rates=RATES,
+            step=k,
+            losses=[losses] * count if several else losses,
+            workspace=workspace,
+        )
+        images.append(result.image)
+    return [*images, *six, *mean, *square]
+
+
+@pytest.mark.parametrize("slack", [0, 400_000])
+def test_steps_on_several_cameras_live_within_the_limit(slack: int) -> None:
+    """The sums of gradients, 236 bytes a Gaussian, are within the limit: there are more bands beside them."""
+    case = make_case(5, n=4000, width=200, height=330, sigma_px=8.0)
+    sums = 236 * len(case.six[0])
+    with on_threads(1):
+        views = (1, 3, 2, 1, 2)
+        expected = steps_of(case, None, views)
+        limit = smallest_limit(case) + sums + slack
+        workspace = Workspace(limit)
+        steps_of(case, workspace, (1,))
+        alone = workspace.facts["bands"]
+        results = steps_of(case, workspace, views)
+        facts = workspace.facts
+        assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+        assert len(workspace._lease.natives) == 3
+        assert facts["bytes"] <= limit
+        assert facts["bands"] > alone
+        with pytest.raises(MemoryError, match=r"limit of \d+ bytes is too small"):
+            steps_of(case, Workspace(limit - slack - sums), (2,))
+        # On images that are there already: what does not fit beside them is drawn once more.
+        six = case.six
+        cameras = [case.raster_camera] * 2
+        rendered = render(cameras, six, workspace=Workspace(limit))
+        moments = [[torch.zeros_like(p) for p in six] for _ in range(2)]
+        gradient = torch.full_like(rendered.image, 1e-3)
+        more = {"exp_avg": moments[0], "exp_avg_sq": moments[1], "learning_rates": RATES, "grad_image": gradient}
+        train_step(cameras, six, rendered=rendered, **more)
+        wanted = case.six
+        moments = [[torch.zeros_like(p) for p in six] for _ in range(2)]
+        train_step(cameras, wanted, **(more | {"exp_avg": moments[0], "exp_avg_sq": moments[1]}))
+        assert all(torch.equal(a, b) for a, b in zip(six, wanted, strict=True))
+
+
+def test_a_lower_limit_releases_what_was_taken_with_room_in_advance() -> None:
+    case = banded_case()
+    with on_threads(1):
+        limit = smallest_limit(case) + 236 * len(case.six[0]) + 400_000
+        workspace = Workspace()
+        big = make_case(5, n=6000, width=420, height=400, sigma_px=8.0)
+        steps_of(big, workspace, (2, 1))
+        workspace.forward(case.raster_camera, *case.six)
+        assert workspace.facts["bytes"] > 2 * limit
+        for native in workspace._lease.natives:
+            native.set_memory_limit(limit)
+        with pytest.raises(ValueError, match="call forward first"):
+            workspace.backward(torch.zeros(3, 330, 200), case.six, case.six)
+        results = steps_of(case, workspace, (2, 1))
+        assert workspace.facts["bytes"] <= limit
+        assert all(torch.equal(a, b) for a, b in zip(results, steps_of(case, None, (2, 1)), strict=True))
 
 
 def probe(scene: str, limit: int) -> dict[str, int]:

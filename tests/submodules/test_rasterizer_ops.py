@@ -22,9 +22,8 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from gaussian_renderer.reference import render_reference
-from scene.cameras import Camera
 from scene.gaussians import Gaussians
-from tests.submodules.rasterizer_scenes import Case, make_case, relative
+from tests.submodules.rasterizer_scenes import Case, make_case, posed, relative
 from tests.submodules.test_rasterizer_gradients import original_settings
 
 SIZE = {"width": 20, "height": 17}
@@ -63,15 +62,21 @@ def several(case: Case, count: int = 2) -> list[RasterCamera]:
     return [replace(case.raster_camera, world_to_camera=pose + k * shift) for k in range(count)]
 
 
-def render_arguments(values: dict[str, Tensor], cameras: int | None, *, maps: int, screen: bool) -> tuple[object, ...]:
+def render_arguments(
+    values: dict[str, Tensor], cameras: int | None, *, maps: int, screen: bool, pose: bool = False
+) -> tuple[object, ...]:
     """Of ops.render; `cameras` None = one, without the leading axis."""
     case = make_case(1, **SIZE)
     row = case.raster_camera.row
     rows = row if cameras is None else torch.stack([c.row for c in several(case, cameras)])
     num, lead = len(values["means"]), () if cameras is None else (cameras,)
     filter_3d = torch.full((num,), 0.02) if screen and "covariances" not in values else None
-    means2d = torch.zeros(*lead, num, 3, requires_grad=True) if screen else None
-    return (rows, *(values.get(name) for name in ops.INPUTS), filter_3d, means2d, None, [20, 17, 3, 0], maps)
+    means2d, means2d_abs = (
+        torch.zeros(*lead, num, 3, requires_grad=True) if wanted else None for wanted in (screen, pose)
+    )
+    rows = rows.clone().requires_grad_(pose)
+    names = (values.get(name) for name in ops.INPUTS)
+    return (rows, *names, filter_3d, means2d, means2d_abs, [20, 17, 3, 0], maps, 0 if pose else None)
 
 
 KINDS = [(colors, covariances) for colors in (False, True) for covariances in (False, True)]
@@ -98,6 +103,19 @@ def test_opcheck_of_the_autograd_interface(cameras, num, colors, covariances):
     opcheck(ops.render_backward, (*detached, out[1], out[6], *gradients, *arguments[11:], sum(1 << k for k in given)))
 
 
+@pytest.mark.parametrize("cameras", [None, 2])
+def test_opcheck_of_pose_and_absolute_gradients_of_all_maps(cameras):
+    arguments = render_arguments(activated(make_case(1, n=30, **SIZE)), cameras, maps=2, screen=True, pose=True)
+    opcheck(ops.render, arguments)
+    with torch.no_grad():
+        out = ops.render(*arguments)
+    detached = [t.detach() if isinstance(t, Tensor) else t for t in arguments[:9]]
+    assert all(t.numel() for t in out[:5])
+    wanted = sum(1 << k for k, name in enumerate(ops.WANTED) if name not in ("colors", "covariances"))
+    gradients = [torch.ones_like(t) for t in out[:5]]
+    opcheck(ops.render_backward, (*detached, out[1], out[6], *gradients, *arguments[11:], wanted))
+
+
 def step_arguments(num: int, cameras: int | None, *, update: bool, own: bool) -> tuple[object, ...]:
     case = make_case(1, n=max(num, 1), **SIZE)
     six = [p[:num].clone() for p in case.six]
@@ -120,11 +138,40 @@ def test_opcheck_of_the_training_step(num, cameras, update, own):
     opcheck(step_ops.train_step, step_arguments(num, cameras, update=update, own=own))
 
 
+def halving(inputs: int) -> list[Tensor]:
+    """Taps that average pairs."""
+    count = inputs // 2
+    return [torch.arange(count, dtype=torch.int32) * 2, torch.full((count, 2), 0.5)]
+
+
+@pytest.mark.parametrize("cameras", [None, 2])
+@pytest.mark.parametrize("rendered", [False, True])
+def test_opcheck_of_a_sparse_step_at_low_resolution_with_a_ready_gradient(cameras, rendered):
+    given = list(step_arguments(30, cameras, update=True, own=False))
+    names = ("rows", "six", "mean", "square", "statistics", "targets", "taps", "factors", "grad", "filter", "rendered")
+    at = {name: k for k, name in enumerate(names)}
+    given[at["targets"]] = [t[:, ::2, ::2][:, :8].contiguous() for t in given[at["targets"]]]
+    given[at["taps"]] = [tap for _ in given[at["targets"]] for tap in (*halving(20), *halving(17))]
+    given[at["grad"]] = torch.full((*([cameras] if cameras else []), 3, 17, 20), 1e-3)
+    given[at["filter"]] = torch.full((30,), 0.01)
+    given[at["statistics"]][3] = torch.zeros(30)
+    if rendered:
+        drawn = step_ops.render_raw(given[0], given[1], given[at["filter"]], None, given[-1])
+        given[at["rendered"]] = list(drawn)
+    given[-2] = True  # sparse
+    before = [p.clone() for p in given[at["six"]]]
+    opcheck(step_ops.train_step, tuple(given))
+    step_ops.train_step(*given)
+    assert not any(torch.equal(a, b) for a, b in zip(before, given[at["six"]], strict=True))
+
+
 @pytest.mark.parametrize("num", [30, 0])
 def test_opcheck_of_the_small_operators(num):
     case = make_case(1, n=30, **SIZE)
     six = [p[:num].clone() for p in case.six]
-    opcheck(step_ops.render_raw, (case.raster_camera.row, six, None, None, [20, 17, 3, 0]))
+    rows = torch.stack([c.row for c in several(case)])
+    for of in (case.raster_camera.row, rows):
+        opcheck(step_ops.render_raw, (of, six, torch.full((num,), 0.01), None, [20, 17, 3, 0]))
     s = original_settings(case)
     matrices = (s.viewmatrix, s.projmatrix, s.campos, s.bg)
     opcheck(original_camera, (*matrices, s.image_width, s.image_height, s.tanfovx, s.tanfovy, 1.0))
@@ -271,19 +318,11 @@ def test_the_gradient_of_a_pose_is_that_of_the_reference(settings):
     case = make_case(11, **settings)
     pose = torch.as_tensor(case.camera.world_to_camera).clone().requires_grad_()
 
-    class Posed(Camera):
-        """The centre follows the pose here, for any 3x3 part, as RasterCamera's does."""
-
-        @property
-        def centre(self) -> Tensor:
-            return torch.linalg.solve(pose[:3, :3], -pose[:3, 3])
-
     leaves = Gaussians(**{k: v.double() for k, v in case.gaussians.items()})
     background = torch.tensor(case.background, dtype=torch.float64)
     weights = torch.randn(3, 45, 61, generator=torch.Generator().manual_seed(0))
-    posed = Posed(**vars(case.camera))
-    object.__setattr__(posed, "world_to_camera", pose)
-    out = render_reference(posed, leaves, background, sh_degree=case.sh_degree, antialiasing=case.antialiasing)
+    view = posed(case.camera, pose)
+    out = render_reference(view, leaves, background, sh_degree=case.sh_degree, antialiasing=case.antialiasing)
     (wanted,) = torch.autograd.grad((out.color * weights).sum() + out.inverse_depth.sum(), pose)
 
     values = {k: v.detach() for k, v in activated(case).items()}
@@ -308,6 +347,10 @@ def test_what_is_not_there_is_refused_clearly():
         rasterize_extended([camera, replace(camera, width=12)], **plain)
     with pytest.raises(ValueError, match="at least one"):
         rasterize_extended([], **plain)
+    with pytest.raises(ValueError, match="rows: expected at least one camera"):
+        ops.render(torch.empty(0, 28, dtype=torch.float64), *render_arguments(plain, None, maps=1, screen=False)[1:])
+    with pytest.raises(ValueError, match="memory_limit"):
+        rasterize_extended(camera, **plain, memory_limit=-1)
     with pytest.raises(ValueError, match="maps: expected one of"):
         rasterize_extended(camera, **plain, maps="depth")
     shapes = {"scales": None, "quats": None, "covariances": torch.ones(24, 6)}

@@ -20,7 +20,6 @@ namespace {
 using Address = std::uintptr_t;
 using SixAddresses = std::array<Address, 6>;
 using EightAddresses = std::array<Address, 8>;
-constexpr std::size_t kScratches = 3;
 
 float* floats(Address a) { return reinterpret_cast<float*>(a); }
 
@@ -63,8 +62,8 @@ int checked_threads(int threads) {
 struct Rasterization {
   splat::Workspace workspace;
   splat::Scene scene;
-  splat::Buffer<float> scratch[kScratches];
   std::int64_t serial = 0;  // of the last forward pass
+  bool drawn = false;       // and that pass is there to go back through
   std::atomic_flag at_work = ATOMIC_FLAG_INIT;
 };
 
@@ -82,6 +81,16 @@ class Working {
  private:
   std::atomic_flag& flag_;
 };
+
+/// No backward pass finds the last image any more.
+void forget(Rasterization& r) {
+  r.serial++;
+  r.drawn = false;
+}
+
+void check_drawn(const Rasterization& r) {
+  if (!r.drawn) throw std::runtime_error("there is no forward pass to go back through");
+}
 
 /// A row of 28 doubles; cameras.py writes them in this order. Pixel centres at integers.
 splat::Camera camera(Address address, int width, int height, int sh_degree, int antialiasing) {
@@ -108,7 +117,7 @@ void forward(Rasterization& r, Address camera_row, int width, int height, int sh
              std::int64_t sh0_stride, std::int64_t shN_stride, int rest, bool activated,
              const ImageAddresses& out, Address radii, int threads) {
   const Working working(r);
-  r.serial++;
+  forget(r);
   r.scene.p = parameters(addresses);
   r.scene.filter = floats(filter);
   r.scene.count = count;
@@ -121,12 +130,36 @@ void forward(Rasterization& r, Address camera_row, int width, int height, int sh
   threads = checked_threads(threads);
   const nb::gil_scoped_release release;
   k.forward(r.workspace, r.scene, c, images(out), reinterpret_cast<std::int32_t*>(radii), threads);
+  r.drawn = true;
 }
 
-/// Address of memory for `floats` numbers that stays until the next call with the same `which`.
-Address scratch(Rasterization& r, std::size_t which, std::int64_t floats) {
-  if (which >= kScratches) throw std::out_of_range("scratch: no such buffer");
-  return reinterpret_cast<Address>(r.scratch[which].grow(floats));
+using Sizes = std::array<std::int64_t, splat::kScratches>;
+
+/// Addresses of scratch memory, which stays until the next call. Where it does not fit beside an
+/// image, that has to go; with `keep_image` std::bad_alloc says so instead.
+std::array<Address, splat::kScratches> reserve(Rasterization& r, const Sizes& floats,
+                                               bool keep_image) {
+  const Working working(r);
+  splat::Workspace& w = r.workspace;
+  bool fits = w.try_reserve(floats.data());
+  if (!fits && !keep_image) {
+    forget(r);
+    w.release_image();
+    w.release_losses();
+    fits = w.try_reserve(floats.data());
+  }
+  std::array<Address, splat::kScratches> found{};
+  for (std::size_t k = 0; k < found.size(); k++) {
+    found[k] = reinterpret_cast<Address>(w.scratch[k].grow(floats[k]));  // says what does not fit
+  }
+  return found;
+}
+
+void set_memory_limit(Rasterization& r, std::int64_t bytes) {
+  const Working working(r);
+  if (bytes == r.workspace.budget.limit) return;
+  forget(r);
+  r.workspace.set_limit(bytes);
 }
 
 using FourAddresses = std::array<Address, 4>;
@@ -140,6 +173,7 @@ void backward(Rasterization& r, const EightAddresses& addresses, Address filter,
               const EightAddresses& added, Address means2d, Address absolute_means2d, Address pose,
               const FourAddresses& stats, int threads) {
   const Working working(r);
+  check_drawn(r);
   r.scene.p = parameters(addresses);
   r.scene.filter = floats(filter);
   splat::BackwardOutputs o;
@@ -176,6 +210,7 @@ void backward_adam(Rasterization& r, const SixAddresses& addresses, Address filt
                    const std::array<double, 2>& betas, double eps, Address visible, Address means2d,
                    const FourAddresses& stats, int threads) {
   const Working working(r);
+  check_drawn(r);
   r.scene.p = parameters(addresses);
   r.scene.filter = floats(filter);
   splat::AdamState adam;
@@ -207,6 +242,7 @@ void backward_adam(Rasterization& r, const SixAddresses& addresses, Address filt
 
 void contributions(Rasterization& r, const std::array<Address, 3>& out, int threads) {
   const Working working(r);
+  check_drawn(r);
   const splat::Contributions c{floats(out[0]), floats(out[1]), floats(out[2])};
   const splat::Kernels& k = splat::active_kernels();
   threads = checked_threads(threads);
@@ -257,9 +293,7 @@ nb::dict facts(const Rasterization& r) {
   d["drawn"] = r.workspace.drawn;
   d["instances"] = r.workspace.instances;
   d["invalid"] = r.workspace.invalid;
-  std::int64_t bytes = r.workspace.bytes();
-  for (const auto& b : r.scratch) bytes += b.bytes();
-  d["bytes"] = bytes;
+  d["bytes"] = r.workspace.bytes();
   d["bands"] = r.workspace.bands;
   d["stage_ms"] = stages;
   return d;
@@ -276,11 +310,10 @@ NB_MODULE(_native, m) {
       .def("backward", &backward)
       .def("backward_adam", &backward_adam)
       .def("contributions", &contributions)
-      .def("set_memory_limit",
-           [](Rasterization& r, std::int64_t bytes) { r.workspace.memory_limit = bytes; })
+      .def("set_memory_limit", &set_memory_limit)
       .def("l1_ssim", &l1_ssim)
       .def("lr_l1_ssim", &lr_l1_ssim)
-      .def("scratch", &scratch)
+      .def("reserve", &reserve)
       .def_ro("serial", &Rasterization::serial)
       .def_prop_ro("invalid", [](const Rasterization& r) { return r.workspace.invalid; })
       .def("facts", &facts);

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization.checks import check_range
+from diff_gaussian_rasterization.checks import check_finite, check_range
 
 ROW = 28
 POSE = 15  # leading entries that have a gradient: rotation, translation, centre
@@ -63,12 +63,19 @@ class RasterCamera:
         check_range("sh_degree", self.sh_degree, 0, 3)
         check_range("fx", self.fx, 1e-6, 1e9)
         check_range("fy", self.fy, 1e-6, 1e9)
+        check_range("dilation", self.dilation, 0, 1e9)
+        background = [*map(float, self.background)]
+        if len(background) != 3:
+            raise ValueError(f"background: expected three values, got {len(background)}")
+        values = {"cx": self.cx, "cy": self.cy, "scale_modifier": self.scale_modifier}
+        for name, value in (*values.items(), *(("background", b) for b in background)):
+            check_finite(name, value)
         pose = self.world_to_camera
         if tuple(pose.shape) != (4, 4):
             raise ValueError(f"world_to_camera: expected a [4, 4] matrix, got {list(pose.shape)}")
         lens = [self.fx, self.fy, self.cx - 0.5, self.cy - 0.5, self.fx, self.fy]
         lens += [FRUSTUM_MARGIN * self.width / (2 * self.fx), FRUSTUM_MARGIN * self.height / (2 * self.fy)]
-        lens += [*map(float, self.background), self.scale_modifier, self.dilation]
+        lens += [*background, self.scale_modifier, self.dilation]
         if isinstance(pose, Tensor) and (pose.requires_grad or torch.compiler.is_compiling()):
             row, rest = None, torch.tensor(lens, dtype=torch.float64)
         else:

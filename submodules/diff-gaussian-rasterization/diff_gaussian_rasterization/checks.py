@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 SH_COUNTS = (1, 4, 9, 16)
+FLOAT_MAX = torch.finfo(torch.float32).max
 
 
 def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -45,6 +46,11 @@ def check_range(name: str, value: float, low: float, high: float) -> float:
     if not low <= value <= high:
         raise ValueError(f"{name}: expected {low} <= {name} <= {high}, got {value}")
     return value
+
+
+def check_finite(name: str, value: float) -> float:
+    """Return `value` if float32 holds it, else raise ValueError."""
+    return check_range(name, value, -FLOAT_MAX, FLOAT_MAX)
 
 
 def address(value: Tensor | None) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diff_gaussian_rasterization.cameras import RasterCamera, view_of
+from diff_gaussian_rasterization.checks import check_range
 from diff_gaussian_rasterization.ops import render
 
 MAPS = {"inverse_depth": 1, "all": 2}
@@ -43,6 +44,7 @@ def rasterize_extended(
     filter_3d: Tensor | None = None,
     means2d_abs: Tensor | None = None,
     maps: Literal["inverse_depth", "all"] = "inverse_depth",
+    memory_limit: int | None = None,
 ) -> RasterOutput:
     """Render activated Gaussians; autograd reaches every tensor, except filter_3d, from all maps.
 
@@ -56,13 +58,16 @@ def rasterize_extended(
     means2d_abs : the same shape or None; its gradient becomes the sums over pixels of the absolute values of these.
     filter_3d : [N] or None, standard deviation [world units] of the 3D smoothing filter, see `fused.filter_3d`.
     maps : "all" for depth and normals too; normals need scales and quats.
+    memory_limit : [bytes] of each camera's scratch memory, 0 = none; None = that of `set_memory_limit`.
 
     Raises
     ------
-    TypeError, ValueError : an argument does not fit; the message names it.
+    TypeError, ValueError : an argument does not fit; the message names it. MemoryError : the limit is too small.
     """
     if maps not in MAPS:
         raise ValueError(f"maps: expected one of {list(MAPS)}, got {maps!r}")
+    if memory_limit is not None:
+        check_range("memory_limit", memory_limit, 0, 1 << 62)
     rows, view = view_of(camera)
     color, transmittance, inverse_depth, depth_sum, normal, radii, _ = render(
         rows,
@@ -78,6 +83,7 @@ def rasterize_extended(
         means2d_abs,
         view,
         MAPS[maps],
+        memory_limit,
     )
     alpha = 1 - transmittance
     if maps == "inverse_depth":

@@ -163,7 +163,7 @@ def train_step(
     workspace: Workspace | None = None,
     rendered: Rendered | None = None,
 ) -> StepResult:
-    """Render, compare, go back, and update parameters and moments in place; nothing changes if a loss is not finite.
+    """Render, compare, go back, and update in place; nothing changes if a loss or grad_image is not finite.
 
     Parameters
     ----------
@@ -178,6 +178,7 @@ def train_step(
     sparse : leave Gaussians that no camera sees (radii = 0) and their moments as they are, bit for bit, as
         torch.optim.SparseAdam does; else dense: they move by their momentum, as in torch.optim.Adam.
     rendered : what `render` returned for the same camera, parameters and filter_3d: it is not rendered again.
+    workspace : whose memory to use, in one thread at a time; None = a pooled one.
 
     Returns
     -------
@@ -186,6 +187,7 @@ def train_step(
     Raises
     ------
     TypeError, ValueError : an argument does not fit; the message names it. MemoryError : no room for the tile lists.
+    RuntimeError : the workspace is at work in another thread.
 
     Notes
     -----
@@ -194,9 +196,7 @@ def train_step(
     with torch.no_grad():
         rows, view = view_of(camera)
         several = rows.ndim == 2
-        per_camera = cast(Sequence[Sequence[Term]], losses if several else [losses])
-        if several and losses and len(losses) != len(rows):
-            raise ValueError(f"losses: expected a list for each of {len(rows)} cameras, got {len(losses)}")
+        per_camera = _per_camera(losses, len(rows) if several else None)
         terms = [(k, term) for k, some in enumerate(per_camera) for term in some]
         image, radii, report = _train_step(
             rows,
@@ -218,6 +218,19 @@ def train_step(
     if rendered is not None:
         image, radii = rendered.image, rendered.radii
     return _result(image, radii, report, [len(some) for some in per_camera] if several else None)
+
+
+def _per_camera(losses: Sequence[Term] | Sequence[Sequence[Term]], cameras: int | None) -> Sequence[Sequence[Term]]:
+    """Terms of each camera; `cameras` None = one, without a list of lists."""
+    flat = [isinstance(term, Term) for term in losses]
+    if cameras is None:
+        if not all(flat):
+            raise ValueError("losses: expected L1SSIM and LowResolution terms for a single camera")
+        return [cast(Sequence[Term], losses)]
+    if any(flat) or len(flat) not in (0, cameras):
+        what = "terms of no camera" if any(flat) else str(len(flat))
+        raise ValueError(f"losses: expected a list for each of {cameras} cameras, got {what}")
+    return cast(Sequence[Sequence[Term]], losses)
 
 
 def _schedule(

@@ -6,6 +6,8 @@ finds nothing, and then the backward pass renders again. Its value is always 0, 
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -25,12 +27,12 @@ class _Pool:
         self.free: deque[Any] = deque(maxlen=KEPT_WORKSPACES)
         self.memory_limit = 0  # [bytes]
 
-    def take(self) -> Any:
+    def take(self, memory_limit: int | None) -> Any:
         try:
             native = self.free.pop()
         except IndexError:
             native = _native.Rasterization()
-        native.set_memory_limit(self.memory_limit)
+        native.set_memory_limit(self.memory_limit if memory_limit is None else memory_limit)
         return native
 
 
@@ -38,7 +40,7 @@ _POOL = _Pool()
 
 
 def set_memory_limit(bytes: int) -> None:
-    """Bound the memory of each workspace of the autograd interface and of `fused` without a Workspace.
+    """Bound the memory of each workspace of the autograd interface and of `fused` without a Workspace, process-wide.
 
     Parameters
     ----------
@@ -58,7 +60,8 @@ class Lease(np.ndarray):
 
     natives: list[Any]
     serials: list[int]
-    idle: list[bool]  # one entry while no thread works with the natives
+    idle: list[bool]  # one entry while no thread works with the natives; an owner shares it with its leases
+    drawn: tuple[Any, ...] = ()  # what a backward pass must not differ in from the forward pass
     pooled = False
     memory_limit = 0  # [bytes], of an owner's
 
@@ -70,31 +73,69 @@ class Lease(np.ndarray):
 _LEASES: WeakValueDictionary[int, Lease] = WeakValueDictionary()  # address of the handle -> lease
 
 
-def lease(count: int, natives: list[Any] | None = None) -> Lease:
-    """`count` workspaces from the pool until the lease and its handles are gone, or the given ones of an owner."""
+def lease(count: int, natives: list[Any] | None = None, memory_limit: int | None = None) -> Lease:
+    """`count` workspaces from the pool until the lease and its handles are gone, or the given ones of an owner.
+
+    memory_limit : [bytes] of those from the pool; None = that of `set_memory_limit`.
+    """
     new = np.ndarray.__new__(Lease, 1, np.uint8)
     new[0] = 0
     new.pooled = natives is None
-    new.natives = [_POOL.take() for _ in range(count)] if natives is None else natives
+    new.natives = [_POOL.take(memory_limit) for _ in range(count)] if natives is None else natives
     new.serials, new.idle = [], [True]
     return new
 
 
+def occupy(of: Lease) -> None:
+    """Keep the lease for this thread alone until `release`.
+
+    Raises
+    ------
+    RuntimeError : another thread has it.
+    """
+    try:
+        of.idle.pop()
+    except IndexError:
+        raise RuntimeError("this workspace is at work in another thread; use one per thread") from None
+
+
+@contextmanager
+def at_work(of: Lease) -> Iterator[None]:
+    """`occupy` it, and `release` it at the end."""
+    occupy(of)
+    try:
+        yield
+    finally:
+        release(of)
+
+
 def owned(owner: Tensor | None, count: int) -> Lease:
-    """`count` of the workspaces of an owner, which gets as many as it lacks; without one, from the pool."""
+    """`count` of the workspaces of an owner, which gets as many as it lacks; without one, from the pool.
+
+    For this thread alone until `release`; RuntimeError where another thread has them.
+    """
     found = None if owner is None else _LEASES.get(owner.data_ptr())
     if found is None:
-        return lease(count)
-    while len(found.natives) < count:
-        native = _native.Rasterization()
-        native.set_memory_limit(found.memory_limit)
-        found.natives.append(native)
-    return lease(count, found.natives[:count])
+        new = lease(count)
+        occupy(new)
+        return new
+    occupy(found)
+    try:
+        while len(found.natives) < count:
+            native = _native.Rasterization()
+            native.set_memory_limit(found.memory_limit)
+            found.natives.append(native)
+    except BaseException:
+        release(found)
+        raise
+    new = lease(count, found.natives[:count])
+    new.idle = found.idle
+    return new
 
 
-def handle(of: Lease) -> Tensor:
-    """uint8 [1]: the lease as a tensor, for the forward passes that its workspaces carried out last."""
-    of.serials = [native.serial for native in of.natives]
+def handle(of: Lease, drawn: tuple[Any, ...] = ()) -> Tensor:
+    """uint8 [1]: the lease as a tensor, for the forward passes that its workspaces carried out last, of `drawn`."""
+    of.serials, of.drawn = [native.serial for native in of.natives], drawn
     tensor = torch.from_numpy(of)
     _LEASES[tensor.data_ptr()] = of
     return tensor
@@ -105,8 +146,8 @@ def empty_handle() -> Tensor:
     return torch.empty(1, dtype=torch.uint8)
 
 
-def claim(state: Tensor) -> Lease | None:
-    """The lease of a handle for this thread alone until `release`; None if there is none or it draws something else."""
+def claim(state: Tensor, drawn: tuple[Any, ...]) -> Lease | None:
+    """The lease of a handle for this thread alone until `release`; None if there is none or it drew something else."""
     found = _LEASES.get(state.data_ptr())
     if found is None:
         return None
@@ -114,8 +155,8 @@ def claim(state: Tensor) -> Lease | None:
         found.idle.pop()
     except IndexError:  # another thread is in the same backward pass
         return None
-    if found.serials != [native.serial for native in found.natives]:
-        found.idle.append(True)
+    if found.drawn != drawn or found.serials != [native.serial for native in found.natives]:
+        release(found)
         return None
     return found
 

@@ -20,7 +20,7 @@ from diff_gaussian_rasterization.checks import (
     check_written,
     size_of,
 )
-from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, lease, release
+from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, lease, occupy, release
 from diff_gaussian_rasterization.operators import NAMESPACE, differentiable, operator
 
 INPUTS = ("means", "opacities", "sh", "colors", "scales", "quats", "covariances")
@@ -78,6 +78,8 @@ def checked_view(rows: Tensor, view: list[int]) -> tuple[Tensor, tuple[int, ...]
     check_range("height", height, 0, MAX_SIDE_PX)
     check_range("sh_degree", sh_degree, 0, 3)
     lead = (size_of("rows", rows, 0),) if rows.ndim == 2 else ()
+    if lead and lead[0] == 0:
+        raise ValueError("rows: expected at least one camera")
     return check_tensor("rows", rows, (*lead, ROW), torch.float64).contiguous(), lead
 
 
@@ -85,6 +87,11 @@ def _map_shapes(lead: tuple[int, ...], view: list[int], maps: int) -> list[tuple
     width, height = view[:2]
     plane, color, nothing = (*lead, height, width), (*lead, 3, height, width), (0,)
     return [color, plane, plane if maps > 0 else nothing, *((plane, color) if maps > 1 else (nothing, nothing))]
+
+
+def _drawn(lead: tuple[int, ...], splats: Splats, view: list[int], maps: int) -> tuple[Any, ...]:
+    """What a forward pass and its backward pass must have in common, for `claim`."""
+    return ("activated", lead, maps, *view, *(None if t is None else tuple(t.shape) for t in splats))
 
 
 def _empty_maps(means: Tensor, lead: tuple[int, ...], view: list[int], maps: int) -> Maps:
@@ -117,7 +124,7 @@ def _forward(natives: list[Any], rows: Tensor, splats: Splats, view: list[int], 
 
 def _render_fake(
     rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, means2d, means2d_abs,
-    view, maps,
+    view, maps, memory_limit,
 ):  # fmt: skip
     _, lead = checked_view(rows, view)
     Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
@@ -141,19 +148,21 @@ def render(
     means2d_abs: Tensor | None,
     view: list[int],
     maps: int,
+    memory_limit: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return color, transmittance, inverse depth, sum of T alpha z, normals, radii int32, a handle for the way back.
 
-    The values of means2d and means2d_abs are not read; they only receive gradients.
+    The values of means2d and means2d_abs are not read; they only receive gradients. memory_limit [bytes] of each
+    camera, 0 = none; None = that of `set_memory_limit`.
     """
     rows, lead = checked_view(rows, view)
     splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
     _check_outputs(means, covariances, lead, means2d, means2d_abs, maps)
     out = _empty_maps(means, lead, view, maps)
     radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
-    drawn = lease(lead[0] if lead else 1)
+    drawn = lease(lead[0] if lead else 1, memory_limit=memory_limit)
     _forward(drawn.natives, rows, splats, view, out, radii)
-    return *out, radii, handle(drawn)
+    return *out, radii, handle(drawn, _drawn(lead, splats, view, maps))
 
 
 def _check_outputs(
@@ -185,7 +194,7 @@ def _empty_gradients(rows: Tensor, splats: Splats, lead: tuple[int, ...], wanted
 def _render_backward_fake(
     rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, transmittance, state,
     grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal,
-    view, maps, wanted,
+    view, maps, memory_limit, wanted,
 ):  # fmt: skip
     _, lead = checked_view(rows, view)
     splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
@@ -212,6 +221,7 @@ def render_backward(
     grad_normal: Tensor | None,
     view: list[int],
     maps: int,
+    memory_limit: int | None,
     wanted: int,
 ) -> list[Tensor]:
     """Return the gradients that the bits of `wanted` ask for, in the order of WANTED; the cameras' are added up."""
@@ -227,12 +237,12 @@ def render_backward(
     if gradients[0] is None:
         gradients[0] = means.new_zeros(shapes[0])
     out = _empty_gradients(rows, splats, lead, wanted)
-    drawn = claim(state)
+    drawn = claim(state, _drawn(lead, splats, view, maps))
     if drawn is None:  # a copy of the handle, or another thread is at work with it: render once more
-        drawn = lease(lead[0] if lead else 1)
+        drawn = lease(lead[0] if lead else 1, memory_limit=memory_limit)
         radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
         _forward(drawn.natives, rows, splats, view, _empty_maps(means, lead, view, maps), radii)
-        drawn.idle.pop()
+        occupy(drawn)
     try:
         _backward(drawn, splats, transmittance, gradients, out)
     finally:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diff_gaussian_rasterization.cameras import FRUSTUM_MARGIN, MAX_SIDE_PX, ROW
-from diff_gaussian_rasterization.checks import check_range
+from diff_gaussian_rasterization.checks import check_finite, check_range
 from diff_gaussian_rasterization.operators import operator
 from diff_gaussian_rasterization.ops import render
 
@@ -104,6 +104,7 @@ class GaussianRasterizer(nn.Module):
             None,
             [s.image_width, s.image_height, s.sh_degree, int(bool(s.antialiasing))],
             int(s.antialiasing is not None),
+            None,
         )
         return (color, radii) if s.antialiasing is None else (color, radii, inverse_depth)
 
@@ -136,6 +137,7 @@ def original_camera(
     check_range("image_height", height, 0, MAX_SIDE_PX)
     check_range("tanfovx", tanfovx, 1e-9, 1e9)
     check_range("tanfovy", tanfovy, 1e-9, 1e9)
+    check_finite("scale_modifier", scale_modifier)
     view, full = _values("viewmatrix", viewmatrix, 16), _values("projmatrix", projmatrix, 16)
     # The arguments are transposed: of column vectors, projmatrix = projection viewmatrix.
     projection = np.linalg.solve(np.reshape(view, (4, 4)), np.reshape(full, (4, 4))).T.tolist()

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization.checks import address, addresses, check_range, check_tensor, check_written, size_of
+from diff_gaussian_rasterization.checks import (
+    address,
+    addresses,
+    check_finite,
+    check_range,
+    check_tensor,
+    check_written,
+    size_of,
+)
 from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, owned, release
 from diff_gaussian_rasterization.operators import operator
 from diff_gaussian_rasterization.ops import checked_view
@@ -19,7 +27,6 @@ from diff_gaussian_rasterization.ops import checked_view
 NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh0", "shN")
 FLOATS = (3, 3, 4, 1, 3)  # of one Gaussian, without shN
 STATISTICS = ("gradient_norm", "count", "max_radius", "absolute_norm")
-TRANSMITTANCE, GRADIENT, SUMS = range(3)  # scratch memory of a workspace
 
 
 class Frame(NamedTuple):
@@ -37,6 +44,10 @@ class Frame(NamedTuple):
     @property
     def cameras(self) -> int:
         return self.lead[0] if self.lead else 1
+
+    def drawn(self, parameters: list[Tensor], filter_3d: Tensor | None) -> tuple[Any, ...]:
+        """What a forward pass and its backward pass must have in common, for `claim`."""
+        return ("raw", self.lead, *self.view, *parameters[5].shape, filter_3d is not None)
 
 
 def check_six(tensors: list[Tensor], count: int, rest: int, what: str = "") -> None:
@@ -122,11 +133,15 @@ def render_raw(
     frame = _checked(rows, parameters, filter_3d, view)
     image, radii = _outputs(frame, parameters[0])
     transmittance = parameters[0].new_empty((*frame.lead, *frame.plane))
-    drawn = owned(workspace, frame.cameras)
     lights = addresses(transmittance, frame.cameras)
     images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, frame.cameras), lights, strict=True)]
-    draw(drawn.natives, frame, parameters, filter_3d, images, radii)
-    return image, transmittance, radii, handle(drawn)
+    drawn = owned(workspace, frame.cameras)
+    try:
+        draw(drawn.natives, frame, parameters, filter_3d, images, radii)
+        state = handle(drawn, frame.drawn(parameters, filter_3d))
+    finally:
+        release(drawn)
+    return image, transmittance, radii, state
 
 
 def _train_step_fake(
@@ -159,7 +174,7 @@ def train_step(
     sparse: bool,
     view: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Render, compare, go back and update, unless a loss is not finite.
+    """Render, compare, go back and update, unless a loss or `grad_image` is not finite.
 
     Parameters
     ----------
@@ -178,24 +193,26 @@ def train_step(
     frame = _checked(rows, parameters, filter_3d, view)
     moments = _moments(parameters, exp_avg, exp_avg_sq, check_schedule(schedule).tolist())
     stats = _statistics(parameters[0].shape[0], statistics)
-    drawn, image, transmittance, radii = _image(frame, parameters, filter_3d, rendered, workspace)
+    ready = _ready(grad_image, frame, bool(targets))
+    finite = ready is None or _is_finite(ready)
+    drawn = _image(frame, parameters, filter_3d, rendered, workspace, (ready is None, moments is not None))
     try:
-        ready = _ready(grad_image, image, bool(targets))
-        terms, gradients = _losses(drawn, frame, image, targets, taps, factors, ready)
-        finite = all(math.isfinite(v) for v in terms)
-        back = _Back(drawn.natives, [*map(address, parameters)], address(filter_3d), transmittance, gradients, stats)
+        terms, gradients = _losses(drawn, frame, targets, taps, factors, ready)
+        finite = finite and all(math.isfinite(v) for v in terms)
+        natives, six, width = drawn.lease.natives, [*map(address, parameters)], address(filter_3d)
+        back = _Back(natives, six, width, drawn.lights, gradients, drawn.sums, stats)
         if finite and moments is not None:
-            visible = radii.reshape(frame.cameras, -1).amax(0) > 0 if sparse and radii.numel() else None
+            visible = drawn.radii.reshape(frame.cameras, -1).amax(0) > 0 if sparse and drawn.radii.numel() else None
             back.update([p.numel() for p in parameters], (*moments, address(visible)))
         elif finite and any(stats):
             back.gather()
         torch.autograd.graph.increment_version([*parameters, *exp_avg, *exp_avg_sq, *statistics])
-        report = torch.tensor([*terms, sum(n.invalid for n in drawn.natives)], dtype=torch.float64)
+        report = torch.tensor([*terms, sum(n.invalid for n in natives)], dtype=torch.float64)
     finally:
-        release(drawn)
+        release(drawn.lease)
     if rendered:
-        return image.new_empty(0), radii.new_empty(0), report
-    return image, radii, report
+        return drawn.image.new_empty(0), drawn.radii.new_empty(0), report
+    return drawn.image, drawn.radii, report
 
 
 def check_schedule(schedule: Tensor) -> Tensor:
@@ -230,24 +247,58 @@ def _statistics(count: int, statistics: list[Tensor]) -> list[int]:
     return [address(check_written(name, value, (count,))) if value.numel() else 0 for name, value in named]
 
 
+class _Drawn(NamedTuple):
+    """Images and, by address, what goes with each of them; the lease is for this thread alone until it is released."""
+
+    lease: Lease
+    image: Tensor
+    radii: Tensor
+    lights: list[int]  # transmittances
+    gradients: list[int]  # room for dL/dimage, 0 where none is needed
+    sums: int  # room for gradients of all parameters, or 0
+
+
 def _image(
-    frame: Frame, parameters: list[Tensor], filter_3d: Tensor | None, rendered: list[Tensor], workspace: Tensor | None
-) -> tuple[Lease, Tensor, list[int], Tensor]:
-    """A claimed lease, the image, addresses of each camera's transmittance, radii; drawn now unless they are there."""
-    cameras = frame.cameras
+    frame: Frame,
+    parameters: list[Tensor],
+    filter_3d: Tensor | None,
+    rendered: list[Tensor],
+    workspace: Tensor | None,
+    needs: tuple[bool, bool],
+) -> _Drawn:
+    """Images, drawn now unless they are there. needs : room for dL/dimage; and for an update."""
+    pixels, cameras = frame.plane[0] * frame.plane[1], frame.cameras
+    sums = sum(p.numel() for p in parameters) if needs[1] and cameras > 1 else 0
+    sizes = [pixels, 3 * pixels if needs[0] else 0, sums]
     if rendered:
         image, transmittance, radii, state = rendered
         _check_rendered(frame, parameters[0].shape[0], image, transmittance, radii)
-        drawn, lights = claim(state), addresses(transmittance, cameras)
-        if drawn is not None:
-            return drawn, image, lights, radii
+        found = claim(state, frame.drawn(parameters, filter_3d))
+        if found is not None:
+            try:
+                _, gradients, sums_at = _reserve(found.natives, [0, *sizes[1:]], keep_image=True)
+                return _Drawn(found, image, radii, addresses(transmittance, cameras), gradients, sums_at[-1])
+            except MemoryError:  # no room beside this image: draw it once more, in more bands
+                release(found)
+            except BaseException:
+                release(found)
+                raise
     image, radii = _outputs(frame, parameters[0])
     drawn = owned(workspace, cameras)
-    lights = [native.scratch(TRANSMITTANCE, frame.plane[0] * frame.plane[1]) for native in drawn.natives]
-    images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, cameras), lights, strict=True)]
-    draw(drawn.natives, frame, parameters, filter_3d, images, radii)
-    drawn.idle.pop()
-    return drawn, image, lights, radii
+    try:
+        lights, gradients, sums_at = _reserve(drawn.natives, sizes, keep_image=False)
+        images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, cameras), lights, strict=True)]
+        draw(drawn.natives, frame, parameters, filter_3d, images, radii)
+    except BaseException:
+        release(drawn)
+        raise
+    return _Drawn(drawn, image, radii, lights, gradients, sums_at[-1])
+
+
+def _reserve(natives: list[Any], sizes: list[int], *, keep_image: bool) -> list[list[int]]:
+    """Addresses of transmittances, dL/dimage and sums, one for each camera; only the last one has room for sums."""
+    each = [n.reserve([*sizes[:2], sizes[2] if n is natives[-1] else 0], keep_image) for n in natives]
+    return [list(column) for column in zip(*each, strict=True)]
 
 
 def _check_rendered(frame: Frame, count: int, image: Tensor, transmittance: Tensor, radii: Tensor) -> None:
@@ -256,35 +307,32 @@ def _check_rendered(frame: Frame, count: int, image: Tensor, transmittance: Tens
     check_written("rendered.radii", radii, (*frame.lead, count), torch.int32)
 
 
-def _ready(grad_image: Tensor | None, image: Tensor, more: bool) -> Tensor | None:
+def _ready(grad_image: Tensor | None, frame: Frame, more: bool) -> Tensor | None:
     """The given dL/dimage; a copy where `more` is to be added to it."""
     if grad_image is None:
         return None
-    check_tensor("grad_image", grad_image, tuple(image.shape))
+    check_tensor("grad_image", grad_image, (*frame.lead, 3, *frame.plane))
     return grad_image.contiguous().clone() if more else grad_image.contiguous()
 
 
+def _is_finite(values: Tensor) -> bool:
+    """In one pass and without a copy: NaN and Inf show in the extremes."""
+    return not values.numel() or all(math.isfinite(v.item()) for v in values.aminmax())
+
+
 def _losses(
-    drawn: Lease,
-    frame: Frame,
-    image: Tensor,
-    targets: list[Tensor],
-    taps: list[Tensor],
-    factors: list[float],
-    ready: Tensor | None,
+    drawn: _Drawn, frame: Frame, targets: list[Tensor], taps: list[Tensor], factors: list[float], ready: Tensor | None
 ) -> tuple[list[float], list[int]]:
     """Values of all terms, three each, and the address of each camera's dL/dimage: `ready`, or in its workspace."""
     cameras, (height, width) = frame.cameras, frame.plane
     filled = [ready is not None] * cameras
-    gradients = addresses(ready, cameras)
-    if ready is None:
-        gradients = [native.scratch(GRADIENT, 3 * height * width) for native in drawn.natives]
-    images, values = addresses(image, cameras), list[float]()
+    gradients = drawn.gradients if ready is None else addresses(ready, cameras)
+    images, values = addresses(drawn.image, cameras), list[float]()
     for k, target in enumerate(targets):
         which, weight, lambda_dssim = factors[3 * k : 3 * k + 3]
         camera = int(check_range("index of the camera", which, 0, cameras - 1))
-        options = (weight, lambda_dssim, filled[camera], torch.get_num_threads())
-        place = (drawn.natives[camera], images[camera], gradients[camera], (width, height))
+        options = (check_finite("weight", weight), lambda_dssim, filled[camera], torch.get_num_threads())
+        place = (drawn.lease.natives[camera], images[camera], gradients[camera], (width, height))
         values += _term(place, target, taps[4 * k : 4 * k + 4], options)
         filled[camera] = True
     if not all(filled):
@@ -319,6 +367,7 @@ class _Back(NamedTuple):
     filter_3d: int
     lights: list[int]
     gradients: list[int]
+    sums: int
     statistics: list[int]
 
     def gather(self, cameras: slice = slice(None), sums: list[int] | None = None) -> None:
@@ -338,8 +387,7 @@ class _Back(NamedTuple):
         """
         last, sums = self.natives[-1], [0] * 6
         if len(self.natives) > 1:
-            start = last.scratch(SUMS, sum(sizes))
-            sums = [start + 4 * sum(sizes[:k]) if size else 0 for k, size in enumerate(sizes)]
+            sums = [self.sums + 4 * sum(sizes[:k]) if size else 0 for k, size in enumerate(sizes)]
             self.gather(slice(0, -1), sums)
         images = [self.gradients[-1], 0, 0, 0, 0]
         more = (sums, *adam, 0, self.statistics, torch.get_num_threads())

@@ -42,7 +42,8 @@ class Taps:
 
     @staticmethod
     def _made(name: str, start: ArrayLike, weight: ArrayLike) -> "Taps":
-        starts, weights = torch.as_tensor(start).contiguous(), torch.as_tensor(weight).contiguous()
+        # Copies: what has been checked must not change with the caller's arrays.
+        starts, weights = (torch.as_tensor(t).contiguous().clone() for t in (start, weight))
         outputs, width = starts.numel(), weights.shape[1] if weights.ndim == 2 else 0
         check_written(name, starts, (outputs,), torch.int32)
         check_written(name, weights, (outputs, max(width, 1)))

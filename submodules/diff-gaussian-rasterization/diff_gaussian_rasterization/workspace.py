@@ -10,9 +10,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from diff_gaussian_rasterization.cameras import RasterCamera
-from diff_gaussian_rasterization.checks import address, check_range, check_written, size_of
-from diff_gaussian_rasterization.leases import handle, lease, owned
+from diff_gaussian_rasterization.cameras import ROW, RasterCamera
+from diff_gaussian_rasterization.checks import address, check_finite, check_range, check_written, size_of
+from diff_gaussian_rasterization.leases import at_work, handle, lease, owned, release
 from diff_gaussian_rasterization.step_ops import STATISTICS, check_parameters, check_six
 from diff_gaussian_rasterization.taps import Taps
 
@@ -34,6 +34,7 @@ class _Forward(NamedTuple):
     transmittance: Tensor
     inverse_depth: Tensor | None
     filter_3d: Tensor | None
+    serial: int
 
     def gradients(
         self, image: Tensor, transmittance: Tensor | None = None, inverse_depth: Tensor | None = None
@@ -51,7 +52,9 @@ class _Forward(NamedTuple):
 
 
 class Workspace:
-    """Scratch memory and the last forward pass. It only grows; keep one per trainer, and use it in one thread.
+    """Scratch memory and the last forward pass. It only grows; keep one per trainer.
+
+    One thread at a time: a second one is refused with a RuntimeError.
 
     `backward` and `backward_adam` belong to the last `forward`; the parameters must not have changed in between.
 
@@ -70,8 +73,8 @@ class Workspace:
         own = lease(0, [])
         own.memory_limit = int(memory_limit)
         self.handle = handle(own)
-        self._natives: list[Any] = own.natives
-        self._native = owned(self.handle, 1).natives[0]
+        release(owned(self.handle, 1))  # makes it
+        self._lease, self._native = own, own.natives[0]
         self._forward: _Forward | None = None
         self._radii = torch.empty(0, dtype=torch.int32)
 
@@ -110,26 +113,30 @@ class Workspace:
         plane = (camera.height, camera.width)
         image, transmittance = means.new_empty((3, *plane)), means.new_empty(plane)
         inverse_depth = means.new_empty(plane) if aux else None
-        self._radii = means.new_empty(count, dtype=torch.int32)
-        self._forward = None  # should this call fail, there is nothing to go back through
-        row = camera.row.detach()
-        self._native.forward(
-            address(row),
-            *plane[::-1],
-            camera.sh_degree,
-            int(camera.antialiasing),
-            [*map(address, parameters), 0, 0],
-            address(filter_3d),
-            count,
-            3,
-            3 * rest,
-            rest,
-            False,
-            [address(image), address(transmittance), address(inverse_depth), 0, 0],
-            address(self._radii),
-            torch.get_num_threads(),
-        )
-        self._forward = _Forward(count, rest, image, transmittance, inverse_depth, filter_3d)
+        radii = means.new_empty(count, dtype=torch.int32)
+        row = check_written("row of the camera", camera.row.detach(), (ROW,), torch.float64)
+        with at_work(self._lease):
+            self._forward = None  # should this call fail, there is nothing to go back through
+            self._radii = radii
+            self._native.reserve([0, 0, 0], False)  # below a limit, what a training step left goes
+            self._native.forward(
+                address(row),
+                *plane[::-1],
+                camera.sh_degree,
+                int(camera.antialiasing),
+                [*map(address, parameters), 0, 0],
+                address(filter_3d),
+                count,
+                3,
+                3 * rest,
+                rest,
+                False,
+                [address(image), address(transmittance), address(inverse_depth), 0, 0],
+                address(radii),
+                torch.get_num_threads(),
+            )
+            serial = self._native.serial
+            self._forward = _Forward(count, rest, image, transmittance, inverse_depth, filter_3d, serial)
         return image, transmittance, inverse_depth
 
     def l1_ssim(
@@ -151,15 +158,17 @@ class Workspace:
         shape = (3, size_of("image", image, 1), size_of("image", image, 2))
         for name, value in (("image", image), ("target", target), ("grad", grad)):
             check_written(name, value, shape)
-        terms = self._native.l1_ssim(
-            *map(address, (image, target, grad)),
-            shape[2],
-            shape[1],
-            weight,
-            check_range("lambda_dssim", lambda_dssim, 0, 1),
-            accumulate,
-            torch.get_num_threads(),
-        )
+        with at_work(self._lease):
+            terms = self._native.l1_ssim(
+                *map(address, (image, target, grad)),
+                shape[2],
+                shape[1],
+                check_finite("weight", weight),
+                check_range("lambda_dssim", lambda_dssim, 0, 1),
+                accumulate,
+                torch.get_num_threads(),
+            )
+        _changed(grad)
         return Loss(*terms)
 
     def lr_l1_ssim(
@@ -188,17 +197,19 @@ class Workspace:
         check_written("grad", grad, (3, height, width))
         check_written("lr_target", lr_target, (3, lr_height, lr_width))
         x, y = Taps.of("taps_x", taps_x, lr_width, width), Taps.of("taps_y", taps_y, lr_height, height)
-        terms = self._native.lr_l1_ssim(
-            *map(address, (image, lr_target, grad)),
-            [address(x.start), address(x.weight)],
-            [lr_width, width, x.weight.shape[1]],
-            [address(y.start), address(y.weight)],
-            [lr_height, height, y.weight.shape[1]],
-            weight,
-            check_range("lambda_dssim", lambda_dssim, 0, 1),
-            accumulate,
-            torch.get_num_threads(),
-        )
+        with at_work(self._lease):
+            terms = self._native.lr_l1_ssim(
+                *map(address, (image, lr_target, grad)),
+                [address(x.start), address(x.weight)],
+                [lr_width, width, x.weight.shape[1]],
+                [address(y.start), address(y.weight)],
+                [lr_height, height, y.weight.shape[1]],
+                check_finite("weight", weight),
+                check_range("lambda_dssim", lambda_dssim, 0, 1),
+                accumulate,
+                torch.get_num_threads(),
+            )
+        _changed(grad)
         return Loss(*terms)
 
     def backward(
@@ -219,23 +230,25 @@ class Workspace:
         parameters, grads : six tensors each, in the order of the module docstring.
         grad_means2d : [N, 3] or None; receives dL/d(screen position) in NDC units (x W/2, y H/2 per pixel), third = 0.
         """
-        of = self._of_backward(grad_means2d)
-        gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
-        check_six(list(parameters), of.num, of.rest)
-        check_six(list(grads), of.num, of.rest, "gradient of ")
-        self._native.backward(
-            [*map(address, parameters), 0, 0],
-            address(of.filter_3d),
-            address(of.transmittance),
-            gradients,
-            [*map(address, grads), 0, 0],
-            [0] * 8,
-            address(grad_means2d),
-            0,
-            0,
-            [0] * 4,
-            torch.get_num_threads(),
-        )
+        with at_work(self._lease):
+            of = self._of_backward(grad_means2d)
+            gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
+            check_six(list(parameters), of.num, of.rest)
+            check_six(list(grads), of.num, of.rest, "gradient of ")
+            self._native.backward(
+                [*map(address, parameters), 0, 0],
+                address(of.filter_3d),
+                address(of.transmittance),
+                gradients,
+                [*map(address, grads), 0, 0],
+                [0] * 8,
+                address(grad_means2d),
+                0,
+                0,
+                [0] * 4,
+                torch.get_num_threads(),
+            )
+        _changed(*grads, grad_means2d)
 
     def backward_adam(
         self,
@@ -266,34 +279,37 @@ class Workspace:
         -----
         Arithmetic of torch.optim.Adam without weight decay, also for Gaussians and bands with zero gradient.
         """
-        of = self._of_backward(grad_means2d)
-        gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
-        check_six(list(parameters), of.num, of.rest)
-        check_six(list(exp_avg), of.num, of.rest, "exp_avg of ")
-        check_six(list(exp_avg_sq), of.num, of.rest, "exp_avg_sq of ")
-        if len(learning_rates) != 6:
-            raise ValueError(f"learning_rates: expected six, got {len(learning_rates)}")
+        rates, four = [float(lr) for lr in learning_rates], [*stats, None][:4]
+        if len(rates) != 6:
+            raise ValueError(f"learning_rates: expected six, got {len(rates)}")
+        if len(stats) not in (3, 4):
+            raise ValueError(f"stats: expected three or the four {STATISTICS}, got {len(stats)}")
         check_range("step", step, 1, 1 << 62)
-        for name, value in zip(STATISTICS, stats, strict=False):
-            if value is not None:
-                check_written(name, value, (of.num,))
-        self._native.backward_adam(
-            [*map(address, parameters)],
-            address(of.filter_3d),
-            address(of.transmittance),
-            gradients,
-            [0] * 6,
-            [*map(address, exp_avg)],
-            [*map(address, exp_avg_sq)],
-            [float(lr) for lr in learning_rates],
-            step,
-            [*betas],
-            eps,
-            0,
-            address(grad_means2d),
-            [*map(address, stats), 0][:4],
-            torch.get_num_threads(),
-        )
+        with at_work(self._lease):
+            of = self._of_backward(grad_means2d)
+            _check_statistics(four, of.num)
+            gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
+            check_six(list(parameters), of.num, of.rest)
+            check_six(list(exp_avg), of.num, of.rest, "exp_avg of ")
+            check_six(list(exp_avg_sq), of.num, of.rest, "exp_avg_sq of ")
+            self._native.backward_adam(
+                [*map(address, parameters)],
+                address(of.filter_3d),
+                address(of.transmittance),
+                gradients,
+                [0] * 6,
+                [*map(address, exp_avg)],
+                [*map(address, exp_avg_sq)],
+                rates,
+                step,
+                [*betas],
+                eps,
+                0,
+                address(grad_means2d),
+                [*map(address, four)],
+                torch.get_num_threads(),
+            )
+        _changed(*parameters, *exp_avg, *exp_avg_sq, *four, grad_means2d)
 
     def contributions(
         self, max_weight: Tensor | None = None, weight: Tensor | None = None, pixels: Tensor | None = None
@@ -305,12 +321,13 @@ class Workspace:
         max_weight, weight, pixels : float32 [N] or None: the maximum with its largest T alpha of a pixel, plus its sum
             of T alpha, plus its number of pixels. Start from zeros; several images may follow each other.
         """
-        if self._forward is None:
-            raise ValueError("contributions: call forward first")
-        for name, value in (("max_weight", max_weight), ("weight", weight), ("pixels", pixels)):
-            if value is not None:
-                check_written(name, value, (self._forward.num,))
-        self._native.contributions([*map(address, (max_weight, weight, pixels))], torch.get_num_threads())
+        with at_work(self._lease):
+            num = self._last("contributions").num
+            for name, value in (("max_weight", max_weight), ("weight", weight), ("pixels", pixels)):
+                if value is not None:
+                    check_written(name, value, (num,))
+            self._native.contributions([*map(address, (max_weight, weight, pixels))], torch.get_num_threads())
+        _changed(max_weight, weight, pixels)
 
     @property
     def radii(self) -> Tensor:
@@ -319,12 +336,31 @@ class Workspace:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Of the last calls: drawn, instances, invalid (culled for NaN, Inf or range), bytes, bands, stage_ms."""
-        return dict(self._native.facts())
+        """Of the last calls: drawn, instances, invalid (culled for NaN, Inf or range), bytes, bands, stage_ms.
 
-    def _of_backward(self, grad_means2d: Tensor | None) -> "_Forward":
-        if self._forward is None:
-            raise ValueError("backward: call forward first")
-        if grad_means2d is not None:
-            check_written("grad_means2d", grad_means2d, (self._forward.num, 3))
+        With several cameras those of the first; bytes and bands of the one that has most.
+        """
+        each = [native.facts() for native in self._lease.natives]
+        return each[0] | {name: max(facts[name] for facts in each) for name in ("bytes", "bands")}
+
+    def _last(self, caller: str) -> _Forward:
+        if self._forward is None or self._forward.serial != self._native.serial:
+            raise ValueError(f"{caller}: call forward first")
         return self._forward
+
+    def _of_backward(self, grad_means2d: Tensor | None) -> _Forward:
+        of = self._last("backward")
+        if grad_means2d is not None:
+            check_written("grad_means2d", grad_means2d, (of.num, 3))
+        return of
+
+
+def _check_statistics(stats: Sequence[Tensor | None], count: int) -> None:
+    for name, value in zip(STATISTICS, stats, strict=True):
+        if value is not None:
+            check_written(name, value, (count,))
+
+
+def _changed(*tensors: Tensor | None) -> None:
+    """Count the versions of tensors that were written by address, so that autograd notices."""
+    torch.autograd.graph.increment_version([t for t in tensors if t is not None])

@@ -84,7 +84,7 @@ int64_t room_for_instances(const Workspace& w, int64_t others, int64_t bytes_eac
   const int64_t later = columns * (kBytesPerColumn * w.threads + kBytesPerPixel * w.camera.height) +
                         kBytesPerChunk * (w.count / kChunk + 1);
   const int64_t used =
-      w.budget.used - lists - w.loss_bytes() + larger(w.loss_bytes(), later) + others;
+      w.budget.used - lists - w.later_bytes() + larger(w.later_bytes(), later) + others;
   return (w.budget.limit - used) / bytes_each - 2 * kListPadding;
 }
 

@@ -130,16 +130,40 @@ Workspace::Workspace() {
   const auto join = [this](Memory& m) { m.join(&budget); };
   each_image_buffer(*this, join);
   each_loss_buffer(*this, join);
+  for (auto& buffer : scratch) join(buffer);
 }
 
-int64_t Workspace::loss_bytes() const {
+int64_t Workspace::later_bytes() const {
   int64_t sum = 0;
   each_loss_buffer(*this, [&](const Memory& m) { sum += m.bytes(); });
+  for (int k = 0; k < kImageScratches; k++) sum += scratch[k].bytes();
   return sum;
 }
 
 void Workspace::release_image() {
   each_image_buffer(*this, [](Memory& m) { m.release(); });
+}
+
+void Workspace::release_losses() {
+  each_loss_buffer(*this, [](Memory& m) { m.release(); });
+  for (auto& axis : lr_axis) axis.inputs = axis.outputs = axis.width = 0;  // matches no taps
+}
+
+void Workspace::set_limit(int64_t bytes) {
+  if (bytes == budget.limit) return;
+  release_image();
+  release_losses();
+  for (auto& buffer : scratch) buffer.release();
+  budget.limit = bytes;
+}
+
+bool Workspace::try_reserve(const int64_t* sizes) {
+  if (budget.limit > 0) {
+    for (int k = 0; k < kScratches; k++) scratch[k].release_above(sizes[k]);
+  }
+  bool all = true;
+  for (int k = 0; k < kScratches; k++) all = all && scratch[k].try_grow(sizes[k]);
+  return all;
 }
 
 }  // namespace splat

@@ -47,6 +47,7 @@ SPLAT_HD T larger(T a, T b) {
 #include "cpu/forward.inl"
 #include "cpu/backward.inl"
 #include "cpu/contributions.inl"
+#include "cpu/adam.inl"
 #include "cpu/geometry.inl"
 #include "cpu/loss.inl"
 #include "cpu/lr_loss.inl"
@@ -73,8 +74,10 @@ void begin_image(Workspace& w, const Scene& scene, const Camera& camera, bool su
   const bool same = w.count == scene.count && w.camera.width == camera.width &&
                     w.camera.height == camera.height && w.has_surfaces == surfaces &&
                     w.threads == threads;
-  if (w.budget.limit != w.memory_limit || (w.memory_limit > 0 && !same)) w.release_image();
-  w.budget.limit = w.memory_limit;
+  if (w.budget.limit > 0 && !same) {
+    w.release_image();
+    w.release_losses();
+  }
   w.camera = camera;
   w.count = scene.count;
   w.has_surfaces = surfaces;

@@ -1,8 +1,7 @@
 // Sixteen float lanes in two AVX registers. The interface is that of simd_scalar.h.
 //
-// Structs of registers: GCC keeps a 64-byte vector type in memory without AVX-512. Sixteen
-// registers are half of what AVX-512 has, so loops with many sums work on a part of eight lanes at
-// a time.
+// Structs of registers: GCC keeps a 64-byte vector type in memory without AVX-512. There are only
+// sixteen, so loops with many sums work on a part of eight lanes at a time.
 #pragma once
 #include <immintrin.h>
 
@@ -103,7 +102,6 @@ struct HalfF {
   friend SIMD_INLINE HalfF operator/(HalfF x, HalfF y) { return x.v / y.v; }
   friend SIMD_INLINE HalfF operator-(HalfF x) { return -x.v; }
   friend SIMD_INLINE HalfF& operator+=(HalfF& x, HalfF y) { return x = x + y; }
-  friend SIMD_INLINE HalfF& operator-=(HalfF& x, HalfF y) { return x = x - y; }
   friend SIMD_INLINE HalfF& operator*=(HalfF& x, HalfF y) { return x = x * y; }
   friend SIMD_INLINE HalfMask operator<(HalfF x, HalfF y) {
     return {_mm256_castps_si256(_mm256_cmp_ps(x.v, y.v, _CMP_LT_OQ))};
@@ -229,8 +227,8 @@ SIMD_INLINE VecF scale_by_floor_exponent(VecF x, VecF e) {
   return {scale_by_floor_exponent(x.a, e.a), scale_by_floor_exponent(x.b, e.b)};
 }
 SIMD_INLINE HalfF mantissa_of(HalfI bits) {  // in [1, 2)
-  const __m256i digits = _mm256_set1_epi32(0x7fffff), one = _mm256_set1_epi32(0x3f800000);
-  return _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits.v, digits), one));
+  const __m256i digits = _mm256_and_si256(bits.v, _mm256_set1_epi32(0x7fffff));
+  return _mm256_castsi256_ps(_mm256_or_si256(digits, _mm256_set1_epi32(0x3f800000)));
 }
 SIMD_INLINE void split_exponent(VecF x, VecF& exponent, VecF& mantissa) {
   const VecI bits = float_bits(x);
@@ -292,9 +290,9 @@ SIMD_INLINE VecF sum_lanes10(const PartF* v) {
   const __m128 first = sum_lanes4(v[0], v[1], v[2], v[3]);
   const __m128 second = sum_lanes4(v[4], v[5], v[6], v[7]);
   const __m128 third = sum_lanes4(v[8], v[9], v[8], v[9]);
-  const __m256 zero = _mm256_setzero_ps();
-  return {HalfF(_mm256_insertf128_ps(_mm256_castps128_ps256(first), second, 1)),
-          HalfF(_mm256_insertf128_ps(zero, _mm_movelh_ps(third, _mm_setzero_ps()), 0))};
+  return {
+      HalfF(_mm256_insertf128_ps(_mm256_castps128_ps256(first), second, 1)),
+      HalfF(_mm256_insertf128_ps(_mm256_setzero_ps(), _mm_movelh_ps(third, _mm_setzero_ps()), 0))};
 }
 
 /// Up to 8 masks (one per 32-pixel tile) from the block intervals [lo, hi] of 8 block rows.
@@ -353,8 +351,7 @@ constexpr BitPositions make_bit_positions() {
 constexpr BitPositions kBitPositions = make_bit_positions();
 
 /// Indices i < n (at most 255) with (rows[i] & bit) != 0, in order; returns how many.
-/// rows holds 256 readable bytes, hits n + 64 writable ones. Without a branch a hit: those
-/// mispredict.
+/// rows holds 256 readable bytes, hits n + 64 writable ones. A branch a hit would mispredict.
 SIMD_INLINE int list_hits(const uint8_t* rows, uint8_t bit, int n, uint8_t* hits) {
   const __m256i wanted = _mm256_set1_epi8(static_cast<char>(bit));
   constexpr uint64_t kEveryByte = 0x0101010101010101u;
@@ -364,13 +361,11 @@ SIMD_INLINE int list_hits(const uint8_t* rows, uint8_t bit, int n, uint8_t* hits
     const __m256i equal = _mm256_cmpeq_epi8(_mm256_and_si256(chunk, wanted), wanted);
     uint32_t hit = static_cast<uint32_t>(_mm256_movemask_epi8(equal));
     if (n - i < 32) hit &= (1u << (n - i)) - 1u;
-    uint64_t start = static_cast<uint64_t>(i) * kEveryByte;
     for (int j = 0; j < 4; j++) {
       const uint32_t byte = hit >> (8 * j) & 255u;
-      const uint64_t indices = kBitPositions.of[byte] + start;
+      const uint64_t indices = kBitPositions.of[byte] + kEveryByte * uint64_t(i + 8 * j);
       std::memcpy(hits + count, &indices, 8);
       count += __builtin_popcount(byte);
-      start += 8 * kEveryByte;
     }
   }
   return count;

@@ -13,6 +13,9 @@ constexpr int kTile = 32;        // [px]
 constexpr int kBlocks = 64;      // 4x4-pixel blocks of a tile; block b: column b & 7, row b >> 3
 constexpr int kSlotFloats = 16;  // gradient sums of an instance
 constexpr int kMaxThreads = 64;
+constexpr int kScratches =
+    3;  // transmittance and dL/dimage of an image; gradients of all Gaussians
+constexpr int kImageScratches = 2;
 constexpr int64_t kMaxInstances = int64_t{1} << 26;  // about 6 GB of lists and slots
 
 /// A visible Gaussian on the screen: one cache line.
@@ -68,8 +71,7 @@ struct Workspace {
   int64_t count = 0;  // Gaussians
   int64_t drawn = 0;  // with a record
   int64_t instances = 0;
-  int64_t invalid = 0;       // culled because of NaN, Inf or values beyond float32's reach
-  int64_t memory_limit = 0;  // [bytes] of all buffers here, kept by bands of tile rows; 0 = none
+  int64_t invalid = 0;  // culled because of NaN, Inf or values beyond float32's reach
   int tiles_x = 0, tiles_y = 0, threads = 1;
   // An image whose lists and slots are too many runs in bands of tile rows: these are one band's.
   int bands = 1;        // of the last image
@@ -81,7 +83,7 @@ struct Workspace {
   bool slots_are_full = false;       // all 16 sums of the last backward pass, not the first ten
   double stage_ms[kStages] = {};
 
-  Budget budget;
+  Budget budget;  // of all buffers here; its limit is kept by bands of tile rows
   Buffer<Record> records;
   Buffer<Surface> surfaces;
   Buffer<float> radii;  // [px], 0 = not visible
@@ -109,10 +111,17 @@ struct Workspace {
   Buffer<double> loss_sums;
   LRAxis lr_axis[2];  // x, y
   Buffer<float> lr_images, lr_rows[kMaxThreads];
+  Buffer<float> scratch[kScratches];  // the caller's
 
-  Workspace();  // these three in buffer.cpp, which knows all buffers
-  int64_t loss_bytes() const;
-  void release_image();  // all but the losses' memory
+  Workspace();  // these in buffer.cpp, which knows all buffers
+  /// Of what `room_for_instances` leaves free: the losses' memory and the scratches of one image.
+  int64_t later_bytes() const;
+  void release_image();
+  void release_losses();
+  /// Where it changes, all memory goes: what was taken with some room in advance, too.
+  void set_limit(int64_t bytes);
+  /// Scratches of these sizes [floats], whose contents are lost; false where they do not fit.
+  bool try_reserve(const int64_t* sizes);
   int64_t bytes() const { return budget.used; }
 };
 
