@@ -47,6 +47,19 @@ def test_equal_images_have_no_loss_and_accumulate_adds():
     assert torch.allclose(added, alone + 1, rtol=0, atol=2e-7)  # one rounding near 1
 
 
+def test_the_loss_stage_counts_every_term_since_the_forward_pass():
+    case = make_case(0)
+    workspace = Workspace()
+    image, _, _ = workspace.forward(case.raster_camera, *case.six)
+    times = [workspace.facts["stage_ms"]["loss"]]
+    for _ in range(2):
+        workspace.l1_ssim(image, torch.zeros_like(image), torch.empty_like(image))
+        times.append(workspace.facts["stage_ms"]["loss"])
+    assert times[0] == 0 < times[1] < times[2]
+    workspace.forward(case.raster_camera, *case.six)
+    assert workspace.facts["stage_ms"]["loss"] == 0
+
+
 @pytest.mark.parametrize("kernel", ["bicubic", "area"])
 @pytest.mark.parametrize("border", ["renormalise", "mirror"])
 @pytest.mark.parametrize(

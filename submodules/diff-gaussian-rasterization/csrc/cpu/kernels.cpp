@@ -99,6 +99,7 @@ void forward(Workspace& w, const Scene& scene, const Camera& camera, const Image
   w.stage_ms[kPreprocess] = preprocessed - start;
   w.stage_ms[kSortBin] = binned - preprocessed + listing;
   w.stage_ms[kForward] = now_ms() - binned - listing;
+  w.stage_ms[kLoss] = 0;  // the terms that follow add up
 }
 
 void backward(Workspace& w, const Scene& scene, const float* transmittance, const Images& gradient,

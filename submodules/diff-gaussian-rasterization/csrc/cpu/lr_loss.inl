@@ -205,6 +205,6 @@ LossTerms lr_l1_ssim(Workspace& w, const float* image, const float* lr_target, f
   const LossTerms terms = image_loss(w, small, lr_target, small_gradient, taps_x.outputs,
                                      taps_y.outputs, at_lr, threads);
   upscale(w, small_gradient, gradient, s.accumulate, threads);
-  w.stage_ms[kLoss] = now_ms() - begin;
+  w.stage_ms[kLoss] += now_ms() - begin;
   return terms;
 }
