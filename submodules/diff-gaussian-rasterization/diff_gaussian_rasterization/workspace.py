@@ -338,7 +338,8 @@ class Workspace:
     def facts(self) -> dict[str, Any]:
         """Of the last calls: drawn, instances, invalid (culled for NaN, Inf or range), bytes, bands, stage_ms.
 
-        The stage `loss` sums the terms since the last forward. With several cameras those of the first; bytes and bands of the one that has most.
+        The stage `loss` sums the terms since the last forward. With several cameras those of the first; bytes and
+        bands of the one that has most.
         """
         each = [native.facts() for native in self._lease.natives]
         return each[0] | {name: max(facts[name] for facts in each) for name in ("bytes", "bands")}
