@@ -77,12 +77,12 @@ fuzz: dev
 lint: dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(CLANG_FORMAT) --dry-run --Werror $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
+	$(CLANG_FORMAT) --dry-run --Werror $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu' 'submodules/*.cuh')
 types: dev
 	$(PY) -m mypy
 format: dev
 	$(PY) -m ruff check --fix . && $(PY) -m ruff format .
-	$(CLANG_FORMAT) -i $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu')
+	$(CLANG_FORMAT) -i $$(git ls-files 'submodules/*.h' 'submodules/*.cpp' 'submodules/*.inl' 'submodules/*.cu' 'submodules/*.cuh')
 bench: setup
 	$(PY) -m benchmarks.rasterizer
 # Into dist/. Each needs nothing but numpy and, when used, torch; built without torch.

@@ -3,25 +3,6 @@
 // blocks of the tile, then one joint lane reduction and one store into the slot of the instance.
 // Every slot is written exactly once: no atomics, and the same bits for any number of threads.
 
-enum Moment {
-  kSum,
-  kU,
-  kV,
-  kUU,
-  kUV,
-  kVV,
-  kRed,
-  kGreen,
-  kBlue,
-  kInverseDepth,
-  kMoments,  // without the full level, which adds:
-  kDepth = kMoments,
-  kNormal,
-  kAbsoluteX = kNormal + 3,  // |z u|
-  kAbsoluteY,                // |z (b u + c v)|
-  kFullMoments
-};
-
 /// Where in a slot each sum lies: the joint reduction of ten decides for the first, the others take
 /// the lanes that it leaves free.
 struct SlotLanes {

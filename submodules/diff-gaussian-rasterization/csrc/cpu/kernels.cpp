@@ -19,6 +19,7 @@
 #include "core/adam.h"
 #include "core/blend.h"
 #include "core/conic.h"
+#include "core/moments.h"
 #include "core/projection.h"
 #include "core/projection_gradient.h"
 #include "core/sh.h"
