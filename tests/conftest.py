@@ -1,4 +1,4 @@
-"""What all tests share: where the development data lie, and that nothing talks to the network."""
+"""What all tests share: where the development data lie, that nothing talks to the network, which device is meant."""
 
 import contextlib
 import fcntl
@@ -7,10 +7,13 @@ import runpy
 import socket
 import struct
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: spinning threads starve each other
 
 import pytest
+
+from tests import gpu
 
 with contextlib.suppress(ImportError):  # beartype is not on every machine
     import tests.typecheck  # noqa: F401 (named by --jaxtyping-packages)
@@ -57,6 +60,31 @@ def data_dir() -> Path:
 def weights_dir() -> Path:
     """Single-image networks."""
     return _folder("SEQSPLAT_WEIGHTS")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` run where there is one, and say so where there is none."""
+    if item.get_closest_marker("gpu") and (reason := gpu.why_not()):
+        pytest.skip(reason)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    return torch.device(name)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> Any:
+    """The GPU, torch.device; for tests marked `gpu` alone."""
+    assert gpu.why_not() is None, "mark this test with @pytest.mark.gpu"
+    return _device("cuda:0")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Any:
+    """The CPU, then the GPU, torch.device: the same test on each."""
+    return _device(request.param)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
