@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 namespace splat::cuda {
 
@@ -12,6 +13,8 @@ class Allocator {
   virtual ~Allocator() = default;
   virtual void* allocate(int64_t bytes) = 0;
   virtual void release(void* memory) = 0;
+  /// Whether a buffer takes more than it needs, so that it seldom has to grow.
+  virtual bool takes_more() const = 0;
 };
 
 class Memory {
@@ -34,7 +37,8 @@ class Memory {
   /// Room for n elements and some more; the old ones are lost.
   void reallocate(int64_t n, int64_t element_bytes) {
     release();
-    const int64_t room = n + n / 4;
+    if (!allocator_) throw std::logic_error("a buffer that Workspace::each_buffer does not name");
+    const int64_t room = allocator_->takes_more() ? n + n / 4 : n;
     memory_ = allocator_->allocate(room * element_bytes);
     capacity_ = room;
     bytes_ = room * element_bytes;

@@ -11,6 +11,7 @@
 #include "core/camera.h"
 #include "core/moments.h"
 #include "cuda/memory.h"
+#include "cuda/stages.h"
 
 namespace splat::cuda {
 
@@ -19,7 +20,6 @@ constexpr int kTilePixels = 256;  // thread p of a tile's block has the pixel of
 constexpr int kWarp = 32;
 constexpr int kBucket = kWarp;   // instances of a bucket
 constexpr int kSlotFloats = 16;  // sums of a Gaussian or an instance, in the order of Moment
-constexpr int kMaxStages = 8;
 constexpr int64_t kMaxInstances = (int64_t{1} << 31) - 1;
 
 /// A drawn Gaussian on the screen: three 16-byte loads.
@@ -72,7 +72,8 @@ struct Workspace {
   bool has_surfaces = false;
   bool has_checkpoints = false;  // the last image was blended for a backward pass
   bool fixed_capacity = false;   // no size is read and nothing grows: for CUDA graphs
-  bool timing = false;           // record events around the stages
+  bool timing = false;           // record events around the stages, see stages.h
+  Stages stages;                 // restarted by every forward pass
 
   Buffer<Counts> counts;   // one
   Counts* read = nullptr;  // one, in pinned memory of the host
@@ -104,6 +105,16 @@ struct Workspace {
   Buffer<uint32_t> pixel_end;  // place after the last instance that was blended into it
   // what single calls need: sorted copies, CUB's storage, the backward's states, losses
   Buffer<uint8_t> scratch[12];
+
+  /// visit(buffer) for every one of them: a new buffer has its name here too.
+  template <class Visit>
+  void each_buffer(const Visit& visit) {
+    const auto all = [&](auto&... buffer) { (visit(buffer), ...); };
+    all(counts, records, surfaces, flags, radii, keys, tiles, first_slot, sums, order,
+        list_gaussian, list_slot, slots, ranges, first_bucket, tile_end, bucket_tile, checkpoints,
+        pixel_end);
+    for (auto& buffer : scratch) visit(buffer);
+  }
 };
 
 }  // namespace splat::cuda
