@@ -42,8 +42,8 @@ SPLAT_HD V fraction(V a) {
   return a - ::floor(a);
 }
 template <class V>
-SPLAT_HD V negative_multiply_add(V a, V b, V c) {  // c - a b
-  return c - a * b;
+SPLAT_HD V negative_multiply_add(V a, V b, V c) {  // c - a b, rounded once wherever it is used
+  return ::fma(-a, b, c);
 }
 template <class V>
 SPLAT_HD V reciprocal(V a) {

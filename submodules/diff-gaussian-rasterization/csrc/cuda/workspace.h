@@ -67,6 +67,8 @@ struct Workspace {
   int64_t count = 0;  // Gaussians
   int64_t drawn = 0;  // on the host, like the next; upper bounds with a fixed capacity
   int64_t instances = 0;
+  int64_t buckets = 0;   // upper bound on the host, and the stride of `checkpoints`
+  int64_t capacity = 0;  // instances there is room for, when it is fixed
   int tiles_x = 0, tiles_y = 0;
   Level level = kColour;
   bool has_surfaces = false;
