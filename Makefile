@@ -58,6 +58,8 @@ endif
 define native
 $(STAMPS)/$(1): $(STAMPS)/run $$(shell find submodules/$(1) -type f -not -path '*/build/*' -not -name '*.pyc' 2>/dev/null)
 	$$(PIP_NATIVE) $$(WARNINGS) ./submodules/$(1)
+	@# says whether CUDA is in, or why not
+	@cat "$$$$(ls -t submodules/$(1)/build/*/cuda.txt | head -1)"
 	@mkdir -p $(STAMPS) && touch $$@
 endef
 $(foreach package,$(NATIVE),$(eval $(call native,$(package))))
@@ -91,4 +93,4 @@ wheels:
 golden: dev
 	$(PY) -m pytest -q tests/arguments tests/evaluation --regenerate
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist submodules/*/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,11 +1,9 @@
-"""How the native packages are built: flags and symbols of each unit, source archives, wheels, the CUDA seam."""
+"""How the native packages are built: flags and symbols of each unit, source archives, wheels."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -15,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-RASTERIZER, KNN = ROOT / "submodules" / "diff-gaussian-rasterization", ROOT / "submodules" / "simple-knn"
+from tests.submodules.building import KNN, RASTERIZER, ROOT, configure, run
+
 PACKAGES = pytest.mark.parametrize("package", [RASTERIZER, KNN], ids=lambda p: p.name)
 VECTOR_FLAGS = {
     "scalar": set(),
@@ -28,20 +26,6 @@ for tool in ("cmake", "g++", "nm", "objdump"):
     if not shutil.which(tool):
         pytest.skip(f"{tool} is needed", allow_module_level=True)
 pytest.importorskip("nanobind")
-
-
-def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def configure(build: Path, *options: str, package: Path = RASTERIZER, **environment: str) -> str:
-    """What CMake prints when it prepares a build of the package in `build`."""
-    python = f"-DPython_EXECUTABLE={sys.executable}"
-    return run("cmake", "-S", package, "-B", build, python, "-DCMAKE_BUILD_TYPE=Release", *options, **environment)
 
 
 # --- units ---
@@ -154,69 +138,6 @@ def test_one_wheel_for_python_3_12_and_later(package: Path) -> None:
     assert override["wheel"]["py-api"] == "cp312"
     assert "nanobind_add_module(_native STABLE_ABI" in (package / "CMakeLists.txt").read_text()
     assert "torch" not in str(settings["build-system"]["requires"])
-
-
-# --- the CUDA seam ---
-
-KERNEL = "__global__ void fill(float* p) { p[threadIdx.x] = 1.f; }\nvoid splat_test(float* p) { fill<<<1, 32>>>(p); }\n"
-NO_NVCC = {"CUDACXX": "/nonexistent/nvcc"}
-
-
-def cuda_source(folder: Path, text: str) -> str:
-    (folder / "kernel.cu").write_text(text)
-    return f"-DSPLAT_CUDA_SOURCES={folder / 'kernel.cu'}"
-
-
-def summary(printed: str) -> str:
-    (line,) = re.findall(r"^-- diff_gaussian_rasterization: (.*)$", printed, re.MULTILINE)
-    return line
-
-
-def test_without_cuda_sources_nothing_asks_for_nvcc(tmp_path: Path) -> None:
-    if list(RASTERIZER.glob("csrc/cuda/*.cu")):
-        pytest.skip("there are CUDA sources")
-    assert summary(configure(tmp_path / "build", **NO_NVCC)) == "CPU only (no CUDA sources)"
-
-
-def test_cuda_can_be_off_wanted_or_missing(tmp_path: Path) -> None:
-    source = cuda_source(tmp_path, KERNEL)
-    assert summary(configure(tmp_path / "off", source, "-DSPLAT_CUDA=OFF")) == "CPU only (SPLAT_CUDA=OFF)"
-    assert summary(configure(tmp_path / "auto", source, **NO_NVCC)) == "CPU only (no nvcc that works)"
-    with pytest.raises(AssertionError, match="SPLAT_CUDA=ON: no nvcc that works"):
-        configure(tmp_path / "on", source, "-DSPLAT_CUDA=ON", **NO_NVCC)
-    with pytest.raises(AssertionError, match="SPLAT_CUDA=YES: use AUTO, ON or OFF"):
-        configure(tmp_path / "wrong", source, "-DSPLAT_CUDA=YES")
-
-
-needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
-
-
-@pytest.mark.slow
-@needs_nvcc
-def test_cuda_sources_are_compiled_for_every_listed_gpu(tmp_path: Path) -> None:
-    build = tmp_path / "build"
-    printed = configure(build, cuda_source(tmp_path, KERNEL), "-DSPLAT_CUDA=ON")
-    assert summary(printed) == "CPU and CUDA (80-real 86-real 89-real 90)"
-    library = build / "cuda" / "libsplat_cuda.a"
-    assert "T splat_test(float*)" in run("nm", "-C", library)
-    rules = "".join(p.read_text() for p in (build / "cuda").rglob("*") if p.name in ("build.ninja", "flags.make"))
-    asked = {code for codes in re.findall(r"code=\[([\w,]+)\]", rules) for code in codes.split(",")}
-    assert asked == {"sm_80", "sm_86", "sm_89", "sm_90", "compute_90"}
-
-
-@pytest.mark.slow
-@needs_nvcc
-def test_a_cuda_failure_leaves_the_cpu_package(tmp_path: Path) -> None:
-    source = cuda_source(tmp_path, "this is no CUDA")
-    printed = configure(tmp_path / "build", source, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
-    assert summary(printed) == "CPU only (the CUDA sources did not compile)"
-    (log,) = re.findall(r"^-- nvcc: see (.*)$", printed, re.MULTILINE)
-    assert "kernel.cu" in Path(log).read_text()
-    commands = (tmp_path / "build" / "compile_commands.json").read_text()
-    assert "no: the CUDA sources did not compile" in commands
-    assert log not in commands  # the text travels in the wheel
-    with pytest.raises(AssertionError, match="SPLAT_CUDA=ON: the CUDA sources did not compile"):
-        configure(tmp_path / "on", source, "-DSPLAT_CUDA=ON")
 
 
 # --- wheels, and a stranger who installs them ---

@@ -6,6 +6,7 @@
 namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
+  m.attr("cuda_build") = SPLAT_CUDA_BUILD;  // GPU architectures, or "no: " and why
   m.def(
       "first_not_finite",
       [](uintptr_t points, int64_t n) {
