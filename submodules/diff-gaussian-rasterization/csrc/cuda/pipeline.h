@@ -20,6 +20,10 @@ void order(Workspace&, cudaStream_t);
 /// checkpoints, pixel_end and tile_end for a backward pass.
 void blend_forward(Workspace&, const Images& out, bool keep, cudaStream_t);
 
+/// l1_ssim, in scratch memory 0 and 1.
+void image_loss(Workspace&, const float* image, const float* target, float* gradient, int width,
+                int height, const LossSettings&, double* terms, cudaStream_t);
+
 /// Maps that are blended at a level: checkpoints have one channel more, for T.
 __host__ __device__ constexpr int blended_channels(Level level) {
   return level == kColour ? 3 : level == kInverse ? 4 : 8;
