@@ -6,6 +6,7 @@
 #include "core/blend.h"
 #include "core/conic.h"
 #include "core/exponential.h"
+#include "core/pixel.h"
 #include "core/projection.h"
 #include "core/projection_gradient.h"
 #include "core/sh.h"
@@ -29,6 +30,7 @@ enum Formula {
   kDirectionGradient,
   kBlend,
   kBlendGradient,
+  kPixelGradient,
   kSsim,
   kExponential,
   kAdam
@@ -193,6 +195,56 @@ SPLAT_HD void evaluate_blend_gradient(const V* in, V* out) {
   }
 }
 
+constexpr int kSplatFloats = 14;  // x, y, a, b, c, log2(opacity), features 8
+constexpr int kTestPixels = 3;    // at (0, 0), (3, 1), (1, 7)
+constexpr int kPixelFloats = 9;   // q 8, (background . q) + gradient of the transmittance
+
+template <class V>
+SPLAT_HD Features<V> read_features(const V* in) {
+  return {in[0], in[1], in[2], in[3], in[4], {in[5], in[6], in[7]}};
+}
+
+/// in: kLayers splats front to back, then kTestPixels pixels.
+/// out: the 16 sums of each splat. The list is cut into buckets of two, as on a GPU: each begins at
+/// what the one behind it left, found from the buckets' own sums.
+template <class V>
+SPLAT_HD void evaluate_pixel_gradient(const V* in, V* out) {
+  constexpr int bucket = 2;
+  const V* pixels = in + kLayers * kSplatFloats;
+  for (int k = 0; k < kLayers * kFullMoments; k++) out[k] = 0;
+  for (int p = 0; p < kTestPixels; p++) {
+    const V ox = V(p == 1 ? 3.f : p == 2 ? 1.f : 0.f), oy = V(p == 1 ? 1.f : p == 2 ? 7.f : 0.f);
+    const Features<V> q = read_features(pixels + p * kPixelFloats);
+    V alpha[kLayers], u[kLayers], v[kLayers], front[kLayers / bucket + 1], own[kLayers / bucket];
+    V t = 1, t_final = 1;
+    for (int k = 0; k < kLayers; k++) {
+      const V* s = in + k * kSplatFloats;
+      u[k] = s[2] * (ox - s[0]) + s[3] * (oy - s[1]);
+      v[k] = s[4] * (oy - s[1]);
+      alpha[k] = log2_alpha(u[k], v[k], s[5]);
+      const bool contributes = V(kLog2AlphaMin) <= alpha[k];
+      exp2_each<1>(&alpha[k]);
+      alpha[k] = zero_unless(contributes, alpha[k]);
+      if (k % bucket == 0) front[k / bucket] = t_final, own[k / bucket] = 0;
+      bool live = false;
+      const V weight = blend_step(min(alpha[k], V(kAlphaMax)), t, t_final, live);
+      own[k / bucket] += weight * dot_features<kFull>(read_features(s + 6), q);
+      alpha[k] = zero_unless(live, alpha[k]);
+    }
+    front[kLayers / bucket] = t_final;
+    V rest = t_final * pixels[p * kPixelFloats + 8];
+    for (int b = kLayers / bucket - 1; b >= 0; b--) {
+      Behind<V> behind = {front[b + 1], rest};
+      for (int k = b * bucket + bucket - 1; k >= b * bucket; k--) {
+        const V* s = in + k * kSplatFloats;
+        pixel_gradient<kFull>(read_features(s + 6), q, s[3], s[4], u[k], v[k], alpha[k], behind,
+                              out + k * kFullMoments);
+      }
+      rest += own[b];
+    }
+  }
+}
+
 template <class V>
 SPLAT_HD void evaluate(Formula formula, const Settings& s, const V* in, V* out) {
   const int degree = s.camera.sh_degree;
@@ -225,6 +277,8 @@ SPLAT_HD void evaluate(Formula formula, const Settings& s, const V* in, V* out) 
       return evaluate_blend(in, out);
     case kBlendGradient:
       return evaluate_blend_gradient(in, out);
+    case kPixelGradient:
+      return evaluate_pixel_gradient(in, out);
     case kSsim: {
       const SsimTerms<V> terms = ssim_terms(in[0], in[1], in[2], in[3]);
       out[0] = terms.value;

@@ -21,7 +21,7 @@ from gaussian_renderer.splats import covariances, full_covariances, rotations
 HEADERS = Path(__file__).resolve().parents[2] / "submodules" / "diff-gaussian-rasterization" / "csrc"
 SOURCE = Path(__file__).with_name("core_formulas.cpp")
 PROJECTION = ["project", "project_gradient", "conic", "screen_gradient", "band", "surface"]
-COLOUR = ["basis", "basis_gradient", "direction", "direction_gradient", "blend", "blend_gradient"]
+COLOUR = ["basis", "basis_gradient", "direction", "direction_gradient", "blend", "blend_gradient", "pixel_gradient"]
 FORMULAS = [*PROJECTION, *COLOUR, "ssim", "exponential", "adam"]
 ACTIVATED, PRECOMPUTED, FILTERED = 1, 2, 4
 CONSTANT = 1e-7  # the headers' constants are float32

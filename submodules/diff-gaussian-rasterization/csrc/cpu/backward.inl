@@ -88,6 +88,11 @@ SPLAT_HD uint64_t reached_blocks(const uint32_t* block_end, uint64_t inside, uin
   return reached;
 }
 
+SPLAT_HD Features<PartF> features_of(const Record& r, const Surface& s) {
+  return {r.red,           r.green, r.blue,
+          r.inverse_depth, s.depth, {s.normal[0], s.normal[1], s.normal[2]}};
+}
+
 /// Gradient sums of one splat over the blocks in `mask`.
 template <int kLevel>
 SPLAT_HD void instance_gradient(const Record& r, const Surface& surface, uint32_t i, TileOrigin o,
@@ -96,7 +101,8 @@ SPLAT_HD void instance_gradient(const Record& r, const Surface& surface, uint32_
   constexpr int num_sums = kLevel == kFull ? kFullMoments : kMoments;
   const float dx = static_cast<float>(o.x) - r.x, dy = static_cast<float>(o.y) - r.y;
   const PartF a = r.a, b = r.b, c = r.c, u0 = r.a * dx + r.b * dy, v0 = r.c * dy;
-  const PartF log2_opacity = r.log2_opacity, red = r.red, green = r.green, blue = r.blue;
+  const PartF log2_opacity = r.log2_opacity;
+  const Features<PartF> splat = features_of(r, surface);
   const PartI index = static_cast<int>(i);
   PartF sum[num_sums];
   for (int k = 0; k < num_sums; k++) sum[k] = 0.f;
@@ -111,38 +117,20 @@ SPLAT_HD void instance_gradient(const Record& r, const Surface& surface, uint32_
       const PartMask contributes = (PartF(kLog2AlphaMin) <= alpha) & (index < part(q.end, k));
       exp2_each<1>(&alpha);
       alpha = zero_unless(contributes, alpha);
-      const PartF q_red = part(q.red, k), q_green = part(q.green, k), q_blue = part(q.blue, k);
-      PartF colour_gradient = red * q_red + green * q_green + blue * q_blue;
-      if (kLevel >= kInverse) {
-        colour_gradient += PartF(r.inverse_depth) * part(q.inverse_depth, k);
-      }
+      Features<PartF> gradient;
+      gradient.red = part(q.red, k);
+      gradient.green = part(q.green, k);
+      gradient.blue = part(q.blue, k);
+      if (kLevel >= kInverse) gradient.inverse_depth = part(q.inverse_depth, k);
       if (kLevel == kFull) {
         SurfaceGradient& s = surfaces[block];
-        colour_gradient += PartF(surface.depth) * part(s.depth, k);
-        for (int c = 0; c < 3; c++) {
-          colour_gradient += PartF(surface.normal[c]) * part(s.normal[c], k);
-        }
+        gradient.depth = part(s.depth, k);
+        for (int c = 0; c < 3; c++) gradient.normal[c] = part(s.normal[c], k);
       }
-      const BlendGradient<PartF> g =
-          blend_step_gradient(alpha, colour_gradient, part(q.t, k), part(q.rest, k));
-      const PartF gu = g.power * u, gv = g.power * v;
-      sum[kSum] += g.power;
-      sum[kU] += gu;
-      sum[kV] += gv;
-      sum[kUU] += gu * u;
-      sum[kUV] += gu * v;
-      sum[kVV] += gv * v;
-      sum[kRed] += g.weight * q_red;
-      sum[kGreen] += g.weight * q_green;
-      sum[kBlue] += g.weight * q_blue;
-      if (kLevel >= kInverse) sum[kInverseDepth] += g.weight * part(q.inverse_depth, k);
-      if (kLevel == kFull) {
-        SurfaceGradient& s = surfaces[block];
-        sum[kDepth] += g.weight * part(s.depth, k);
-        for (int c = 0; c < 3; c++) sum[kNormal + c] += g.weight * part(s.normal[c], k);
-        sum[kAbsoluteX] += abs(gu);
-        sum[kAbsoluteY] += abs(b * gu + c * gv);
-      }
+      Behind<PartF> behind = {part(q.t, k), part(q.rest, k)};
+      pixel_gradient<kLevel>(splat, gradient, b, c, u, v, alpha, behind, sum);
+      part(q.t, k) = behind.t;
+      part(q.rest, k) = behind.rest;
     }
   }
   store(slot, sum_lanes10(sum));

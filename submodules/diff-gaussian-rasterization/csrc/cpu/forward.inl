@@ -68,9 +68,6 @@ SPLAT_HD void write_block(float* image, const BlockView& v, VecF value) {
   }
 }
 
-/// What is blended: colour; with inverse depth; with depth and normals too.
-enum Level { kColour, kInverse, kFull };
-
 struct BlockState {
   VecF t;        // running transmittance, below the limit once finished
   VecF t_final;  // behind the last blended splat

@@ -20,6 +20,7 @@
 #include "core/blend.h"
 #include "core/conic.h"
 #include "core/moments.h"
+#include "core/pixel.h"
 #include "core/projection.h"
 #include "core/projection_gradient.h"
 #include "core/sh.h"

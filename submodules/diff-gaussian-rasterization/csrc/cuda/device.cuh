@@ -21,7 +21,7 @@ inline void check(cudaError_t error, const char* what) {
 inline void check_launch(const char* what) { check(cudaGetLastError(), what); }
 
 template <class T>
-constexpr T ceil_div(T a, T b) {
+__host__ __device__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 

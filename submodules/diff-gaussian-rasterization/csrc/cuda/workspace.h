@@ -55,9 +55,6 @@ struct Counts {
   uint32_t buckets;
 };
 
-/// How an image was blended, which decides what else is kept: nested.
-enum Level { kColour, kInverse, kFull };
-
 struct Range {
   uint32_t first, end;  // of a tile, places in the lists
 };
@@ -70,7 +67,7 @@ struct Workspace {
   int64_t buckets = 0;   // upper bound on the host, and the stride of `checkpoints`
   int64_t capacity = 0;  // instances there is room for, when it is fixed
   int tiles_x = 0, tiles_y = 0;
-  Level level = kColour;
+  Level level = kColour;  // how the image was blended, which decides what else is kept
   bool has_surfaces = false;
   bool has_checkpoints = false;  // the last image was blended for a backward pass
   bool fixed_capacity = false;   // no size is read and nothing grows: for CUDA graphs
