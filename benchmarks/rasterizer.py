@@ -2,6 +2,7 @@
 
     python -m benchmarks.rasterizer --against DIR --n 50000 100000 --size 400 800 --threads 1 2 --json FILE
     python -m benchmarks.rasterizer --goals --against DIR
+    python -m benchmarks.rasterizer --device cuda [--case 100k/800x800 1000k/1920x1080] [--kind random] [--json FILE]
 
 One step = project, colour, sort, bin, blend, L1 + SSIM with gradient, backward, fused Adam, densification statistics.
 All runners take turns in every round, so that load on the machine hits them alike. Times in milliseconds.
@@ -19,7 +20,7 @@ import torch
 from diff_gaussian_rasterization import isa_supported
 
 from arguments.flags import Parser, underscored
-from benchmarks import gen, report
+from benchmarks import device, gen, gpu, gpu_run, report
 from benchmarks.cases import Case, Measured, measure
 from benchmarks.goal_runs import GoalRuns
 from benchmarks.goals import goals_table
@@ -29,6 +30,7 @@ from benchmarks.prototype import Prototype, build
 from utils import errors
 from utils.atomic import write_text
 from utils.errors import UserError
+from utils.provenance import PROJECT
 
 MODULE = "module:"
 REFERENCE = "reference"
@@ -42,6 +44,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.rasterizer", description=description, allow_abbrev=False)
     add = parser.add_argument
     add("--against", nargs="+", default=[], metavar="WHAT", help="DIR of the prototype, module:PACKAGE, or reference")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
+    add(
+        "--case",
+        nargs="+",
+        default=list(gpu_run.CASES),
+        help=f"with --device cuda (default: {' '.join(gpu_run.CASES)})",
+    )
     add("--goals", action="store_true", help="only the speeds that are asked for, as a table")
     add("--n", type=int, nargs="+", default=[100_000], help="numbers of Gaussians (default: 100000)")
     add("--size", type=int, nargs="+", default=[800], help="image sides in pixels (default: 800)")
@@ -51,10 +60,15 @@ def parse(words: list[str]) -> argparse.Namespace:
     add("--autograd", action="store_true", help="also ours through the API that 3DGS code knows")
     add("--two_term", action="store_true", help="also ours with the paper's objective, HR and LR")
     add("--repeats", type=int, default=9, help="counted rounds (default: 9)")
-    add("--json", type=Path, help="also write the numbers here")
+    add("--rounds", type=int, default=3, help=f"with --device cuda: blocks of {gpu.BLOCK} steps (default: 3)")
+    add("--json", type=Path, help=f"also write the numbers here (with --device cuda: {report.RESULTS}/cuda.json)")
     args = parser.parse_args(underscored(words))
-    if min(args.n + args.size + args.threads + [args.repeats]) < 1:
-        raise UserError("--n, --size, --threads and --repeats must be at least 1")
+    if min(args.n + args.size + args.threads + [args.repeats, args.rounds]) < 1:
+        raise UserError("--n, --size, --threads, --repeats and --rounds must be at least 1")
+    for text in args.case:
+        gpu_run.case_of(text, args.kind[0])
+    if args.device == "cuda":
+        device.required("--device cuda")
     if args.goals and args.repeats < GOAL_REPEATS:
         raise UserError(f"--goals: at least {GOAL_REPEATS} --repeats are asked for")
     missing = [name for name in args.isa if not isa_supported(name)]
@@ -168,8 +182,20 @@ def run_goals(args: argparse.Namespace, library: Path | None) -> dict[str, Any]:
     }
 
 
+def on_gpu(args: argparse.Namespace) -> None:
+    """Measure on the GPU; the report goes to --json, else where measurements are committed."""
+    head = {"format": report.FORMAT, "command": report.command(), "machine": report.machine()}
+    body = gpu_run.run(args.kind, args.case, args.rounds, lambda text: print(text, flush=True))
+    path = args.json or PROJECT / report.RESULTS / "cuda.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, report.json_text(report.rounded_values({**head, **body})) + "\n")
+
+
 def main() -> None:
     args = parse(sys.argv[1:])
+    if args.device == "cuda":
+        on_gpu(args)
+        return
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait must not burn the cores of the runner whose turn it is; OpenMP reads this when it is loaded.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})

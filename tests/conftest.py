@@ -13,8 +13,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported:
 
 import pytest
 
-from tests import gpu
-
 with contextlib.suppress(ImportError):  # beartype is not on every machine
     import tests.typecheck  # noqa: F401 (named by --jaxtyping-packages)
 
@@ -64,8 +62,14 @@ def weights_dir() -> Path:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `gpu` run where there is one, and say so where there is none."""
-    if item.get_closest_marker("gpu") and (reason := gpu.why_not()):
+    if item.get_closest_marker("gpu") and (reason := _without_gpu()):
         pytest.skip(reason)
+
+
+def _without_gpu() -> str | None:
+    from benchmarks import device  # later than SEQSPLAT_DATA, and only where a test asks
+
+    return device.why_not()
 
 
 def _device(name: str) -> Any:
@@ -77,7 +81,7 @@ def _device(name: str) -> Any:
 @pytest.fixture(scope="session")
 def cuda() -> Any:
     """The GPU, torch.device; for tests marked `gpu` alone."""
-    assert gpu.why_not() is None, "mark this test with @pytest.mark.gpu"
+    assert _without_gpu() is None, "mark this test with @pytest.mark.gpu"
     return _device("cuda:0")
 
 

@@ -3,17 +3,15 @@
 import pytest
 import torch
 
-from tests import gpu
+from benchmarks import device as gpu
 
 BUILT = "80-real 86-real 89-real 90"
 
 
 def test_the_reason_names_what_is_missing():
-    assert gpu.reason_to_skip(True, BUILT) is None
-    assert gpu.reason_to_skip(False, BUILT) == "no GPU here: torch.cuda.is_available() is False"
-    assert gpu.reason_to_skip(True, "no: nvcc failed") == (
-        "the rasterizer was built without its CUDA kernels (nvcc failed)"
-    )
+    assert gpu.reason(True, BUILT) is None
+    assert gpu.reason(False, BUILT) == "no GPU here: torch.cuda.is_available() is False"
+    assert gpu.reason(True, "no: nvcc failed") == ("the rasterizer was built without its CUDA kernels (nvcc failed)")
 
 
 @pytest.mark.gpu

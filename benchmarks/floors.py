@@ -1,0 +1,180 @@
+"""What a training step on a GPU cannot do without: bytes and operations of each stage, and the device's own rates.
+
+Counted is what the algorithm moves between kernels, each array once for every kernel that reads or writes it, whatever
+the caches may save; operations are additions, multiplications and special functions, a fused multiply-add two. Letters:
+N Gaussians, of which D are drawn; I instances, pairs of a tile and a Gaussian; B buckets of 32 instances; E blended
+pairs of a pixel and a Gaussian; P pixels; T tiles of 16 x 16 pixels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TILE_PX, TILE_PIXELS, BUCKET = 16, 256, 32
+FLOAT = 4  # bytes of a float and of an index
+RECORD = 48  # bytes of a drawn Gaussian on the screen
+SUMS = 64  # bytes of the gradient sums of a Gaussian or an instance
+SH_FLOATS = 48
+GEOMETRY_FLOATS = 11  # means, scales, quats, opacity
+PARAMETERS = GEOMETRY_FLOATS + SH_FLOATS
+STATISTICS = 3
+RADIX_BITS = 8
+CHANNELS = 3
+COPY_BYTES, PRODUCT_SIDE, ROUNDS = 1 << 30, 8192, 10
+
+# Operations of a blended pair: alpha of it is 5 multiply-adds and one exponential, then the colours; back again the
+# gradient of alpha, nine sums, and the state of the pixel.
+FLOPS_PAIR_FORWARD = 2 * 5 + 1 + 2 * 5
+FLOPS_PAIR_BACKWARD = 2 * 5 + 1 + 2 * 20
+FLOPS_PROJECT = 400  # of a Gaussian: covariance, projection, ellipse
+FLOPS_SH = 2 * SH_FLOATS + 40
+FLOPS_ADAM = 12  # of a parameter
+FLOPS_LOSS = (
+    2 * 11 * 2 * (5 + 3) + 60
+)  # of a channel of a pixel: 8 filters of 11 taps along both axes, SSIM and its derivative
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one image: N, D, I, E, and its sides [px]."""
+
+    n: int
+    drawn: int
+    instances: int
+    pairs: int
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def tiles(self) -> int:
+        return math.ceil(self.width / TILE_PX) * math.ceil(self.height / TILE_PX)
+
+    @property
+    def buckets(self) -> int:
+        """At least so many: the last one of each tile may hold fewer than 32."""
+        return math.ceil(self.instances / BUCKET)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes moved and operations."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second of a copy (read and written both counted), operations a second of a float32 matrix product."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def sort_bytes(elements: int, bits: int) -> int:
+    """Of a radix sort of (32-bit key, 32-bit value): one pass for the digits' counts, then read and write of each."""
+    passes = math.ceil(bits / RADIX_BITS)
+    return elements * FLOAT + passes * elements * 2 * (2 * FLOAT)
+
+
+def _preprocess(c: Counts) -> Work:
+    read = FLOAT * (c.n * GEOMETRY_FLOATS + c.drawn * SH_FLOATS)
+    written = c.drawn * RECORD + c.n * FLOAT * 5  # flags, radius twice, key, number of tiles
+    return Work(read + written, c.n * FLOPS_PROJECT + c.drawn * FLOPS_SH)
+
+
+def _sort_bin(c: Counts) -> Work:
+    by_depth = 2 * c.n * FLOAT + 2 * c.drawn * FLOAT + sort_bytes(c.drawn, 32)  # drawn ones side by side, then sorted
+    slots = 3 * c.n * FLOAT
+    emitted = c.drawn * RECORD + 2 * c.instances * FLOAT + c.instances * FLOAT  # tile, slot, and the Gaussian of it
+    by_tile = sort_bytes(c.instances, max(c.tiles - 1, 1).bit_length())
+    lists = 4 * c.instances * FLOAT + 3 * c.tiles * FLOAT
+    return Work(by_depth + slots + emitted + by_tile + lists, 0)
+
+
+def _checkpoints(c: Counts) -> int:
+    return c.buckets * TILE_PIXELS * (1 + CHANNELS) * FLOAT
+
+
+def _forward(c: Counts) -> Work:
+    gathered = c.instances * (FLOAT + RECORD)
+    images = c.pixels * (CHANNELS + 1 + 1) * FLOAT  # colour, transmittance, where each pixel ended
+    return Work(gathered + images + _checkpoints(c), c.pairs * FLOPS_PAIR_FORWARD)
+
+
+def _loss(c: Counts) -> Work:
+    return Work(c.pixels * 3 * CHANNELS * FLOAT, c.pixels * CHANNELS * FLOPS_LOSS)
+
+
+def _blend_backward(c: Counts, deterministic: bool) -> Work:
+    states = 2 * _checkpoints(c)  # read, turned into what lies behind each bucket, and written
+    images = c.pixels * (CHANNELS + CHANNELS + 2) * FLOAT
+    gathered = c.instances * (2 * FLOAT + RECORD) + c.buckets * TILE_PIXELS * 2 * FLOAT
+    sums = c.instances * SUMS * 2 + c.drawn * SUMS if deterministic else c.instances * SUMS + c.n * SUMS
+    return Work(states + images + gathered + sums, c.pairs * FLOPS_PAIR_BACKWARD)
+
+
+def _geometry(c: Counts) -> Work:
+    updated = c.n * PARAMETERS * 6 * FLOAT  # parameter and two moments, read and written
+    beside = c.n * (SUMS + 2 * FLOAT + 2 * STATISTICS * FLOAT)
+    return Work(updated + beside, c.n * (2 * FLOPS_PROJECT + FLOPS_SH + PARAMETERS * FLOPS_ADAM))
+
+
+def work(c: Counts, *, deterministic: bool = False) -> dict[str, Work]:
+    """What each stage moves and computes; `whole` is the sum."""
+    stages = {
+        "preprocess": _preprocess(c),
+        "sort_bin": _sort_bin(c),
+        "forward": _forward(c),
+        "loss": _loss(c),
+        "blend_backward": _blend_backward(c, deterministic),
+        "geometry": _geometry(c),
+    }
+    whole = Work(sum(w.bytes for w in stages.values()), sum(w.flops for w in stages.values()))
+    return {**stages, "whole": whole}
+
+
+def floor_ms(what: Work, rates: Rates) -> float:
+    """The least time that memory and arithmetic allow, both at once."""
+    return 1e3 * max(what.bytes / rates.bytes_per_s, what.flops / rates.flops_per_s)
+
+
+def floors(found: dict[str, Work], rates: Rates) -> dict[str, float]:
+    """The floor of each stage [ms]; that of `whole` is their sum, for they run one after the other."""
+    each = {name: floor_ms(what, rates) for name, what in found.items() if name != "whole"}
+    return {**each, "whole": sum(each.values())}
+
+
+def _best_s(work_once: Any) -> float:
+    """Seconds of the fastest of a few rounds, by events of the current stream."""
+    rounds = []
+    for _ in range(ROUNDS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work_once()
+        end.record()
+        end.synchronize()
+        rounds.append(begin.elapsed_time(end) / 1e3)
+    return min(rounds[1:])
+
+
+def measured_rates(device: torch.device, copy_bytes: int = COPY_BYTES, side: int = PRODUCT_SIDE) -> Rates:
+    """What the device reaches in a copy and in a float32 matrix product without tensor cores; needs a GPU."""
+    source = torch.zeros(copy_bytes // FLOAT, device=device)
+    target = torch.empty_like(source)
+    copy_s = _best_s(lambda: target.copy_(source))
+    del source, target
+    a, b = (torch.rand(side, side, device=device) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        product_s = _best_s(lambda: a @ b)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return Rates(2 * copy_bytes / copy_s, 2 * side**3 / product_s)
