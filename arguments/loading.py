@@ -46,7 +46,11 @@ class ModelParams:
     images: str = opt("images", "image folder of a COLMAP scene", "-i")
     resolution: int = opt(-1, "1, 2, 4, 8 divide; -1 caps the width at 1600 px; else a width in px", "-r")
     white_background: bool = opt(False, "compose on white instead of black", "-w")
-    data_device: str = opt("", "accepted for scripts written for 3DGS: images wait in main memory", result=False)
+    data_device: str = opt(
+        "",
+        "cpu: images wait in main memory also when training runs on a GPU; default: on it where they fit",
+        result=False,
+    )
     eval: bool = opt(False, "hold out test views")
     hr_root: str = opt("", "folder with the high-resolution truth; default: what lr_kernel.json says", result=False)
     lr_kernel: str = opt("", "how the LR views were made: bicubic, area, or a JSON file; default: lr_kernel.json")

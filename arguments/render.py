@@ -26,6 +26,9 @@ class RenderParams:
     flight_seconds: float = opt(8.0, "length of the flight [s]")
     flight_fps: int = opt(30, "frames per second of the flight")
     scale_modifier: float = opt(1.0, "factor on the size of all splats")
+    half_sh: bool = opt(
+        False, "colour coefficients in half precision: half their memory; native rasterizer on a GPU only"
+    )
 
     def __post_init__(self) -> None:
         if self.iteration < -1:

@@ -88,6 +88,9 @@ class TrainingParams:
     checkpoint_interval: int = opt(1000, "iterations between rolling checkpoints, the last two are kept", result=False)
     allow_mismatch: bool = opt(False, "continue from a checkpoint that was made from other things", result=False)
     log_interval: int = opt(10, "iterations between lines of log.jsonl", result=False)
+    deterministic: bool = opt(
+        False, "on a GPU add in a fixed order, slower: two runs on it give the same bits. On the CPU they always do"
+    )
     tensorboard: bool = opt(False, "write TensorBoard events (needs the tensorboard package)", result=False)
     ip: str = opt("127.0.0.1", "accepted for scripts written for 3DGS; no effect", result=False)
     port: int = opt(6009, "accepted for scripts written for 3DGS; no effect", result=False)

@@ -17,9 +17,9 @@ from utils.ssim import ssim
 PSNR_CAP_DB = 100.0  # equal images have an infinite PSNR, which neither a mean nor JSON can hold
 
 
-def as_tensor(image: UInt8[np.ndarray, "H W c"]) -> Tensor:
-    """Return RGB of an 8-bit image as float32 [3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.array(image[..., :3])).permute(2, 0, 1).float() / 255
+def as_tensor(image: UInt8[np.ndarray, "H W c"], device: torch.device | str = "cpu") -> Tensor:
+    """Return RGB of an 8-bit image as float32 [3, H, W] in [0, 1] on `device`."""
+    return torch.from_numpy(np.array(image[..., :3])).to(device).permute(2, 0, 1).float() / 255
 
 
 def capped_psnr(image: Tensor, truth: Tensor) -> float:
@@ -28,7 +28,11 @@ def capped_psnr(image: Tensor, truth: Tensor) -> float:
 
 
 def measure(
-    image: UInt8[np.ndarray, "h w c"], truth: UInt8[np.ndarray, "H W c"], lpips: Lpips | None, where: str = "image"
+    image: UInt8[np.ndarray, "h w c"],
+    truth: UInt8[np.ndarray, "H W c"],
+    lpips: Lpips | None,
+    where: str = "image",
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Measure one 8-bit image against its truth.
 
@@ -37,6 +41,7 @@ def measure(
     image, truth : [H, W, 3 or more], the first three channels are RGB.
     lpips : the networks, or None to leave LPIPS out. Truths are remembered by content.
     where : names the image in messages.
+    device : where PSNR and SSIM are computed; LPIPS has its own.
 
     Returns
     -------
@@ -49,7 +54,7 @@ def measure(
     if image.shape[:2] != truth.shape[:2]:
         sizes = [f"{x.shape[1]}x{x.shape[0]} px" for x in (image, truth)]
         raise UserError(f"{where}: {sizes[0]}, its truth has {sizes[1]}; render the views again with render.py")
-    a, b = as_tensor(image), as_tensor(truth)
+    a, b = as_tensor(image, device), as_tensor(truth, device)
     values = {"PSNR": capped_psnr(a, b), "SSIM": float(ssim(a, b))}
     if lpips is not None:
         values |= lpips(a, b, hashlib.sha256(truth.tobytes()).hexdigest())

@@ -53,6 +53,11 @@ class Job:
     scale_modifier: float = 1.0
 
     @property
+    def half_sh(self) -> bool:
+        """Whether colour coefficients are in half precision."""
+        return self.gaussians.shN.dtype == torch.float16
+
+    @property
     def method(self) -> str:
         return f"ours_{self.iteration}"
 
@@ -99,12 +104,19 @@ def load_job(scene: Scene, model: ModelParams, pipeline: PipelineParams, render:
 
     Raises
     ------
-    UserError : no such model, or its PLY is refused.
+    UserError : no such model, its PLY is refused, or half precision is asked for where nothing draws it.
     """
+    if render.half_sh and (device == "cpu" or pipeline.rasterizer != "native" or pipeline.convert_SHs_python):
+        raise UserError(
+            "--half_sh: only the native rasterizer's own kernels on a GPU draw half precision (--device cuda); "
+            f"this is --rasterizer {pipeline.rasterizer} on {device}; leave it out"
+        )
     path, iteration = find_model(Path(model.model_path), render.iteration)
     gaussians = read_gaussians(path)
     if device != "cpu":
         gaussians = Gaussians(**{name: getattr(gaussians, name).to(device) for name in FIELDS})
+    if render.half_sh:
+        gaussians.shN = gaussians.shN.half()
     background = render.background or ("white" if model.white_background else "black")
     return Job(scene, gaussians, iteration, background, pipeline, model, render.scale_modifier)
 
@@ -281,7 +293,7 @@ def render_protocol(job: Job, names: Sequence[str]) -> Protocol:
         lr_kernel=kernel,
         lr_rounding=rounding,
         scale=scale,
-        rasterizer=job.pipeline.rasterizer,
+        rasterizer=job.pipeline.rasterizer + (", half-precision colours" if job.half_sh else ""),
         antialiasing=job.pipeline.antialiasing,
         dilation=job.pipeline.dilation,
     )

@@ -17,7 +17,7 @@ from evaluation.results import SPLITS, Rendered, find_rendered, measure_all, rea
 from evaluation.saved import saved_settings
 from evaluation.tables import METRICS, cell_text, short_names
 from scene import Scene, load_scene
-from utils.compute import choose_device, set_threads
+from utils.compute import choose_device, device_facts, set_threads, use_device
 from utils.errors import UserError
 from utils.log import say, warn
 from utils.record import Run, read_record, step
@@ -44,6 +44,8 @@ def measure_models(common: CommonParams, params: MetricsParams) -> list[Path]:
         for r in (r for group in rendered.values() for r in group):
             say(f"{r.folder}/{r.split}/{r.method}: {len(r.files)} views; nothing was written")
         return []
+    device = choose_device(common.device)
+    use_device(device)
     lpips = None if params.no_lpips else _load_lpips(common, params)
     replacing = replace(common, overwrite=True)
     with ExitStack() as stack:
@@ -56,12 +58,12 @@ def measure_models(common: CommonParams, params: MetricsParams) -> list[Path]:
             runs[folder] = stack.enter_context(step(folder, "metrics", keys, inputs, STEPS["metrics"].code, replacing))
         todo = [folder for folder in folders if not runs[folder].up_to_date]
         if todo:
-            measure_all([r for folder in todo for r in rendered[folder]], lpips)
+            measure_all([r for folder in todo for r in rendered[folder]], lpips, device)
         for folder in todo:
             frames = _frames(folder, rendered[folder], scenes[folder])
             weights = lpips.weights if lpips else {}
             runs[folder].outputs += write_results(folder, rendered[folder], frames, weights)
-            runs[folder].notes["weights"] = weights
+            runs[folder].notes |= device_facts(device) | {"weights": weights}
     say(FORMATS["tsv"](summary(folders)) if params.tsv else aligned(summary(folders)))
     # After the records are complete, so that a report shows its own step's time too.
     return [] if params.no_report else [write_report(folder, link=params.link) for folder in folders]

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arguments.flags import settings
 from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.render import RenderParams
@@ -23,9 +25,9 @@ from evaluation.rendering import (
     to_8bit,
     view_camera,
 )
+from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
-from training.job import device_for
-from utils.compute import set_threads
+from utils.compute import device_facts, set_threads
 from utils.errors import UserError
 from utils.folders import refuse_inside
 from utils.log import say
@@ -54,7 +56,8 @@ def render_model(common: CommonParams, model: ModelParams, pipeline: PipelinePar
     ply, _ = find_model(Path(model.model_path), render.iteration)
     scene = open_scene(model, common.compat)
     refuse_inside(out, scene.root, scene.hr_root)
-    job = load_job(scene, model, pipeline, render, device_for(common.device, pipeline.rasterizer))
+    device = device_for(common.device, pipeline.rasterizer)
+    job = load_job(scene, model, pipeline, render, device)
     if common.dry_run:
         views = f"{len(scene.train)} train and {len(scene.test)} test views"
         say(f"{ply}: {job.gaussians.num} splats, {views}; nothing was written")
@@ -65,6 +68,7 @@ def render_model(common: CommonParams, model: ModelParams, pipeline: PipelinePar
     with step(out, name, settings(common, model, pipeline, render), groups, CODE, common, clear=removes) as run:
         if not run.up_to_date:
             _work(name, job, out, render, run, earlier)
+            run.notes |= device_facts(torch.device(device))
     return out
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,23 @@ def main() -> None:
         if not run.up_to_date:
             budget = Budget()
             budget.seconds["demo scene"] = time.monotonic() - begin
-            run.outputs += make(out, hr, params.settings, budget)
+            where = ["--device", common.device, "--threads", str(common.threads)]
+            run.outputs += make(out, hr, params.settings, budget, where)
             run.notes["budget"] = {stage: round(seconds, 1) for stage, seconds in budget.seconds.items()}
     show(out)
 
 
-def make(out: Path, hr: Path, config: str, budget: Budget) -> list[Path]:
-    """Run all variants on the HR scene `hr`; return the files by which the demo is recognised as complete."""
+def make(out: Path, hr: Path, config: str, budget: Budget, where: Sequence[str] = ()) -> list[Path]:
+    """Run all variants on the HR scene `hr`; return the files by which the demo is recognised as complete.
+
+    where : flags that say on what the steps run; without them on a GPU where there is one.
+    """
     lr = out / "lr"
     budget.run("LR views", "-m", "scene.downscale", "-s", str(hr), "-o", str(lr), "--scale", str(SCALE), "--overwrite")
     for variant, flags in VARIANTS.items():
         source, steps = (hr, ["train"]) if variant == "hr" else (lr, ["order", "upsample", "train"])
         command = [str(ROOT / "run.py"), "-s", str(source), "-m", str(out / variant), "--config", config]
-        budget.run(f"{variant}: {', '.join(steps)}", *command, "--steps", *steps, *flags)
+        budget.run(f"{variant}: {', '.join(steps)}", *command, "--steps", *steps, *flags, *where)
         for background in BACKGROUNDS:
             command = [
                 str(ROOT / "render.py"),
@@ -98,7 +103,7 @@ def make(out: Path, hr: Path, config: str, budget: Budget) -> list[Path]:
                 "--output_path",
                 str(out / variant / background),
             ]
-            command += ["--background", background, "--skip_train", "--eval", "--skip_done", "--overwrite"]
+            command += ["--background", background, "--skip_train", "--eval", "--skip_done", "--overwrite", *where]
             budget.run(f"{variant}: render", *command)
     folders = [str(out / variant / background) for variant in VARIANTS for background in BACKGROUNDS]
     measure = [
@@ -110,6 +115,7 @@ def make(out: Path, hr: Path, config: str, budget: Budget) -> list[Path]:
         "--no_report",
         "--skip_done",
         "--overwrite",
+        *where,
     ]
     budget.run("metrics", *measure)
     table = comparison(out, config)

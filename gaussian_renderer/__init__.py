@@ -72,7 +72,7 @@ def render(
         sigma = covariances(splats.scales, splats.quats, scale_modifier)
         splats = replace(splats, scales=None, quats=None, covariances=sigma)
     settings = RenderSettings(
-        background=torch.as_tensor(background).to(gaussians.means),
+        background=torch.as_tensor(background).to(gaussians.means.dtype),  # the native kernels take it from main memory
         sh_degree=degree,
         scale_modifier=scale_modifier,
         antialiasing=antialiasing,

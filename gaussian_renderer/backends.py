@@ -20,7 +20,11 @@ from gaussian_renderer.splats import (
     viewed_colors,
 )
 from scene.cameras import Camera
+from utils.compute import choose_device, use_device
 from utils.errors import UserError
+from utils.log import note
+
+MINIMUM_CAPABILITY = (8, 0)  # of a GPU, for the native kernels
 
 
 @runtime_checkable
@@ -49,13 +53,52 @@ def instruction_set() -> str:
         raise UserError(f"--rasterizer native: {error}") from error
 
 
+def missing_on_gpu(device: torch.device) -> str | None:
+    """Say why the native kernels cannot use this GPU; None = they can.
+
+    Raises
+    ------
+    UserError : the package is not built.
+    """
+    instruction_set()
+    from diff_gaussian_rasterization import _native
+
+    build: str = _native.cuda_build
+    if build.startswith("no: "):
+        return f"it was built without CUDA kernels ({build.removeprefix('no: ')})"
+    found = torch.cuda.get_device_capability(device)
+    if found < MINIMUM_CAPABILITY:
+        return "the GPU's compute capability {}.{} is below {}.{}".format(*found, *MINIMUM_CAPABILITY)
+    return None
+
+
+def device_for(flag: str, rasterizer: str) -> str:
+    """Return the device that --device means, and make it the current one; "auto" is a GPU only where all runs there.
+
+    Raises
+    ------
+    UserError : a GPU was asked for that is not there, or that the rasterizer cannot use.
+    """
+    device = choose_device(flag)
+    if device.type == "cuda" and rasterizer == "native" and (problem := missing_on_gpu(device)):
+        if flag != "auto":
+            raise UserError(
+                f"--device {flag}: the native rasterizer cannot use it: {problem}; "
+                "use --rasterizer gsplat or --device cpu"
+            )
+        note(f"--device auto: on the CPU although there is a GPU, which the native rasterizer cannot use: {problem}")
+        device = torch.device("cpu")
+    use_device(device)
+    return str(device)
+
+
 def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) -> RenderOutput:
     """Render with our own kernels, submodules/diff-gaussian-rasterization.
 
     Raises
     ------
-    UserError : the package is not built, SPLAT_ISA is none of this processor's instruction sets, or the Gaussians are
-        not float32 in main memory.
+    UserError : the package is not built, SPLAT_ISA is none of this processor's instruction sets, the Gaussians are not
+        float32, or on a device that the build has no kernels for.
 
     Notes
     -----
@@ -64,11 +107,7 @@ def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) 
     instruction_set()
     from diff_gaussian_rasterization import RasterCamera, rasterize_extended
 
-    if splats.means.dtype != torch.float32 or splats.means.device.type != "cpu":
-        raise UserError(
-            f"--rasterizer native: the Gaussians are {splats.means.dtype} on {splats.means.device}; it needs float32 "
-            "on the cpu (--device cpu), or use --rasterizer gsplat"
-        )
+    _check_native(splats)
     pinhole = RasterCamera(
         width=camera.width,
         height=camera.height,
@@ -77,7 +116,7 @@ def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) 
         cx=camera.cx,
         cy=camera.cy,
         world_to_camera=camera.world_to_camera,
-        background=settings.background.detach(),
+        background=settings.background.tolist(),
         sh_degree=settings.sh_degree,
         scale_modifier=settings.scale_modifier,
         antialiasing=settings.antialiasing,
@@ -89,6 +128,19 @@ def native_rasterizer(camera: Camera, splats: Splats, settings: RenderSettings) 
     out = rasterize_extended(pinhole, means, opacities, means2d=means2d, memory_limit=limit, **tensors)
     depth = depth_map(out.alpha, out.inverse_depth)
     return RenderOutput(out.color, out.alpha, out.inverse_depth, depth, out.radii, means2d)
+
+
+def _check_native(splats: Splats) -> None:
+    dtype, device = splats.means.dtype, splats.means.device
+    if dtype != torch.float32:
+        raise UserError(f"--rasterizer native: the Gaussians are {dtype} on {device}; it needs float32")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--rasterizer native: the Gaussians are on {device}; use --device cpu or cuda")
+    if device.type == "cuda" and (problem := missing_on_gpu(device)):
+        raise UserError(
+            f"--rasterizer native: the Gaussians are on {device}, but {problem}; "
+            "use --rasterizer gsplat or --device cpu"
+        )
 
 
 def gsplat_arguments(camera: Camera, splats: Splats, settings: RenderSettings) -> dict[str, Any]:

@@ -200,7 +200,8 @@ def visible_radii(screen: Projection, drawn: Bool[Tensor, " N"], width: int, hei
 
 def blend(layers: Layers, width: int, height: int) -> tuple[Float[Tensor, "4 H W"], Float[Tensor, "H W"]]:
     """Front-to-back alpha blending: sums of T alpha feature, and the transmittance that is left."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    sides = (torch.arange(n, device=layers.features.device) for n in (height, width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
     pixels = torch.stack([columns, rows], dim=-1).reshape(-1, 2).to(layers.features)  # [H W, 2]
     sums, left = [], []
     for some in pixels.split(max(1, PAIRS_AT_ONCE // max(1, len(layers.order)))):

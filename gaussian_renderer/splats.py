@@ -78,13 +78,16 @@ class RenderOutput:
 
 
 def activated(gaussians: Gaussians, *, override_color: Float[Tensor, "N 3"] | None = None) -> Splats:
-    """What is rasterized of stored parameters: exp, sigmoid, colour coefficients side by side; differentiable."""
+    """What is rasterized of stored parameters: exp, sigmoid, colour coefficients side by side; differentiable.
+
+    Where shN is in half precision, all coefficients are: only the native rasterizer draws that, and only on a GPU.
+    """
     return Splats(
         means=gaussians.means,
         scales=gaussians.scales,
         quats=gaussians.quats,
         opacities=gaussians.opacities,
-        sh=torch.cat([gaussians.sh0, gaussians.shN], dim=1) if override_color is None else None,
+        sh=torch.cat([gaussians.sh0.to(gaussians.shN.dtype), gaussians.shN], dim=1) if override_color is None else None,
         colors=override_color,
     )
 

@@ -4,7 +4,9 @@ The colour under alpha 0 is arbitrary, so filtering straight colour would smear 
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 
 def composite(
@@ -57,6 +59,32 @@ def composite_planes(
                 np.rint(plane, out=plane)
         plane /= np.float32(255.0)
     return planes
+
+
+def composite_tensor(
+    planes: UInt8[Tensor, "C H W"], background: tuple[float, float, float], *, truncate: bool = False
+) -> Float[Tensor, "3 H W"]:
+    """The same of a tensor, where it lies, without waiting for its device: bit for bit what `composite_planes` gives.
+
+    Notes
+    -----
+    Numbers are divided by a tensor: by a number PyTorch multiplies with the reciprocal on a GPU, which rounds twice.
+    """
+    if planes.shape[0] == 4 and truncate:
+        full = torch.full((), 255.0, dtype=torch.float64, device=planes.device)
+        scaled = planes.double() / full
+        rgb, alpha = scaled[:3], scaled[3]
+        mixed = [plane * alpha + (1.0 - alpha) * level for plane, level in zip(rgb, background, strict=True)]
+        return ((torch.stack(mixed) * 255.0).floor() / full).float()
+    full = torch.full((), 255.0, device=planes.device)
+    colour = planes[:3].float()
+    if planes.shape[0] == 4:
+        alpha = planes[3].float() / full
+        for plane, value in zip(colour, background, strict=True):
+            level = float(np.float32(value) * np.float32(255.0))
+            plane.sub_(level).mul_(alpha).add_(level)
+        colour.round_()  # half to even, as np.rint
+    return colour.div_(full)
 
 
 def premultiplied(image: UInt8[np.ndarray, "H W C"]) -> Float[np.ndarray, "H W C"]:

@@ -96,7 +96,7 @@ class ImageStore:
             if name in self._kept:
                 self._kept.move_to_end(name)
                 return self._kept[name]
-        image = self._decode(name)
+        image = self.decode(name)
         image.setflags(write=False)
         with self._lock:
             if name not in self._kept and image.nbytes <= self.budget_bytes:
@@ -111,7 +111,8 @@ class ImageStore:
         """float32 [3, H, W] in 0-1, composited on `background` (RGB 0-1) where the file has alpha."""
         return torch.from_numpy(composite_planes(self.raw(name), background, truncate=self.truncate))
 
-    def _decode(self, name: str) -> np.ndarray:
+    def decode(self, name: str) -> UInt8[np.ndarray, "H W C"]:
+        """The same as `raw`, decoded anew and not kept: for who keeps it elsewhere."""
         image = read_image(self.path(name))
         if name in self._undistortions:
             image = self._undistortions[name].apply(image)

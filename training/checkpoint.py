@@ -2,7 +2,8 @@
 
 Rolling checkpoints: the last two are kept, an older one is removed only after the new one was written and read back.
 A `fingerprint` says what the run is made from (settings, seed, hashes of views and frames, ISA, device); continuing
-from a checkpoint of another fingerprint would not give the same bits, so it is refused unless asked for.
+from a checkpoint of another fingerprint would not give the same bits, so it is refused unless asked for. Only from one
+kind of device to another a run goes on as it is, with a notice: the tensors are those of main memory.
 """
 
 import re

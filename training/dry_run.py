@@ -27,16 +27,22 @@ def describe(trainer: Trainer, size: Estimate, out: Path) -> None:
     cap = f"at most {settings.max_gaussians}" if settings.max_gaussians else "no cap (--max_gaussians)"
     say(f"{count} Gaussians to start with, {cap}")
     say(
-        f"peak memory about {megabytes(size.peak_bytes)} with {size.gaussians} Gaussians, "
+        f"peak {size.of} about {megabytes(size.peak_bytes)} with {size.gaussians} Gaussians, "
         f"{megabytes(100_000 * size.bytes_per_gaussian)} more for each 100000"
     )
     say(f"two checkpoints of {megabytes(size.checkpoint_bytes)} each in {out / 'checkpoints'}")
     seconds = _seconds_a_step(trainer)
     say(
-        f"{settings.iterations} iterations at {1000 * seconds:.0f} ms with {torch.get_num_threads()} threads: about "
+        f"{settings.iterations} iterations at {1000 * seconds:.0f} ms {_worker(views.device)}: about "
         f"{duration(settings.iterations * seconds)}, more as Gaussians are added"
     )
     say("nothing was written")
+
+
+def _worker(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"on {torch.cuda.get_device_name(device)}"
+    return f"with {torch.get_num_threads()} threads"
 
 
 def _seconds_a_step(trainer: Trainer) -> float:

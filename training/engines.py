@@ -1,4 +1,4 @@
-"""One optimisation step, two ways: fused native kernels on the CPU, or PyTorch's autograd around any rasterizer.
+"""One optimisation step, two ways: fused native kernels, or PyTorch's autograd around any rasterizer.
 
 The loop sees only `Engine`. Both evaluate the same objective, update with the same Adam, and gather the same
 densification statistics; they agree to rounding.
@@ -13,7 +13,7 @@ from arguments.loading import PipelineParams
 from gaussian_renderer import backends, render
 from scene.gaussians import Gaussians
 from training.adam import update
-from training.objective import Terms, objective
+from training.objective import Outcome, objective
 from training.state import TrainState
 from training.step import Step
 from training.views import Targets, View
@@ -25,10 +25,10 @@ class Engine(Protocol):
 
     @property
     def culled(self) -> int:
-        """Gaussians that the last step left out for NaN, Inf or values out of range."""
+        """Gaussians that were left out for NaN, Inf or values out of range in the last step whose outcome was read."""
         ...
 
-    def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Terms:
+    def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Outcome:
         """Render, compare, and update `state`; without any update when a term of the loss is not finite."""
         ...
 
@@ -37,22 +37,22 @@ def choose(pipeline: PipelineParams, device: str) -> Engine:
     """Return the engine for a rasterizer and a device: the fused kernels wherever they apply."""
     if pipeline.rasterizer == "native":
         backends.instruction_set()  # a UserError where there is none
-    if _fuses(pipeline, device):
+    if _fuses(pipeline):
         from training.fused import FusedEngine
 
-        return FusedEngine(pipeline)
+        return FusedEngine(pipeline, device)
     return AutogradEngine(pipeline)
 
 
-def _fuses(pipeline: PipelineParams, device: str) -> bool:
+def _fuses(pipeline: PipelineParams) -> bool:
     in_python = pipeline.convert_SHs_python or pipeline.compute_cov3D_python
-    return pipeline.rasterizer == "native" and device == "cpu" and not in_python
+    return pipeline.rasterizer == "native" and not in_python
 
 
 def instruction_set(pipeline: PipelineParams, device: str) -> str:
     """Return what a result's last bits depend on beside the code: the kernels' instruction set, or who renders."""
-    if not _fuses(pipeline, device):
-        return f"{pipeline.rasterizer} {device}"
+    if device != "cpu" or not _fuses(pipeline):
+        return f"{pipeline.rasterizer} {device.partition(':')[0]}"
     return backends.instruction_set()
 
 
@@ -79,17 +79,15 @@ class AutogradEngine:
         """Not counted by these rasterizers."""
         return 0
 
-    def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Terms:
-        """See Engine."""
+    def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Outcome:
+        """See Engine. The terms are read before the way back, which is not taken when one is not finite."""
         leaves = {name: value.detach().requires_grad_() for name, value in state.parameters().items()}
         output = render(
             view.camera, Gaussians(**leaves), background=step.background, sh_degree=step.sh_degree, **self.options
         )
         loss, terms = objective(output.color, view, targets, step.weights)
-        if not terms.finite:
-            return terms
-        if not (step.learning_rates or step.statistics):
-            return terms
+        if not terms.finite or not (step.learning_rates or step.statistics):
+            return lambda: terms
         loss.backward()
         with torch.no_grad():
             if step.statistics:
@@ -97,7 +95,7 @@ class AutogradEngine:
             for name, rate in step.learning_rates.items():
                 gradient = leaves[name].grad
                 update(state, name, torch.zeros_like(leaves[name]) if gradient is None else gradient, rate)
-        return terms
+        return lambda: terms
 
 
 def _gather(state: TrainState, radii: Tensor, means2d: Tensor) -> None:

@@ -17,8 +17,9 @@ IMAGES_KEPT_BYTES = 2 << 30  # ImageStore's bound
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak with `gaussians` Gaussians, and of one checkpoint."""
+    """Bytes at the peak with `gaussians` Gaussians, and of one checkpoint. of : whose memory they are."""
 
+    of: str
     gaussians: int
     peak_bytes: int
     checkpoint_bytes: int
@@ -31,7 +32,13 @@ def floats_per_gaussian(sh_degree: int) -> int:
 
 
 def estimate(views: TrainingViews, gaussians: Gaussians, max_gaussians: int) -> Estimate:
-    """Estimate a run's peak from image sizes and the cap on Gaussians (without one: from their present number)."""
+    """Estimate a run's peak from image sizes and the cap on Gaussians (without one: from their present number).
+
+    Notes
+    -----
+    Checked against the CPU's resident memory. For a GPU the same is said, as room for more rows is taken there at once
+    but checkpoints are read back elsewhere; it has not been compared with what a GPU counts.
+    """
     count = max(max_gaussians, gaussians.num)
     floats = floats_per_gaussian(gaussians.sh_degree)
     each = 4 * floats * COPIES + STATISTICS_BYTES + RASTERIZER_BYTES
@@ -39,7 +46,8 @@ def estimate(views: TrainingViews, gaussians: Gaussians, max_gaussians: int) -> 
     planes = IMAGE_PLANES * 4 * camera.width * camera.height
     kept = min(_decoded_bytes(views), IMAGES_KEPT_BYTES)
     checkpoint = count * (3 * 4 * floats + 3 * 4)
-    return Estimate(count, BASE_BYTES + planes + kept + count * each, checkpoint, each)
+    of = "memory" if views.device.type == "cpu" else "GPU memory"
+    return Estimate(of, count, BASE_BYTES + planes + kept + count * each, checkpoint, each)
 
 
 def _decoded_bytes(views: TrainingViews) -> int:

@@ -1,26 +1,32 @@
-"""The engine of the native CPU kernels: no autograd, no PyTorch reduction, no gradient of a parameter in memory.
+"""The engine of the native kernels: no autograd, no PyTorch reduction, no gradient of a parameter in memory.
 
-Every sum is made by the kernels in an order that does not depend on the number of threads, so neither does a result.
+On the CPU every sum is made by the kernels in an order that does not depend on the number of threads, so neither does a
+result. On a GPU the order is fixed with --deterministic; the step never waits for the device but to read one size.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from typing import TypeAlias
 
+import torch
 from diff_gaussian_rasterization.fused import (
     L1SSIM,
     LowResolution,
     RasterCamera,
     Statistics,
+    StepResult,
     Taps,
     Workspace,
     train_step,
 )
+from torch import Tensor
 
 from arguments.loading import PipelineParams
 from scene.gaussians import FIELDS
 from scene.lr_kernel import LRKernel
 from training.adam import BETAS, EPS, bias_correction
-from training.objective import Terms, Weights
+from training.objective import Outcome, Terms, Weights
+from training.reading import Reading
 from training.state import TrainState
 from training.step import Step
 from training.views import Targets, View
@@ -47,15 +53,15 @@ class FusedEngine:
 
     Attributes
     ----------
-    culled : Gaussians that the last step left out for NaN, Inf or values out of range.
+    culled : Gaussians left out for NaN, Inf or values out of range in the last step whose outcome was read.
     """
 
-    def __init__(self, pipeline: PipelineParams) -> None:
+    def __init__(self, pipeline: PipelineParams, device: str) -> None:
         self.pipeline = pipeline
         self.workspace = Workspace(memory_limit=pipeline.raster_memory_bytes)
         self.culled = 0
 
-    def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Terms:
+    def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Outcome:
         """See training.engines.Engine."""
         losses = _losses(view, targets, step.weights)
         statistics = Statistics(state.grad_norm_sum, state.view_count, state.max_radius)
@@ -73,15 +79,19 @@ class FusedEngine:
             stats=statistics if step.statistics else None,
             workspace=self.workspace,
         )
-        self.culled = result.invalid
-        found = dict(zip(losses, result.losses, strict=True))
-        parts = {f"{name}l1": loss.l1 for name, loss in found.items()}
-        parts |= {f"{name}ssim": loss.ssim for name, loss in found.items()}
-        terms = Terms(sum(losses[name].weight * loss.loss for name, loss in found.items()), **parts)
-        if terms.finite:  # else the kernels have updated nothing
-            for name in step.learning_rates:
-                state.steps[name] += 1
-        return terms
+        for name in step.learning_rates:  # also where a loss is not finite: this state is then given up
+            state.steps[name] += 1
+        weights = {name: loss.weight for name, loss in losses.items()}
+        return partial(self._terms, weights, Reading(_report(result)))
+
+    def _terms(self, weights: dict[str, float], report: Reading) -> Terms:
+        """Of a step: l1, ssim and loss of each term, then the number of Gaussians left out."""
+        values = report.values()
+        self.culled = int(values[-1])
+        found = {name: values[3 * k : 3 * k + 3] for k, name in enumerate(weights)}
+        parts = {f"{name}l1": value[0] for name, value in found.items()}
+        parts |= {f"{name}ssim": value[1] for name, value in found.items()}
+        return Terms(sum(weights[name] * value[2] for name, value in found.items()), **parts)
 
     def _camera(self, view: View, step: Step) -> RasterCamera:
         camera = view.camera
@@ -98,6 +108,11 @@ class FusedEngine:
             antialiasing=self.pipeline.antialiasing,
             dilation=self.pipeline.dilation,
         )
+
+
+def _report(result: StepResult) -> Tensor:
+    """Its numbers side by side: l1, ssim and loss of each term, then how many Gaussians were left out."""
+    return torch.tensor([*chain(*result.losses), result.invalid], dtype=torch.float64)
 
 
 def _losses(view: View, targets: Targets, weights: Weights) -> dict[str, Loss]:

@@ -47,7 +47,7 @@ class Guard:
             raise NonFinite(trainer.iteration, trainer.view, broken, None)
         tensors, info = trainer.capture()
         self.good = (
-            {name: value.clone() for name, value in tensors.items()},
+            _copies(tensors),
             info
             | {
                 "adam_steps": dict(info["adam_steps"]),
@@ -86,6 +86,16 @@ class Guard:
             "action": "stopped" if stop else "rolled back",
         }
         write_json(self.report, report)
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies where the tensors are; of those on a GPU in main memory where they would fill half of what is free."""
+    on_gpu = [value for value in tensors.values() if value.is_cuda]
+    if on_gpu:
+        free, _ = torch.cuda.mem_get_info(on_gpu[0].device)
+        roomy = 2 * sum(value.numel() * value.element_size() for value in on_gpu) < free
+        return {name: value.clone() if roomy or not value.is_cuda else value.cpu() for name, value in tensors.items()}
+    return {name: value.clone() for name, value in tensors.items()}
 
 
 def _broken_entries(values: Tensor) -> dict[str, Any]:

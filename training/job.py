@@ -16,7 +16,6 @@ from training.start import initial_gaussians
 from training.state import TrainState
 from training.trainer import BLACK, WHITE, Generators, Trainer, World
 from training.views import Background, TrainingViews, frame_path
-from utils.compute import choose_device
 from utils.errors import UserError
 from utils.provenance import hash_code, hash_files
 
@@ -101,13 +100,3 @@ def frames_folder(flag: str, out: Path) -> Path | None:
     if flag and not folder.is_dir():
         raise UserError(f"--frames {flag}: no such folder; make frames with vsr_upsample.py")
     return folder if folder.is_dir() else None
-
-
-def device_for(flag: str, rasterizer: str) -> str:
-    """Return the device that --device means; `auto` is a GPU only where there is one and the rasterizer runs there.
-
-    Raises
-    ------
-    UserError : a GPU was asked for and there is none.
-    """
-    return "cpu" if flag == "auto" and rasterizer != "gsplat" else str(choose_device(flag))

@@ -1,10 +1,11 @@
 """The training loop: steps, and what happens between them - models, measurements, checkpoints, signals, NaN."""
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from scene.gaussians import Gaussians
 from training.checkpoint import Checkpoints
@@ -13,7 +14,7 @@ from training.objective import Terms
 from training.outputs import Log, ply_path, save_ply
 from training.schedules import texture_weight
 from training.signals import StopRequest
-from training.trainer import NonFinite, Trainer
+from training.trainer import Iteration, NonFinite, Trainer
 from utils.errors import Interrupted
 from utils.log import Progress, note, say, warn
 from utils.provenance import peak_bytes
@@ -71,6 +72,8 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
         while trainer.iteration < plan.iterations:
             try:
                 iterate(trainer, plan, log, guard, progress)
+                if stop.signum:
+                    _settle(trainer, log)
             except NonFinite as error:
                 guard.roll_back(trainer, error)
                 log.cut(guard.good_log_bytes)
@@ -88,16 +91,21 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
 def iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Progress) -> None:
     """One iteration; as in the original code its PLY and its measurements are those before its update."""
     now = trainer.iteration + 1
-    if now in plan.save:
+    saves, measures = now in plan.save, now in plan.test and plan.measure
+    if saves or measures:
+        _settle(trainer, log)
+    if saves:
         save_ply(plan.out, now, trainer.state.gaussians)
         say(f"[ITER {now}] Saving Gaussians")
-    if now in plan.test and plan.measure:
+    if measures and plan.measure:
         _measure(trainer, plan.measure, log, now)
-    begin = time.perf_counter()
-    terms = trainer.step()
-    if terms is not None:
-        log.iteration(now, terms, time.perf_counter() - begin, **_facts(trainer, terms))
-    if now % plan.interval == 0 or now in plan.checkpoints.named:
+    trainer.advance()
+    checkpoints = now % plan.interval == 0 or now in plan.checkpoints.named
+    if checkpoints or now % GOOD_STATE_INTERVAL == 0 or now == plan.iterations:
+        _settle(trainer, log)
+    else:
+        _log_finished(trainer, log)
+    if checkpoints:
         guard.keep(trainer, log.lines.size())
         _checkpoint(trainer, plan, log, guard)
     elif now % GOOD_STATE_INTERVAL == 0:
@@ -106,16 +114,35 @@ def iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Prog
         progress.update(now, **_shown(trainer))
 
 
-def _facts(trainer: Trainer, terms: Terms) -> dict[str, object]:
-    facts: dict[str, object] = {"view": trainer.view, "smoothed_loss": trainer.smoothed_loss}
+def _settle(trainer: Trainer, log: Log) -> None:
+    """Wait for the numbers of all iterations, and log them: what follows rests on them.
+
+    Raises
+    ------
+    NonFinite : one of them is none.
+    """
+    trainer.settle()
+    _log_finished(trainer, log)
+
+
+def _log_finished(trainer: Trainer, log: Log) -> None:
+    while trainer.finished:
+        of = trainer.finished.popleft()
+        if of.terms is not None:
+            log.iteration(of.number, of.terms, of.seconds, **_facts(trainer, of, of.terms))
+
+
+def _facts(trainer: Trainer, of: Iteration, terms: Terms) -> dict[str, object]:
+    facts: dict[str, object] = {"view": of.view, "smoothed_loss": of.smoothed_loss}
     if terms.lr_l1 is not None:
-        facts["lambda_tex"] = texture_weight(trainer.settings, trainer.iteration)
-    return facts | {"gaussians": trainer.state.gaussians.num, "sh_degree": trainer.degree(trainer.iteration)}
+        facts["lambda_tex"] = texture_weight(trainer.settings, of.number)
+    return facts | {"gaussians": of.gaussians, "sh_degree": trainer.degree(of.number)}
 
 
 def _shown(trainer: Trainer) -> dict[str, str]:
     count = trainer.state.gaussians.num
-    memory_gb = peak_bytes() / 1e9
+    device = trainer.state.gaussians.means.device
+    memory_gb = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()) / 1e9
     splats = f"{count / 1000:.0f}k" if count >= 10_000 else str(count)
     return {"loss": f"{trainer.smoothed_loss:.4f}", "splats": splats, "GB": f"{memory_gb:.1f}"}
 

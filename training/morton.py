@@ -24,8 +24,7 @@ def codes(points: Float[Tensor, "N 3"]) -> Int64[Tensor, " N"]:
     """Place of each point on the curve through the box of all but the outermost points; equal cells, equal codes."""
     finite = torch.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0).clamp(-1e18, 1e18)
     outside = len(points) // FAR
-    low = finite.kthvalue(1 + outside, dim=0).values
-    high = finite.kthvalue(len(points) - outside, dim=0).values
+    low, high = (_smallest(finite, k) for k in (1 + outside, len(points) - outside))
     share = (finite - low) / (high - low).clamp(min=torch.finfo(points.dtype).tiny)
     cells = share.clamp(0, 1) * (2**BITS - 1)
     code = torch.zeros(len(points), dtype=torch.int64, device=points.device)
@@ -35,6 +34,11 @@ def codes(points: Float[Tensor, "N 3"]) -> Int64[Tensor, " N"]:
             spread = (spread | spread << shift) & mask
         code |= spread << axis
     return code
+
+
+def _smallest(values: Float[Tensor, "N 3"], k: int) -> Float[Tensor, "3"]:
+    """The k-th smallest of each column; by sorting on a GPU, where PyTorch's selection has no fixed order."""
+    return values.sort(dim=0).values[k - 1] if values.is_cuda else values.kthvalue(k, dim=0).values
 
 
 def order(points: Float[Tensor, "N 3"]) -> Int64[Tensor, " N"]:

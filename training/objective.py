@@ -6,8 +6,10 @@ frame only the second.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -50,6 +52,9 @@ class Terms:
         return all(value is None or math.isfinite(value) for value in vars(self).values())
 
 
+Outcome = Callable[[], Terms]  # what a step came to; asking for it may wait for the device
+
+
 def similarity_terms(a: Float[Tensor, "3 H W"], b: Float[Tensor, "3 H W"]) -> tuple[Tensor, Tensor]:
     """Return mean |a - b| and SSIM, both scalars and differentiable."""
     return (a - b).abs().mean(), ssim(a, b)
@@ -62,17 +67,18 @@ def objective(
 
     Returns
     -------
-    loss : differentiable scalar. terms : the same and its parts as numbers.
+    loss : differentiable scalar. terms : the same and its parts as numbers, read from the device at once.
     """
     hr_weight, lr_weight = weights.of(targets)
-    loss, parts = render.new_zeros(()), dict[str, float]()
+    loss, parts = render.new_zeros(()), dict[str, Tensor]()
     if targets.hr is not None and hr_weight > 0:
         l1, similarity = similarity_terms(render, targets.hr)
         loss = loss + hr_weight * ((1 - weights.dssim) * l1 + weights.dssim * (1 - similarity))
-        parts |= {"l1": l1.item(), "ssim": similarity.item()}
+        parts |= {"l1": l1, "ssim": similarity}
     if targets.lr is not None and lr_weight > 0:
         assert view.kernel is not None, "an LR target comes with its kernel"
         l1, similarity = similarity_terms(view.kernel.down(render), targets.lr)
         loss = loss + lr_weight * ((1 - weights.dssim) * l1 + weights.dssim * (1 - similarity))
-        parts |= {"lr_l1": l1.item(), "lr_ssim": similarity.item()}
-    return loss, Terms(loss.item(), **parts)
+        parts |= {"lr_l1": l1, "lr_ssim": similarity}
+    values = torch.stack([loss, *parts.values()]).tolist()
+    return loss, Terms(values[0], **dict(zip(parts, values[1:], strict=True)))

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-GROWTH = 1.5  # room in a new buffer over the rows that it is made for; what is not used takes no memory
+# Room in a new buffer over the rows that it is made for. What is not used takes no memory on the CPU; on a GPU it does.
+GROWTH = 1.5
 Kind = tuple[int, torch.dtype, torch.device]  # floats a row, and what a tensor needs to lie in a buffer
 
 

@@ -6,12 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from arguments.cfg_args import write_cfg_args
 from arguments.loading import PipelineParams
 from arguments.steps import STEPS
 from arguments.training import TrainingParams
+from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
 from scene.hull import hull_points
 from scene.points import random_points
@@ -20,16 +22,17 @@ from training.checkpoint import Checkpoints, check_fingerprint, load
 from training.dry_run import describe
 from training.estimate import estimate, megabytes
 from training.guard import Guard
-from training.job import Job, Settings, device_for, frames_folder
+from training.job import Job, Settings, frames_folder
 from training.outputs import Log, clear_earlier, clear_later, ply_path, remove_leftovers, tensorboard, write_static
 from training.signals import StopRequest
 from training.views import Background, TrainingViews, training_views
 from utils import record, rng
-from utils.compute import set_threads
+from utils.compute import device_facts, set_threads, use_fixed_order
 from utils.errors import UserError
 from utils.folders import refuse_inside
 from utils.log import note
 
+ON_DEVICE = ("device", "instruction set")  # in a fingerprint
 UNUSED = ("ip", "port", "debug_from", "detect_anomaly", "disable_viewer")
 FREE = frozenset({"save_iterations"})  # says what is kept, changes no number
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -52,6 +55,8 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
     rng.seed_all(common.seed)
     set_threads(common.threads)
     device = device_for(common.device, settings.pipeline.rasterizer)
+    if settings.training.deterministic:
+        fix_order(device, settings.pipeline.rasterizer)
     scene = open_scene(model, common.compat)
     refuse_inside(out, scene.root, scene.hr_root)
     if settings.training.init_points == "hull":
@@ -70,7 +75,9 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
         if run.up_to_date:
             return None
         run.outputs = list(_run(job, stop, measure, replaceable))
-        run.notes = {"device": device, "rasterizer": settings.pipeline.rasterizer, "extent": scene.extent}
+        run.notes = device_facts(torch.device(device))
+        run.notes |= {"deterministic": settings.training.deterministic or device == "cpu"}
+        run.notes |= {"rasterizer": settings.pipeline.rasterizer, "extent": scene.extent}
         if model.hr_root:  # render.py and metrics.py find the truth again; relative, so that the record can be shared
             run.notes["hr_root"] = os.path.relpath(model.hr_root, out)
     return ply_path(out, optimisation.iterations)
@@ -87,7 +94,7 @@ def _run(job: Job, stop: StopRequest, measure: MeasureFactory, replaceable: bool
     saved = frozenset(
         i for i in (*training.save_iterations, optimisation.iterations) if 0 < i <= optimisation.iterations
     )
-    note(f"peak memory about {megabytes(size.peak_bytes)} with {size.gaussians} Gaussians, --dry_run says more")
+    note(f"peak {size.of} about {megabytes(size.peak_bytes)} with {size.gaussians} Gaussians, --dry_run says more")
     begun = _begun(job, checkpoints, saved, replaceable)
     log_bytes, rollbacks = begun[1]["log_bytes"] if begun else 0, begun[1]["rollbacks"] if begun else 0
     if begun is None or _foreign(training.start_checkpoint, checkpoints):
@@ -127,16 +134,14 @@ def _begun(job: Job, checkpoints: Checkpoints, saved: frozenset[int], replaceabl
     training, wanted = job.settings.training, job.settings.training.start_checkpoint
     if wanted and wanted != "latest":
         named = load(wanted)
-        check_fingerprint(
-            named[1]["fingerprint"], checkpoints.fingerprint, _free(job, named[1]), training.allow_mismatch
-        )
+        made, now = named[1]["fingerprint"], checkpoints.fingerprint
+        check_fingerprint(made, now, _free(job, named[1]) | _moved(made, now), training.allow_mismatch)
         return named
     for begun in checkpoints.newest_first():
         info = begun[1]
+        made, now = info["fingerprint"], checkpoints.fingerprint
         try:
-            check_fingerprint(
-                info["fingerprint"], checkpoints.fingerprint, FREE | _length(job), training.allow_mismatch
-            )
+            check_fingerprint(made, now, FREE | _length(job) | _moved(made, now), training.allow_mismatch)
         except UserError:
             if wanted or not replaceable:
                 raise
@@ -150,6 +155,30 @@ def _begun(job: Job, checkpoints: Checkpoints, saved: frozenset[int], replaceabl
             f"--start_checkpoint latest: no checkpoint in {checkpoints.folder} that this run can go on from"
         )
     return None
+
+
+def fix_order(device: str, rasterizer: str) -> None:
+    """Carry out --deterministic; on the CPU nothing ever depends on an order.
+
+    Raises
+    ------
+    UserError : the rasterizer has no fixed order on a GPU.
+    """
+    if device == "cpu":
+        return
+    if rasterizer != "native":
+        raise UserError(
+            f"--deterministic: on a GPU --rasterizer {rasterizer} has no fixed order; use native, or --device cpu"
+        )
+    use_fixed_order()
+
+
+def _moved(saved: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
+    """What may differ where a run goes on on another kind of device: numbers are the same there but for rounding."""
+    if saved.get("device") == now.get("device"):
+        return frozenset()
+    note(f"the checkpoint was made on {saved.get('device')}, the run goes on on {now.get('device')}: not bit for bit")
+    return frozenset(ON_DEVICE)
 
 
 def _length(job: Job) -> frozenset[str]:

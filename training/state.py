@@ -4,6 +4,7 @@ Letters: N Gaussians before a change, M after it. A field is one of scene.gaussi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -76,18 +77,26 @@ class TrainState:
             *(own[f"stat.{name}"] for name in STATISTICS),
         )
 
-    def first_broken(self, thorough: bool) -> str | None:
-        """Name of the first parameter (`thorough`: of any tensor) that holds NaN or Inf, None if all are finite.
+    def sums(self, thorough: bool = False) -> tuple[list[str], Tensor]:
+        """Names, and the sum of each parameter (`thorough`: of any tensor), on the device.
 
         Notes
         -----
-        A sum is NaN or Inf as soon as one term is, and reads memory once, so it can run after every step. A gradient
-        that is not finite shows at once: Adam's update carries it into the parameter.
+        A sum is NaN or Inf as soon as one term is, and reads memory once, so it can be made after every step. A
+        gradient that is not finite shows at once: Adam's update carries it into the parameter.
         """
-        for name, value in (self.tensors() if thorough else self.parameters()).items():
-            if not math.isfinite(value.sum().item()):
-                return name
-        return None
+        named = self.tensors() if thorough else self.parameters()
+        return list(named), torch.stack([value.sum() for value in named.values()])
+
+    def first_broken(self, thorough: bool) -> str | None:
+        """Name of the first parameter (`thorough`: of any tensor) that holds NaN or Inf, None if all are finite."""
+        names, sums = self.sums(thorough)
+        return first_broken(names, sums.tolist())
+
+
+def first_broken(names: Sequence[str], sums: Sequence[float]) -> str | None:
+    """Name of the first sum that is not finite."""
+    return next((name for name, value in zip(names, sums, strict=True) if not math.isfinite(value)), None)
 
 
 @dataclass(frozen=True, eq=False)

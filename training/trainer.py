@@ -2,8 +2,13 @@
 
 The order within an iteration is the original code's: densification and opacity reset come before Adam, and the tensors
 that they replaced sit that update out; the last iteration updates nothing.
+
+On the GPU the numbers of an iteration (losses, whether all is finite) are looked at one iteration later, when they have
+come without anybody waiting for them. The kernels have then long refused an update from a loss that is not finite.
 """
 
+import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +20,10 @@ from training import schedules
 from training.densify import densification, opacity_reset
 from training.engines import Engine
 from training.morton import reordered
-from training.objective import Terms, Weights
+from training.objective import Outcome, Terms, Weights
+from training.reading import Reading
 from training.sampler import ViewSampler
-from training.state import TrainState, apply
+from training.state import TrainState, apply, first_broken
 from training.step import Step
 from training.views import Background, TrainingViews
 from utils import rng
@@ -39,6 +45,28 @@ class NonFinite(Exception):
     def __init__(self, iteration: int, view: str, what: str, terms: Terms | None) -> None:
         super().__init__(f"iteration {iteration}, view {view}: {what} is not finite")
         self.iteration, self.view, self.what, self.terms = iteration, view, what, terms
+
+
+@dataclass
+class Iteration:
+    """One iteration; what is known last is read from the device by `Trainer.settle`.
+
+    Attributes
+    ----------
+    number, view : which. outcome, sums : of the objective; of the parameters, by name, on their way.
+    gaussians : their number after it. seconds : of the caller's time.
+    terms, smoothed_loss : once they are read.
+    """
+
+    number: int
+    view: str
+    outcome: Outcome
+    names: list[str]
+    sums: Reading
+    gaussians: int = 0
+    seconds: float = 0.0
+    terms: Terms | None = None
+    smoothed_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +102,8 @@ class Trainer:
     smoothed_loss : exponential mean of the loss.
     skipped : iterations whose view was left out because it gave NaN or Inf.
     view : name of the view of the last iteration.
+    lag : iterations whose numbers may still be under way.
+    pending, finished : iterations before and after their numbers were read, oldest first.
     """
 
     views: TrainingViews
@@ -86,20 +116,38 @@ class Trainer:
     smoothed_loss: float = 0.0
     skipped: set[int] = field(default_factory=set)
     view: str = ""
+    lag: int = 0
+    pending: deque[Iteration] = field(default_factory=deque)
+    finished: deque[Iteration] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.sampler = ViewSampler(list(self.views.views), self.generators.views)
+        self.lag = 1 if self.state.gaussians.means.is_cuda else 0
 
     def step(self) -> Terms | None:
-        """Carry out the next iteration; None when its view is one of those left out.
+        """Carry out the next iteration and wait for its terms; None when its view is one of those left out.
 
         Raises
         ------
-        NonFinite : the loss or a parameter is NaN or Inf; the state is then not to be used any more.
+        NonFinite : see `settle`.
         """
+        self.advance()
+        self.settle()
+        last = self.finished.pop() if self.finished else None
+        self.finished.clear()
+        return last.terms if last and last.number == self.iteration else None
+
+    def advance(self) -> None:
+        """Carry out the next iteration; its numbers come to `finished` as soon as `lag` more have been begun.
+
+        Raises
+        ------
+        NonFinite : see `settle`.
+        """
+        begin = time.perf_counter()
         now = self.iteration + 1
         self.view, background = self.sampler.next(), self._background()
-        terms = None if now in self.skipped else self._optimise(now, background)
+        made = None if now in self.skipped else self._optimise(now, background)
         if schedules.densifies(self.settings, now):
             large = schedules.prunes_large(self.settings, now)
             change = densification(self.state, self.settings, self.world.extent, large, self.generators.split)
@@ -107,13 +155,31 @@ class Trainer:
         if schedules.resets_opacity(self.settings, now, self.world.white_background):
             apply(self.state, opacity_reset(self.state))
         self.iteration = now
-        return terms
+        if made:
+            made.gaussians, made.seconds = self.state.gaussians.num, time.perf_counter() - begin
+
+    def settle(self, leave: int = 0) -> None:
+        """Read the numbers of all pending iterations but the last `leave`; they move to `finished`.
+
+        Raises
+        ------
+        NonFinite : the loss or a parameter is NaN or Inf; the state is then not to be used any more.
+        """
+        while len(self.pending) > leave:
+            of = self.pending.popleft()
+            of.terms = of.outcome()
+            broken = first_broken(of.names, of.sums.values()) if of.terms.finite else "loss"
+            if broken:
+                raise NonFinite(of.number, of.view, broken, of.terms)
+            self.smoothed_loss += SMOOTHING * (of.terms.loss - self.smoothed_loss)
+            of.smoothed_loss = self.smoothed_loss
+            self.finished.append(of)
 
     def degree(self, iteration: int) -> int:
         """SH degree in use at `iteration`."""
         return schedules.sh_degree(iteration, self.settings.sh_interval, self.world.sh_degree)
 
-    def _optimise(self, now: int, background: Background) -> Terms:
+    def _optimise(self, now: int, background: Background) -> Iteration:
         step = Step(
             background=background,
             sh_degree=self.degree(now),
@@ -122,12 +188,12 @@ class Trainer:
             statistics=schedules.gathers_statistics(self.settings, now),
         )
         targets = self.views.targets(self.view, background)
-        terms = self.engine.step(self.state, self.views.views[self.view], targets, step)
-        broken = self.state.first_broken(thorough=False) if terms.finite else "loss"
-        if broken:
-            raise NonFinite(now, self.view, broken, terms)
-        self.smoothed_loss += SMOOTHING * (terms.loss - self.smoothed_loss)
-        return terms
+        outcome = self.engine.step(self.state, self.views.views[self.view], targets, step)
+        names, sums = self.state.sums()
+        made = Iteration(now, self.view, outcome, names, Reading(sums))
+        self.pending.append(made)
+        self.settle(self.lag)
+        return made
 
     def _learning_rates(self, now: int) -> dict[str, float]:
         """Rates of the fields that this iteration updates."""
@@ -145,7 +211,8 @@ class Trainer:
         return WHITE if self.world.white_background else BLACK
 
     def capture(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the rest of the run depends on; the tensors are the live ones, not copies."""
+        """All that the rest of the run depends on, once all is settled; the tensors are the live ones, not copies."""
+        assert not self.pending, "settle first"
         states, info = rng.capture()
         tensors = self.state.tensors() | {f"rng.{name}": value for name, value in states.items()}
         tensors |= {f"generator.{name}": value.get_state() for name, value in vars(self.generators).items()}
@@ -181,6 +248,8 @@ class Trainer:
         rng.restore({n.removeprefix("rng."): v for n, v in tensors.items() if n.startswith("rng.")}, info)
         for name, value in vars(self.generators).items():
             value.set_state(tensors[f"generator.{name}"])
+        self.pending.clear()
+        self.finished.clear()
         self.iteration = info["iteration"]
         self.sampler.left = list(info["views_left"])
         self.smoothed_loss = info["smoothed_loss"]

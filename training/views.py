@@ -4,7 +4,7 @@ Letters: HR size = what is rendered, LR size = of the scene's images; they are e
 images. Everything is checked here before the first step: a missing or mis-sized image is an error that names the file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from scene.cameras import Camera
 from scene.image_files import read_header
 from scene.images import ImageStore
 from scene.lr_kernel import LRKernel, resolve_kernel
+from training.images import DeviceImages, room_for_images
 from utils.errors import UserError
 
 SUBPIXEL = {"bicubic": "bicubic", "avg": "area"}  # the paper's words for our kernels
@@ -48,19 +49,33 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class TrainingViews:
-    """All training views with the stores of their images."""
+    """All training views with the stores of their images.
+
+    Attributes
+    ----------
+    device : where the images are delivered. stay : whether they may stay on it where it is a GPU.
+    """
 
     views: dict[str, View]
     hr: ImageStore | None
     lr: ImageStore | None
     device: torch.device
+    stay: bool = True
+    _images: DeviceImages | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            images = DeviceImages(self.device, room_for_images(self.device) if self.stay else 0)
+            object.__setattr__(self, "_images", images)
 
     def targets(self, name: str, background: Background) -> Targets:
         """Images of view `name`; where they have alpha, all are composed on the one `background` (RGB 0-1)."""
         return Targets(self._load(self.hr, name, background), self._load(self.lr, name, background))
 
     def _load(self, store: ImageStore | None, name: str, background: Background) -> Tensor | None:
-        return None if store is None else store.load(name, background).to(self.device)
+        if store is None or self._images is None:
+            return None if store is None else store.load(name, background).to(self.device)
+        return self._images.load(store, name, background)
 
     @property
     def largest(self) -> Camera:
@@ -86,9 +101,9 @@ def training_views(
     if not scene.train:
         raise UserError(f"{scene.root}: no training views")
     uses_frames = optimisation.lambda_tex > 0 or optimisation.lambda_tex_final > 0
-    place = torch.device(device)
+    place, stay = torch.device(device), model.data_device != "cpu"
     if frames is None and scale in (0, 1):
-        return TrainingViews({n: View(scene.cameras[n], None) for n in scene.train}, scene.images, None, place)
+        return TrainingViews({n: View(scene.cameras[n], None) for n in scene.train}, scene.images, None, place, stay)
     if frames is None and uses_frames:
         raise UserError(
             f"--scale {scale} without pseudo-HR frames: make them with vsr_upsample.py, name them with --frames, "
@@ -103,7 +118,7 @@ def training_views(
         views[name] = View(camera.resized(width, height), kernel)
     paths = {} if frames is None or not uses_frames else {n: frame_path(frames, n) for n in scene.train}
     store = ImageStore(paths, truncate=scene.images.truncate) if paths else None
-    return TrainingViews(views, store, scene.images if uses_lr else None, place)
+    return TrainingViews(views, store, scene.images if uses_lr else None, place, stay)
 
 
 def frame_path(frames: Path, name: str) -> Path:

@@ -31,23 +31,23 @@ def numpy_generator(seed: int, *names: object) -> np.random.Generator:
 
 
 def capture() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """States of the global generators of Python and torch (and CUDA where there is one).
+    """States of the global generators of Python and torch (and of the GPUs where this process works on one).
 
     Returns
     -------
     tensors : uint8 tensors by name. info : a JSON value.
     """
     tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # asking for a state would claim memory of every GPU
         tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     version, internal, gauss = random.getstate()
     return tensors, {"python": [version, list(internal), gauss]}
 
 
 def restore(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> None:
-    """Continue from what `capture` returned."""
+    """Continue from what `capture` returned; states of GPUs that this process does not work on are left aside."""
     torch.set_rng_state(tensors["torch"])
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    for i in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
         if f"cuda{i}" in tensors:
             torch.cuda.set_rng_state(tensors[f"cuda{i}"], i)
     version, internal, gauss = info["python"]

@@ -30,11 +30,11 @@ class Poisoned:
     def step(self, state, view, targets, step):
         if self.trainer_of().iteration + 1 not in self.iterations:
             return self.engine.step(state, view, targets, step)
-        if self.kind == "loss":
-            return Terms(float("nan"), l1=float("nan"))
-        terms = self.engine.step(state, view, targets, step)
+        if self.kind == "loss":  # the kernels update nothing then
+            return lambda: Terms(float("nan"), l1=float("nan"))
+        outcome = self.engine.step(state, view, targets, step)
         state.parameters()[self.kind][4] = float("nan")
-        return terms
+        return outcome
 
 
 @pytest.fixture
@@ -66,12 +66,14 @@ def run(trainer, out):
     return trainer.state.tensors(), [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("lag", [0, 1, 5])  # 0 is the CPU's, 1 that of a GPU, whose numbers come one iteration later
 @pytest.mark.parametrize("kind", ["loss", "means", "shN"])
-def test_the_result_is_that_of_leaving_the_view_out(root, kind):
+def test_the_result_is_that_of_leaving_the_view_out(root, kind, lag):
     clean = trainer(root)
     clean.skipped = {17}
     expected, expected_log = run(clean, root / "clean")
     poisoned = trainer(root)
+    poisoned.lag = lag
     poisoned.engine = Poisoned(poisoned.engine, lambda: poisoned, kind, {17})
     got, got_log = run(poisoned, root / "poisoned")
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -80,6 +82,39 @@ def test_the_result_is_that_of_leaving_the_view_out(root, kind):
     assert (report["iteration"], report["what"], report["action"]) == (17, kind, "rolled back")
     if kind != "loss":
         assert report["tensors"][f"param.{kind}"] == {"rows": 1, "first": [4]}
+
+
+def test_numbers_that_come_later_change_nothing(root):
+    results = []
+    for lag in (0, 1, 4):
+        late = trainer(root)
+        late.lag = lag
+        results.append(run(late, root / f"lag{lag}"))
+        assert not late.pending
+    for tensors, lines in results[1:]:
+        assert all(torch.equal(value, tensors[name]) for name, value in results[0][0].items())
+        assert lines == results[0][1]
+
+
+def test_numbers_are_left_under_way_no_longer_than_the_lag(root):
+    late = trainer(root)
+    late.lag = 3
+    for _ in range(5):
+        late.advance()
+    assert [of.number for of in late.pending] == [3, 4, 5]
+    assert [of.number for of in late.finished] == [1, 2]
+    late.settle()
+    assert [of.number for of in late.finished] == [1, 2, 3, 4, 5]
+    assert late.finished[-1].smoothed_loss == late.smoothed_loss > 0
+
+
+def test_nan_in_the_last_iteration_is_found_before_the_end(root):
+    poisoned = trainer(root)
+    poisoned.lag = 1
+    poisoned.engine = Poisoned(poisoned.engine, lambda: poisoned, "means", {ITERATIONS})
+    tensors, _ = run(poisoned, root / "last")
+    assert poisoned.skipped == {ITERATIONS}
+    assert torch.isfinite(tensors["param.means"]).all()
 
 
 def test_the_fourth_time_stops(root, capsys):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from arguments.flags import parse_groups
@@ -14,8 +15,10 @@ from scene.ply import read_gaussians
 from tests.scene_factory import write_blender
 from tests.training_factory import POINTS, command, write_scene
 from training.output_folder import output_folder
+from training.session import fix_order
 from training.signals import SIGNALS
 from utils.errors import UserError
+from utils.state import load_state, save_state
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,50 @@ def test_a_longer_run_continues_and_ends_as_if_it_had_been_one(root, run):
         assert (root / name / "point_cloud/iteration_60/point_cloud.ply").is_file()
     plies = [(root / name / "point_cloud/iteration_60/point_cloud.ply").read_bytes() for name in ("long", "grown")]
     assert plies[0] == plies[1]
+
+
+def moved(path: Path, device: str, rasterizer: str) -> None:
+    """Let a checkpoint say that it was made elsewhere."""
+    tensors, info = load_state(path)
+    info["fingerprint"] |= {"device": device, "instruction set": f"{rasterizer} {device}"}
+    save_state(path, tensors, info)
+
+
+def test_a_run_goes_on_on_another_device(root, run):
+    run(command(root, root / "unmoved"))
+    out = root / "moved"
+    run(command(root, out, iterations=30, checkpoint_iterations=25))
+    moved(out / "checkpoints/iteration_25.safetensors", "cuda", "native")
+    flags = {"start_checkpoint": str(out / "checkpoints/iteration_25.safetensors"), "device": "cpu"}
+    said = run([*command(root, out, **flags), "--overwrite"])
+    assert "made on cuda, the run goes on on cpu: not bit for bit" in said.err
+    assert model(out, 60) == model(root / "unmoved", 60), "the same numbers, as only the name of the device was changed"
+
+
+def test_another_instruction_set_of_the_same_device_is_refused(root, run):
+    out = root / "other_set"
+    run(command(root, out, iterations=30, checkpoint_iterations=25))
+    moved(out / "checkpoints/iteration_25.safetensors", "cpu", "other")
+    flags = {"start_checkpoint": str(out / "checkpoints/iteration_25.safetensors")}
+    with pytest.raises(UserError, match="instruction set"):
+        run([*command(root, out, **flags), "--overwrite"])
+
+
+def test_deterministic_is_recorded(root, run):
+    out = root / "fixed"
+    run(command(root, out, iterations=5, deterministic=True))
+    record = json.loads((out / "run.json").read_text())["steps"]["train"]
+    assert record["settings"]["deterministic"] is True
+    assert record["notes"]["deterministic"] is True
+    assert record["notes"]["device"] == "cpu"
+
+
+def test_deterministic_needs_kernels_with_a_fixed_order():
+    fix_order("cpu", "gsplat")
+    for rasterizer in ("gsplat", "reference"):
+        with pytest.raises(UserError, match=f"--rasterizer {rasterizer} has no fixed order"):
+            fix_order("cuda:0", rasterizer)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def model(out: Path, iteration: int) -> bytes:
