@@ -46,8 +46,10 @@ class View:
             45,
             15,
             activated,
+            False,
             addresses((self.color, self.transmittance, self.inverse_depth), 5),
             address(self.radii),
+            True,
             torch.get_num_threads(),
         )
 
@@ -68,6 +70,7 @@ class View:
             0,
             address(pose),
             addresses(statistics, 4),
+            [0, 0],
             torch.get_num_threads(),
         )
         return grads, pose
@@ -99,6 +102,7 @@ class View:
             address(visible),
             0,
             addresses(statistics, 4),
+            [0, 0],
             torch.get_num_threads(),
         )
 

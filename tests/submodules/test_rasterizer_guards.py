@@ -95,17 +95,17 @@ def test_the_kernels_refuse_to_move_memory_that_is_in_use_and_to_go_back_through
     native, six, row = _native.Rasterization(), case.six, case.raster_camera.row
     image, light = torch.empty(3, 1000, 1000), torch.empty(1000, 1000)
     radii = torch.empty(len(six[0]), dtype=torch.int32)
-    sources = [*map(address, six), 0, 0]
+    sources, nothing = [*map(address, six), 0, 0], (0, 0, 0, [0] * 4, [0, 0], 1)
     with pytest.raises(RuntimeError, match="no forward pass"):
-        native.backward(sources, 0, address(light), [address(image), 0, 0, 0, 0], [0] * 8, [0] * 8, 0, 0, 0, [0] * 4, 1)
+        native.backward(sources, 0, address(light), [address(image), 0, 0, 0, 0], [0] * 8, [0] * 8, *nothing)
     with pytest.raises(RuntimeError, match="no forward pass"):
         native.contributions([0, 0, 0], 1)
-    drawing = (row.data_ptr(), 1000, 1000, 3, 0, sources, 0, len(six[0]), 3, 45, 15, False)
+    drawing = (row.data_ptr(), 1000, 1000, 3, 0, sources, 0, len(six[0]), 3, 45, 15, False, False)
     images = [address(image), address(light), 0, 0, 0]
     refused = 0
     with ThreadPoolExecutor(1) as pool:
         for _ in range(10):
-            running = pool.submit(native.forward, *drawing, images, radii.data_ptr(), 1)
+            running = pool.submit(native.forward, *drawing, images, radii.data_ptr(), True, 1)
             while not running.done() and not refused:
                 try:
                     native.reserve([0, 0, 0], False)
