@@ -98,6 +98,9 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // an autograd graph may be alive when the interpreter ends
   m.doc() = "Kernels of the rasterizer; use the Python modules around it.";
   bind<Cpu>(m, "Rasterization").def(nb::init<>());
+#if defined(SPLAT_WITH_CUDA)
+  bind_cuda(m);
+#endif
   m.attr("cuda_build") = SPLAT_CUDA_BUILD;  // GPU architectures, or "no: " and why
   m.def("isa", [] { return std::string(splat::active_kernels().name); });
   m.def("isa_supported",
