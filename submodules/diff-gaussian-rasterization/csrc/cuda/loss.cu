@@ -131,7 +131,8 @@ __device__ double2 block_sum(double2 v) {
 }
 
 /// SSIM's slopes [kSlopes, 3, height, width] and a block's sums of |x - y| and SSIM.
-__global__ void __launch_bounds__(kThreads)
+/// 4 blocks: aiming at more, ptxas spills.
+__global__ void __launch_bounds__(kThreads, 4)
     ssim_slopes(const float* image, const float* target, int width, int height, float* slopes,
                 double2* partials) {
   __shared__ In in[2];
