@@ -64,7 +64,8 @@ class RasterCamera:
         check_range("fx", self.fx, 1e-6, 1e9)
         check_range("fy", self.fy, 1e-6, 1e9)
         check_range("dilation", self.dilation, 0, 1e9)
-        background = [*map(float, self.background)]
+        background = self.background
+        background = background.tolist() if isinstance(background, Tensor) else [*map(float, background)]
         if len(background) != 3:
             raise ValueError(f"background: expected three values, got {len(background)}")
         values = {"cx": self.cx, "cy": self.cy, "scale_modifier": self.scale_modifier}
@@ -77,26 +78,29 @@ class RasterCamera:
         lens += [FRUSTUM_MARGIN * self.width / (2 * self.fx), FRUSTUM_MARGIN * self.height / (2 * self.fy)]
         lens += [*background, self.scale_modifier, self.dilation]
         if isinstance(pose, Tensor) and (pose.requires_grad or torch.compiler.is_compiling()):
-            row, rest = None, torch.tensor(lens, dtype=torch.float64)
+            row, rest = None, torch.tensor(lens, dtype=torch.float64, device="cpu")
         else:
-            row, rest = torch.tensor([*_pose_values(pose), *lens], dtype=torch.float64), None
+            row, rest = torch.tensor([*_pose_values(pose), *lens], dtype=torch.float64, device="cpu"), None
         object.__setattr__(self, "_row", row)
         object.__setattr__(self, "_rest", rest)
 
     @property
     def row(self) -> Tensor:
-        """float64 [28], see the module docstring; differentiable in a `world_to_camera` that requires grad."""
+        """float64 [28], see the module docstring; differentiable in a `world_to_camera` that requires grad.
+
+        Always on the CPU: the kernels get its values as arguments. A pose on a GPU is read from there each time.
+        """
         if self._row is not None:
             return self._row
         assert isinstance(self.world_to_camera, Tensor)
         assert self._rest is not None
-        pose = self.world_to_camera.to(torch.float64)
+        pose = self.world_to_camera.to("cpu", torch.float64)
         rotation, translation = pose[:3, :3], pose[:3, 3]
         return torch.cat([rotation.reshape(9), translation, torch.linalg.solve(rotation, -translation), self._rest])
 
 
 def _pose_values(pose: np.ndarray | Tensor) -> list[float]:
-    array = np.asarray(pose, dtype=np.float64)
+    array = np.asarray(pose.detach().cpu() if isinstance(pose, Tensor) else pose, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError("world_to_camera: expected a finite [4, 4] matrix")
     rotation, translation = array[:3, :3], array[:3, 3]

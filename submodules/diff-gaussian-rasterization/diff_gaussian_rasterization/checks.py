@@ -5,15 +5,36 @@ from torch import Tensor
 
 SH_COUNTS = (1, 4, 9, 16)
 FLOAT_MAX = torch.finfo(torch.float32).max
+CPU = torch.device("cpu")
 
 
-def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return `value` if it is a CPU tensor of this dtype and shape, else raise.
+def device_of(name: str, value: Tensor) -> torch.device:
+    """Device of the tensor that decides where a call runs.
+
+    Raises
+    ------
+    TypeError : not a tensor. ValueError : neither on the CPU nor on a CUDA device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name}: there are kernels for cpu and cuda, not for {value.device}; move it with .to('cpu')")
+    return value.device
+
+
+def check_tensor(
+    name: str,
+    value: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> Tensor:
+    """Return `value` if it is a tensor of this dtype and shape on this device, else raise.
 
     Raises
     ------
     TypeError : not a tensor, or another dtype.
-    ValueError : another shape, or not on the CPU.
+    ValueError : another shape, or another device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
@@ -21,14 +42,22 @@ def check_tensor(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}; convert with .to({dtype})")
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
-    if not value.is_cpu:
-        raise ValueError(f"{name}: expected a CPU tensor, got {value.device}; this build has no kernels for it")
+    if value.device != device:
+        raise ValueError(
+            f"{name}: expected on {device}, where this call runs, got on {value.device}; move it with .to('{device}')"
+        )
     return value
 
 
-def check_written(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+def check_written(
+    name: str,
+    value: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> Tensor:
     """The same for a tensor that is changed in place or kept by address: it must be contiguous too."""
-    check_tensor(name, value, shape, dtype)
+    check_tensor(name, value, shape, dtype, device)
     if not value.is_contiguous():
         raise ValueError(f"{name}: must be contiguous; call .contiguous()")
     return value

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diff_gaussian_rasterization.cameras import RasterCamera, view_of
 from diff_gaussian_rasterization.checks import check_range
-from diff_gaussian_rasterization.ops import render
+from diff_gaussian_rasterization.ops import render, wants_gradient
 
 MAPS = {"inverse_depth": 1, "all": 2}
 
@@ -59,6 +59,7 @@ def rasterize_extended(
     filter_3d : [N] or None, standard deviation [world units] of the 3D smoothing filter, see `fused.filter_3d`.
     maps : "all" for depth and normals too; normals need scales and quats.
     memory_limit : [bytes] of each camera's scratch memory, 0 = none; None = that of `set_memory_limit`.
+    All tensors are float32 on one device, which may be a GPU; there sh may be float16 where no gradient is wanted.
 
     Raises
     ------
@@ -84,6 +85,7 @@ def rasterize_extended(
         view,
         MAPS[maps],
         memory_limit,
+        wants_gradient(rows, means, opacities, sh, colors, scales, quats, covariances, means2d, means2d_abs),
     )
     alpha = 1 - transmittance
     if maps == "inverse_depth":

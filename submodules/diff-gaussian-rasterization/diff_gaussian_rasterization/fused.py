@@ -1,8 +1,10 @@
 """Training without autograd: raw parameters in, image out, losses with their gradient, and backward + Adam in place.
 
 Letters: C cameras, N Gaussians, H x W pixels, K = number of spherical-harmonics coefficients beyond the first that
-`shN` holds (15 for degree 3). Images are float32 [3, H, W]. Everything is a contiguous float32 CPU tensor. The number
-of threads is torch.get_num_threads() at each call; results are bit-equal for any number.
+`shN` holds (15 for degree 3). Images are float32 [3, H, W]. Everything is a contiguous float32 tensor, all of a call
+on one device; cameras and learning rates stay on the CPU. There the number of threads is torch.get_num_threads() at
+each call; results are bit-equal for any number. On CUDA everything is queued on the current stream, and bits are equal
+in every run where torch.use_deterministic_algorithms(True) is on.
 
 Order of the six parameters, everywhere: means [N, 3], log_scales [N, 3], quats [N, 4] (w x y z, any length),
 logit_opacities [N, 1], sh0 [N, 1, 3], shN [N, K, 3].
@@ -10,19 +12,18 @@ logit_opacities [N, 1], sh0 [N, 1, 3], shN [N, K, 3].
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from diff_gaussian_rasterization.cameras import RasterCamera, view_of
-from diff_gaussian_rasterization.checks import check_range, size_of
-from diff_gaussian_rasterization.step_ops import NAMES, render_raw
+from diff_gaussian_rasterization.losses import L1SSIM, Loss, LowResolution, Term, taps_of
+from diff_gaussian_rasterization.raw import NAMES, render_raw
 from diff_gaussian_rasterization.step_ops import train_step as _train_step
 from diff_gaussian_rasterization.taps import Taps
-from diff_gaussian_rasterization.workspace import Loss, Workspace
+from diff_gaussian_rasterization.workspace import Workspace
 
 __all__ = [
     "L1SSIM",
@@ -44,46 +45,6 @@ SEEN_MARGIN = 0.15  # of the image's sides, by which a mean may lie outside and 
 FILTER_VARIANCE = 0.2  # [px^2] of the 3D smoothing filter at the highest sampling rate
 
 
-@dataclass(frozen=True, eq=False)
-class L1SSIM:
-    """(1 - lambda) L1 + lambda (1 - SSIM) of the image against target [3, H, W]; `weight` is its factor.
-
-    Notes
-    -----
-    Kerbl et al. 2023, Eq. 7. SSIM: 11x11 Gaussian window, sigma 1.5, zero padding. The gradient of |x| at 0 is 0.
-    """
-
-    target: Tensor
-    weight: float = 1.0
-    lambda_dssim: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_range("lambda_dssim", self.lambda_dssim, 0, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class LowResolution:
-    """The same of the shrunk image A image against lr_target [3, h, w].
-
-    Parameters
-    ----------
-    taps_x, taps_y : the banded A along each axis as (start int32 [n_out], weight float32 [n_out, taps]); out[i] =
-        sum_k weight[i, k] in[start[i] + k]; taps beyond the image must have weight 0. `Taps` are checked only once.
-    """
-
-    lr_target: Tensor
-    taps_x: Taps | tuple[ArrayLike, ArrayLike]
-    taps_y: Taps | tuple[ArrayLike, ArrayLike]
-    weight: float = 1.0
-    lambda_dssim: float = 0.2
-
-    def __post_init__(self) -> None:
-        check_range("lambda_dssim", self.lambda_dssim, 0, 1)
-
-
-Term = L1SSIM | LowResolution
-
-
 class Statistics(NamedTuple):
     """Densification statistics, float32 [N] or None, changed in place; several cameras count one after the other.
 
@@ -98,17 +59,46 @@ class Statistics(NamedTuple):
     absolute_norm: Tensor | None = None
 
 
-class StepResult(NamedTuple):
-    """Of `train_step`: image and radii before the update; invalid = Gaussians culled for NaN, Inf or range.
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """Of `train_step`.
 
-    losses are floats, one Loss for each term as they were given (a list for each of several cameras); in a compiled
-    function they and `invalid` are float64 tensors [].
+    Attributes
+    ----------
+    image, radii : before the update; with several cameras they have a leading axis.
+    report : float64 [3 L + 1], l1, ssim and loss of each of L terms, then the number of invalid Gaussians; on the
+        parameters' device. Whoever needs the values later keeps this and reads them then: it waits for no GPU.
+    losses : floats, one Loss for each term as they were given (a list for each of several cameras). invalid : Gaussians
+        culled for NaN, Inf or range. Both are read from the device when first asked for; in a compiled function they
+        are float64 tensors [].
     """
 
     image: Tensor
     radii: Tensor
-    losses: list[Any]
-    invalid: int
+    report: Tensor
+    _counts: list[int] | None  # terms of each of several cameras
+    _found: list[Any] = field(default_factory=list, init=False, repr=False)  # values of the report, once they are read
+
+    @property
+    def losses(self) -> list[Any]:
+        values = self._values()
+        losses = [Loss(*values[k : k + 3]) for k in range(0, len(values) - 1, 3)]
+        if self._counts is None:
+            return losses
+        rest = iter(losses)
+        return [[next(rest) for _ in range(n)] for n in self._counts]
+
+    @property
+    def invalid(self) -> int:
+        last = self._values()[-1]
+        return last if torch.compiler.is_compiling() else int(last)
+
+    def _values(self) -> list[Any]:
+        if torch.compiler.is_compiling():
+            return [*self.report.unbind()]
+        if not self._found:
+            self._found.extend(self.report.tolist())
+        return self._found
 
 
 class Rendered(NamedTuple):
@@ -170,7 +160,7 @@ def train_step(
     camera : one, or C of one size, whose gradients are added up.
     parameters, exp_avg, exp_avg_sq : six tensors each; moments of a resting field may be None.
     learning_rates : six; None in a place = that field and its moments rest; None as a whole = statistics only.
-        Or float64 [6], NaN = rests: torch.compile then does not specialise on the values.
+        Or float64 [6] on the CPU, NaN = rests: torch.compile then does not specialise on the values.
     step : 1 at the first call, for the bias correction; an integer, or a tensor [] for torch.compile.
     losses : terms of the objective (a list of them for each of several cameras). grad_image : a ready dL/dimage of the
         image's shape, instead of them or added to theirs.
@@ -178,11 +168,13 @@ def train_step(
     sparse : leave Gaussians that no camera sees (radii = 0) and their moments as they are, bit for bit, as
         torch.optim.SparseAdam does; else dense: they move by their momentum, as in torch.optim.Adam.
     rendered : what `render` returned for the same camera, parameters and filter_3d: it is not rendered again.
-    workspace : whose memory to use, in one thread at a time; None = a pooled one.
+    workspace : whose memory to use, in one thread at a time, made for the device of the parameters; None = a pooled
+        one.
 
     Returns
     -------
-    StepResult; with several cameras image and radii have a leading axis.
+    StepResult. On CUDA the host waits once, for the number of (Gaussian, tile) pairs; not at all with a workspace of
+    fixed capacity.
 
     Raises
     ------
@@ -191,7 +183,8 @@ def train_step(
 
     Notes
     -----
-    Arithmetic of torch.optim.Adam without weight decay. An operator that torch.compile can trace.
+    Arithmetic of torch.optim.Adam without weight decay. An operator that torch.compile can trace. Losses and grad_image
+    are looked at on the device: one that is not finite keeps the update from being written.
     """
     with torch.no_grad():
         rows, view = view_of(camera)
@@ -205,7 +198,7 @@ def train_step(
             _given(exp_avg_sq, 6),
             _given(stats, 4),
             [t.target if isinstance(t, L1SSIM) else t.lr_target for _, t in terms],
-            [tap for _, t in terms for tap in _taps(t, view)],
+            [tap for _, t in terms for tap in taps_of(t, view)],
             [float(v) for k, t in terms for v in (k, t.weight, t.lambda_dssim)],
             grad_image,
             filter_3d,
@@ -217,7 +210,7 @@ def train_step(
         )
     if rendered is not None:
         image, radii = rendered.image, rendered.radii
-    return _result(image, radii, report, [len(some) for some in per_camera] if several else None)
+    return StepResult(image, radii, report, [len(some) for some in per_camera] if several else None)
 
 
 def _per_camera(losses: Sequence[Term] | Sequence[Sequence[Term]], cameras: int | None) -> Sequence[Sequence[Term]]:
@@ -238,39 +231,20 @@ def _schedule(
 ) -> Tensor:
     """float64 [10]: rates, NaN for resting fields, then the step and `constants`; or [0]."""
     if learning_rates is None:
-        return torch.empty(0, dtype=torch.float64)
+        return torch.empty(0, dtype=torch.float64, device="cpu")
     if isinstance(learning_rates, Tensor):
-        at = torch.as_tensor(step, dtype=torch.float64).reshape(1)
-        rest = torch.tensor(constants, dtype=torch.float64)
-        return torch.cat([learning_rates.to(torch.float64), at, rest])
+        at = torch.as_tensor(step, dtype=torch.float64, device="cpu").reshape(1)
+        rest = torch.tensor(constants, dtype=torch.float64, device="cpu")
+        return torch.cat([learning_rates.to("cpu", torch.float64), at, rest])
     rates = [math.nan if rate is None else float(rate) for rate in learning_rates]
     if len(rates) != 6:
         raise ValueError(f"learning_rates: expected six, got {len(rates)}")
-    return torch.tensor([*rates, float(step), *constants], dtype=torch.float64)
+    return torch.tensor([*rates, float(step), *constants], dtype=torch.float64, device="cpu")
 
 
 def _given(tensors: Sequence[Tensor | None] | None, count: int) -> list[Tensor]:
     """As operators take them: an empty tensor for None."""
     return [torch.empty(0) if t is None else t for t in (tensors or (None,) * count)]
-
-
-def _taps(term: Term, view: list[int]) -> list[Tensor]:
-    if isinstance(term, L1SSIM):
-        return [torch.empty(0) for _ in range(4)]
-    lr_height, lr_width = size_of("lr_target", term.lr_target, 1), size_of("lr_target", term.lr_target, 2)
-    x, y = Taps.of("taps_x", term.taps_x, lr_width, view[0]), Taps.of("taps_y", term.taps_y, lr_height, view[1])
-    return [x.start, x.weight, y.start, y.weight]
-
-
-def _result(image: Tensor, radii: Tensor, report: Tensor, counts: list[int] | None) -> StepResult:
-    """`counts`: terms of each of several cameras."""
-    values: Any = report.unbind() if torch.compiler.is_compiling() else report.tolist()
-    losses: list[Any] = [Loss(*values[k : k + 3]) for k in range(0, len(values) - 1, 3)]
-    if counts is not None:
-        rest = iter(losses)
-        losses = [[next(rest) for _ in range(n)] for n in counts]
-    invalid = values[-1] if torch.compiler.is_compiling() else int(values[-1])
-    return StepResult(image, radii, losses, invalid)
 
 
 @torch.no_grad()

@@ -15,25 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization import _native
+from diff_gaussian_rasterization.checks import CPU
+from diff_gaussian_rasterization.devices import Queue, Run, follow, last_queue, native_on, on, queue_of
 
-KEPT_WORKSPACES = 4
+KEPT_WORKSPACES = 4  # of the CPU, and of each stream of a GPU
 
 
 class _Pool:
     """Workspaces that nobody uses: fresh memory costs several milliseconds to touch. Bounded, thread-safe."""
 
     def __init__(self) -> None:
-        self.free: deque[Any] = deque(maxlen=KEPT_WORKSPACES)
+        self.free: dict[Queue | None, deque[Any]] = {}
         self.memory_limit = 0  # [bytes]
 
-    def take(self, memory_limit: int | None) -> Any:
+    def take(self, device: torch.device, memory_limit: int | None) -> Any:
         try:
-            native = self.free.pop()
+            native = self._free(queue_of(device)).pop()
         except IndexError:
-            native = _native.Rasterization()
+            native = native_on(device)
         native.set_memory_limit(self.memory_limit if memory_limit is None else memory_limit)
         return native
+
+    def give_back(self, native: Any) -> None:
+        self._free(last_queue(native)).append(native)
+
+    def _free(self, queue: Queue | None) -> deque[Any]:
+        return self.free.setdefault(queue, deque(maxlen=KEPT_WORKSPACES))
 
 
 _POOL = _Pool()
@@ -44,7 +51,8 @@ def set_memory_limit(bytes: int) -> None:
 
     Parameters
     ----------
-    bytes : 0 = no bound. Images whose tile lists would need more are drawn in bands of tile rows, with the same bits.
+    bytes : 0 = no bound. On the CPU images whose tile lists would need more are drawn in bands of tile rows, with the
+        same bits; on CUDA what does not fit is refused.
 
     Raises
     ------
@@ -59,6 +67,7 @@ class Lease(np.ndarray):
     """Memory of a handle, and the workspaces, one per camera, that it stands for. Made by `lease` only."""
 
     natives: list[Any]
+    place: torch.device  # that they are on
     serials: list[int]
     idle: list[bool]  # one entry while no thread works with the natives; an owner shares it with its leases
     drawn: tuple[Any, ...] = ()  # what a backward pass must not differ in from the forward pass
@@ -67,22 +76,31 @@ class Lease(np.ndarray):
 
     def __del__(self) -> None:
         if self.pooled:
-            _POOL.free.extend(self.natives)
+            for native in self.natives:
+                _POOL.give_back(native)
 
 
 _LEASES: WeakValueDictionary[int, Lease] = WeakValueDictionary()  # address of the handle -> lease
 
 
-def lease(count: int, natives: list[Any] | None = None, memory_limit: int | None = None) -> Lease:
+def lease(
+    count: int, device: torch.device = CPU, natives: list[Any] | None = None, memory_limit: int | None = None
+) -> Lease:
     """`count` workspaces from the pool until the lease and its handles are gone, or the given ones of an owner.
 
     memory_limit : [bytes] of those from the pool; None = that of `set_memory_limit`.
     """
     new = np.ndarray.__new__(Lease, 1, np.uint8)
     new[0] = 0
+    new.natives, new.place = [], device
     new.pooled = natives is None
-    new.natives = [_POOL.take(memory_limit) for _ in range(count)] if natives is None else natives
     new.serials, new.idle = [], [True]
+    if natives is None:
+        for _ in range(count):
+            new.natives.append(_POOL.take(device, memory_limit))
+        follow(new.natives, device)
+    else:
+        new.natives = natives
     return new
 
 
@@ -100,35 +118,46 @@ def occupy(of: Lease) -> None:
 
 
 @contextmanager
-def at_work(of: Lease) -> Iterator[None]:
-    """`occupy` it, and `release` it at the end."""
+def at_work(of: Lease) -> Iterator[Run]:
+    """`occupy` it on its device, and `release` it at the end; what native calls are told."""
     occupy(of)
     try:
-        yield
+        with on(of.place) as run:
+            follow(of.natives, of.place)
+            yield run
     finally:
         release(of)
 
 
-def owned(owner: Tensor | None, count: int) -> Lease:
+def owned(owner: Tensor | None, count: int, device: torch.device) -> Lease:
     """`count` of the workspaces of an owner, which gets as many as it lacks; without one, from the pool.
 
-    For this thread alone until `release`; RuntimeError where another thread has them.
+    For this thread alone until `release`, on the current stream of the device.
+
+    Raises
+    ------
+    RuntimeError : another thread has them. ValueError : they are of another device.
     """
     found = None if owner is None else _LEASES.get(owner.data_ptr())
     if found is None:
-        new = lease(count)
+        new = lease(count, device)
         occupy(new)
         return new
+    if found.place != device:
+        raise ValueError(
+            f"workspace: is on {found.place}, the tensors are on {device}; make it with Workspace(device='{device}')"
+        )
     occupy(found)
     try:
         while len(found.natives) < count:
-            native = _native.Rasterization()
+            native = native_on(device)
             native.set_memory_limit(found.memory_limit)
             found.natives.append(native)
+        follow(found.natives[:count], device)
     except BaseException:
         release(found)
         raise
-    new = lease(count, found.natives[:count])
+    new = lease(count, device, found.natives[:count])
     new.idle = found.idle
     return new
 
@@ -143,7 +172,7 @@ def handle(of: Lease, drawn: tuple[Any, ...] = ()) -> Tensor:
 
 def empty_handle() -> Tensor:
     """What an operator's fake kernel returns for a handle."""
-    return torch.empty(1, dtype=torch.uint8)
+    return torch.empty(1, dtype=torch.uint8, device="cpu")
 
 
 def claim(state: Tensor, drawn: tuple[Any, ...]) -> Lease | None:
@@ -158,6 +187,11 @@ def claim(state: Tensor, drawn: tuple[Any, ...]) -> Lease | None:
     if found.drawn != drawn or found.serials != [native.serial for native in found.natives]:
         release(found)
         return None
+    try:
+        follow(found.natives, found.place)
+    except BaseException:
+        release(found)
+        raise
     return found
 
 

@@ -14,7 +14,7 @@ _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 def operator(
-    fake: Callable[..., Any], *, mutates_args: Sequence[str] = (), dispatch_key: str = "CPU"
+    fake: Callable[..., Any], *, mutates_args: Sequence[str] = (), dispatch_keys: Sequence[str] = ("CPU", "CUDA")
 ) -> Callable[[Callable[..., Any]], Any]:
     """Decorator that makes a function an operator; its schema comes from the annotations.
 
@@ -22,14 +22,16 @@ def operator(
     ----------
     fake : the same on tensors without data: checks, and outputs of the right shapes.
     mutates_args : names of the arguments that are changed in place. The kernel itself must count their versions.
-    dispatch_key : what the function is the kernel for.
+    dispatch_keys : what the function is the kernel for.
     """
 
     def register(kernel: Callable[..., Any]) -> Any:
         name = kernel.__name__
         schema = torch.library.infer_schema(kernel, mutates_args=mutates_args)
-        _LIBRARY.define(name + schema)
-        _LIBRARY.impl(name, kernel, dispatch_key)
+        # They read sizes from the device: the compiler must not capture them into a CUDA graph by itself.
+        _LIBRARY.define(name + schema, tags=(torch.Tag.cudagraph_unsafe,))
+        for key in dispatch_keys:
+            _LIBRARY.impl(name, kernel, key)
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 

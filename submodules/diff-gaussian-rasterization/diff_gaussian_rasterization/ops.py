@@ -18,8 +18,10 @@ from diff_gaussian_rasterization.checks import (
     check_range,
     check_tensor,
     check_written,
+    device_of,
     size_of,
 )
+from diff_gaussian_rasterization.devices import Run, on
 from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, lease, occupy, release
 from diff_gaussian_rasterization.operators import NAMESPACE, differentiable, operator
 
@@ -30,7 +32,7 @@ Maps = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Splats(NamedTuple):
-    """Activated Gaussians: either sh or colors, and either scales and quats or covariances; float32 on the CPU.
+    """Activated Gaussians: either sh or colors, and either scales and quats or covariances; float32 on one device.
 
     means [N, 3]; opacities [N, 1], 0-1; sh [N, K, 3] with K = 1, 4, 9, 16; colors [N, 3]; scales [N, 3], > 0;
     quats [N, 4], w x y z, any length; covariances [N, 6], xx xy xz yy yz zz; filter_3d [N], standard deviations.
@@ -45,8 +47,11 @@ class Splats(NamedTuple):
     covariances: Tensor | None
     filter_3d: Tensor | None
 
-    def checked(self, sh_degree: int) -> "Splats":
-        """Contiguous copies where needed, or a TypeError or ValueError that names the argument."""
+    def checked(self, sh_degree: int, *, half: bool = False) -> "Splats":
+        """Contiguous copies where needed, or a TypeError or ValueError that names the argument.
+
+        half : sh may be float16, on CUDA.
+        """
         if (self.sh is None) == (self.colors is None):
             raise ValueError("provide exactly one of spherical harmonics and precomputed colors")
         pair = (self.scales is None, self.quats is None)
@@ -54,19 +59,28 @@ class Splats(NamedTuple):
             raise ValueError("provide exactly one of the pair scales and rotations, and the precomputed 3D covariance")
         if self.filter_3d is not None and self.covariances is not None:
             raise ValueError("filter_3d: needs scales and rotations, not precomputed 3D covariances")
-        n = size_of("means", self.means, 0)
+        device, n = device_of("means", self.means), size_of("means", self.means, 0)
         stored = 0 if self.sh is None else size_of("sh", self.sh, 1)
         shapes = ((n, 3), (n, 1), (n, stored, 3), (n, 3), (n, 3), (n, 4), (n, 6), (n,))
-        given = zip(self._fields, self, shapes, strict=True)
-        tensors = [None if t is None else check_tensor(name, t, shape).contiguous() for name, t, shape in given]
+        types = [torch.float32] * len(shapes)
+        if half and device.type == "cuda" and self.sh is not None and self.sh.dtype == torch.float16:
+            types[2] = torch.float16
+        tensors = [
+            None if t is None else check_tensor(name, t, shape, dtype, device).contiguous()
+            for name, t, shape, dtype in zip(self._fields, self, shapes, types, strict=True)
+        ]
         if self.sh is not None and (stored not in SH_COUNTS or stored < (sh_degree + 1) ** 2):
             raise ValueError(f"sh: degree {sh_degree} needs one of {SH_COUNTS} coefficients, got {stored}")
         return Splats(*tensors)  # type: ignore[arg-type]
 
+    @property
+    def is_half(self) -> bool:
+        return self.sh is not None and self.sh.dtype == torch.float16
+
     def addresses(self) -> list[int]:
-        """In the order of the native parameters; the rest of sh starts three floats after its first coefficient."""
+        """In the order of the native parameters; the rest of sh starts three numbers after its first coefficient."""
         sh = address(self.sh)
-        rest = sh + 12 if self.sh is not None and sh and self.sh.shape[1] > 1 else 0
+        rest = sh + 3 * self.sh.element_size() if self.sh is not None and sh and self.sh.shape[1] > 1 else 0
         first = [address(t) for t in (self.means, self.scales, self.quats, self.opacities)]
         return [*first, sh, rest, address(self.colors), address(self.covariances)]
 
@@ -80,7 +94,7 @@ def checked_view(rows: Tensor, view: list[int]) -> tuple[Tensor, tuple[int, ...]
     lead = (size_of("rows", rows, 0),) if rows.ndim == 2 else ()
     if lead and lead[0] == 0:
         raise ValueError("rows: expected at least one camera")
-    return check_tensor("rows", rows, (*lead, ROW), torch.float64).contiguous(), lead
+    return check_tensor("rows", rows, (*lead, ROW), torch.float64).contiguous(), lead  # on the CPU, always
 
 
 def _map_shapes(lead: tuple[int, ...], view: list[int], maps: int) -> list[tuple[int, ...]]:
@@ -91,17 +105,32 @@ def _map_shapes(lead: tuple[int, ...], view: list[int], maps: int) -> list[tuple
 
 def _drawn(lead: tuple[int, ...], splats: Splats, view: list[int], maps: int) -> tuple[Any, ...]:
     """What a forward pass and its backward pass must have in common, for `claim`."""
-    return ("activated", lead, maps, *view, *(None if t is None else tuple(t.shape) for t in splats))
+    shapes = (None if t is None else tuple(t.shape) for t in splats)
+    return ("activated", splats.means.device, lead, maps, *view, *shapes)
 
 
 def _empty_maps(means: Tensor, lead: tuple[int, ...], view: list[int], maps: int) -> Maps:
     return tuple(means.new_empty(s) for s in _map_shapes(lead, view, maps))  # type: ignore[return-value]
 
 
-def _forward(natives: list[Any], rows: Tensor, splats: Splats, view: list[int], maps: Maps, radii: Tensor) -> None:
-    """Draw every camera with its workspace."""
+def _forward(
+    natives: list[Any],
+    rows: Tensor,
+    splats: Splats,
+    view: list[int],
+    maps: Maps,
+    radii: Tensor,
+    keep: bool,
+    run: Run,
+) -> None:
+    """Draw every camera with its workspace. keep : for a backward pass, which else blends once more."""
     count, stored = splats.means.shape[0], 1 if splats.sh is None else splats.sh.shape[1]
     cameras, sources, filter_3d = len(natives), splats.addresses(), address(splats.filter_3d)
+    sh0_stride = 3 * stored
+    if splats.is_half:  # the kernels take the first coefficients as float32
+        assert splats.sh is not None
+        first = splats.sh[:, :1].float().contiguous()
+        sources[4], sh0_stride = address(first), 3
     images = zip(*(addresses(m, cameras) for m in maps), strict=True)
     for native, row, image, radius in zip(
         natives, addresses(rows, cameras), images, addresses(radii, cameras), strict=True
@@ -112,22 +141,24 @@ def _forward(natives: list[Any], rows: Tensor, splats: Splats, view: list[int], 
             sources,
             filter_3d,
             count,
-            3 * stored,
+            sh0_stride,
             3 * stored,
             stored - 1,
             True,
+            splats.is_half,
             image,
             radius,
-            torch.get_num_threads(),
+            keep,
+            run,
         )
 
 
 def _render_fake(
     rows, means, opacities, sh, colors, scales, quats, covariances, filter_3d, means2d, means2d_abs,
-    view, maps, memory_limit,
+    view, maps, memory_limit, keep=True,
 ):  # fmt: skip
     _, lead = checked_view(rows, view)
-    Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
+    Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2], half=not keep)
     _check_outputs(means, covariances, lead, means2d, means2d_abs, maps)
     out = _empty_maps(means, lead, view, maps)
     return *out, means.new_empty((*lead, means.shape[0]), dtype=torch.int32), empty_handle()
@@ -149,20 +180,28 @@ def render(
     view: list[int],
     maps: int,
     memory_limit: int | None,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return color, transmittance, inverse depth, sum of T alpha z, normals, radii int32, a handle for the way back.
 
     The values of means2d and means2d_abs are not read; they only receive gradients. memory_limit [bytes] of each
-    camera, 0 = none; None = that of `set_memory_limit`.
+    camera, 0 = none; None = that of `set_memory_limit`. keep : a backward pass will follow; without, sh may be float16
+    on CUDA.
     """
     rows, lead = checked_view(rows, view)
-    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
+    splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2], half=not keep)
     _check_outputs(means, covariances, lead, means2d, means2d_abs, maps)
     out = _empty_maps(means, lead, view, maps)
     radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
-    drawn = lease(lead[0] if lead else 1, memory_limit=memory_limit)
-    _forward(drawn.natives, rows, splats, view, out, radii)
+    with on(means.device) as run:
+        drawn = lease(lead[0] if lead else 1, means.device, memory_limit=memory_limit)
+        _forward(drawn.natives, rows, splats, view, out, radii, keep, run)
     return *out, radii, handle(drawn, _drawn(lead, splats, view, maps))
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass can follow from these inputs."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check_outputs(
@@ -178,9 +217,9 @@ def _check_outputs(
         raise ValueError("maps: normals need scales and rotations, not precomputed 3D covariances")
     shape = (*lead, means.shape[0], 3)
     if means2d is not None:
-        check_tensor("means2D", means2d, shape)
+        check_tensor("means2D", means2d, shape, device=means.device)
     if means2d_abs is not None:
-        check_tensor("means2d_abs", means2d_abs, shape)
+        check_tensor("means2d_abs", means2d_abs, shape, device=means.device)
 
 
 def _empty_gradients(rows: Tensor, splats: Splats, lead: tuple[int, ...], wanted: int) -> list[Tensor | None]:
@@ -227,36 +266,43 @@ def render_backward(
     """Return the gradients that the bits of `wanted` ask for, in the order of WANTED; the cameras' are added up."""
     rows, lead = checked_view(rows, view)
     splats = Splats(means, opacities, sh, colors, scales, quats, covariances, filter_3d).checked(view[2])
-    shapes = _map_shapes(lead, view, maps)
-    check_written("transmittance", transmittance, shapes[1])
+    shapes, device = _map_shapes(lead, view, maps), means.device
+    check_written("transmittance", transmittance, shapes[1], device=device)
     given = (grad_color, grad_transmittance, grad_inverse_depth, grad_depth, grad_normal)
     gradients = [
-        None if t is None else check_tensor("gradient", t, shape).contiguous()
+        None if t is None else check_tensor("gradient", t, shape, device=device).contiguous()
         for t, shape in zip(given, shapes, strict=True)
     ]
     if gradients[0] is None:
         gradients[0] = means.new_zeros(shapes[0])
     out = _empty_gradients(rows, splats, lead, wanted)
-    drawn = claim(state, _drawn(lead, splats, view, maps))
-    if drawn is None:  # a copy of the handle, or another thread is at work with it: render once more
-        drawn = lease(lead[0] if lead else 1, memory_limit=memory_limit)
-        radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
-        _forward(drawn.natives, rows, splats, view, _empty_maps(means, lead, view, maps), radii)
-        occupy(drawn)
-    try:
-        _backward(drawn, splats, transmittance, gradients, out)
-    finally:
-        release(drawn)
+    with on(device) as run:
+        drawn = claim(state, _drawn(lead, splats, view, maps))
+        if drawn is None:  # a copy of the handle, or another thread is at work with it: render once more
+            drawn = lease(lead[0] if lead else 1, device, memory_limit=memory_limit)
+            radii = means.new_empty((*lead, means.shape[0]), dtype=torch.int32)
+            again = _empty_maps(means, lead, view, maps)
+            _forward(drawn.natives, rows, splats, view, again, radii, True, run)
+            occupy(drawn)
+        try:
+            _backward(drawn, splats, transmittance, gradients, out, run)
+        finally:
+            release(drawn)
     return [t for t in out if t is not None]
 
 
 def _backward(
-    drawn: Lease, splats: Splats, transmittance: Tensor, gradients: list[Tensor | None], out: list[Tensor | None]
+    drawn: Lease,
+    splats: Splats,
+    transmittance: Tensor,
+    gradients: list[Tensor | None],
+    out: list[Tensor | None],
+    run: Run,
 ) -> None:
     """Camera after camera; from the second on, each adds to what the earlier ones left in `out`."""
     cameras, sources, filter_3d = len(drawn.natives), splats.addresses(), address(splats.filter_3d)
     pose_wanted, means2d, means2d_abs = out[0] is not None, out[8], out[9]
-    pose = torch.zeros(cameras, ROW, dtype=torch.float64) if pose_wanted else None
+    pose = splats.means.new_zeros((cameras, ROW), dtype=torch.float64) if pose_wanted else None
     results = Splats._make([*out[1:8], None]).addresses()
     images = zip(*(addresses(g, cameras) for g in gradients), strict=True)
     screens = zip(addresses(means2d, cameras), addresses(means2d_abs, cameras), addresses(pose, cameras), strict=True)
@@ -273,17 +319,18 @@ def _backward(
             added,
             *screen,
             [0] * 4,
-            torch.get_num_threads(),
+            [0, 0],
+            run,
         )
         added = results
     if pose is not None:
         assert out[0] is not None
-        out[0] = pose.reshape(out[0].shape)
+        out[0] = pose.to("cpu").reshape(out[0].shape)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:9], output[1], output[6])
-    ctx.settings = inputs[11:]
+    ctx.settings = inputs[11:14]
     ctx.set_materialize_grads(False)
 
 

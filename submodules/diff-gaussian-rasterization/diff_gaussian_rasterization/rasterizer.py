@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diff_gaussian_rasterization.cameras import FRUSTUM_MARGIN, MAX_SIDE_PX, ROW
 from diff_gaussian_rasterization.checks import check_finite, check_range
 from diff_gaussian_rasterization.operators import operator
-from diff_gaussian_rasterization.ops import render
+from diff_gaussian_rasterization.ops import render, wants_gradient
 
 NEAR_Z = 0.2
 DILATION_PX2 = 0.3
@@ -105,6 +105,7 @@ class GaussianRasterizer(nn.Module):
             [s.image_width, s.image_height, s.sh_degree, int(bool(s.antialiasing))],
             int(s.antialiasing is not None),
             None,
+            wants_gradient(means3D, means2D, opacities, shs, colors_precomp, scales, rotations, cov3D_precomp),
         )
         return (color, radii) if s.antialiasing is None else (color, radii, inverse_depth)
 
@@ -112,10 +113,10 @@ class GaussianRasterizer(nn.Module):
 def _original_camera_fake(
     viewmatrix, projmatrix, campos, background, width, height, tanfovx, tanfovy, scale_modifier
 ):  # fmt: skip
-    return torch.empty(ROW, dtype=torch.float64)
+    return torch.empty(ROW, dtype=torch.float64, device="cpu")
 
 
-@operator(_original_camera_fake, dispatch_key="CompositeExplicitAutograd")
+@operator(_original_camera_fake, dispatch_keys=("CompositeExplicitAutograd",))
 def original_camera(
     viewmatrix: Tensor,
     projmatrix: Tensor,
@@ -138,7 +139,8 @@ def original_camera(
     check_range("tanfovx", tanfovx, 1e-9, 1e9)
     check_range("tanfovy", tanfovy, 1e-9, 1e9)
     check_finite("scale_modifier", scale_modifier)
-    view, full = _values("viewmatrix", viewmatrix, 16), _values("projmatrix", projmatrix, 16)
+    names = ("viewmatrix", "projmatrix", "campos", "bg")
+    view, full, centre, colour = _values(names, (viewmatrix, projmatrix, campos, background), (16, 16, 3, 3))
     # The arguments are transposed: of column vectors, projmatrix = projection viewmatrix.
     projection = np.linalg.solve(np.reshape(view, (4, 4)), np.reshape(full, (4, 4))).T.tolist()
     (fx, skew_x, cx, shift_x), (skew_y, fy, cy, shift_y), _, (wx, wy, wz, shift_w) = projection
@@ -148,7 +150,7 @@ def original_camera(
     row = [
         *(view[4 * column + line] for line in range(3) for column in range(3)),
         *view[12:15],
-        *_values("campos", campos, 3),
+        *centre,
         fx * width / 2,
         fy * height / 2,
         ((cx + 1) * width - 1) / 2,
@@ -157,15 +159,22 @@ def original_camera(
         height / (2 * tanfovy),
         FRUSTUM_MARGIN * tanfovx,
         FRUSTUM_MARGIN * tanfovy,
-        *_values("bg", background, 3),
+        *colour,
         scale_modifier,
         DILATION_PX2,
     ]
-    return torch.tensor(row, dtype=torch.float64)
+    return torch.tensor(row, dtype=torch.float64, device="cpu")
 
 
-def _values(name: str, value: Tensor, count: int) -> list[float]:
-    values: list[float] = value.detach().flatten().tolist()
-    if len(values) != count or not all(map(math.isfinite, values)):
-        raise ValueError(f"{name}: expected {count} finite numbers, got shape {tuple(value.shape)}")
-    return values
+def _values(names: tuple[str, ...], tensors: tuple[Tensor, ...], counts: tuple[int, ...]) -> list[list[float]]:
+    """Values of each tensor, checked; read from their device at once."""
+    for name, tensor, count in zip(names, tensors, counts, strict=True):
+        if tensor.numel() != count:
+            raise ValueError(f"{name}: expected {count} finite numbers, got shape {tuple(tensor.shape)}")
+    device = tensors[0].device
+    flat = [tensor.detach().reshape(-1).to(device, torch.float64) for tensor in tensors]
+    found = [part.tolist() for part in torch.cat(flat).to("cpu").split(counts)]
+    for name, values in zip(names, found, strict=True):
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{name}: expected {len(values)} finite numbers, got {values}")
+    return found

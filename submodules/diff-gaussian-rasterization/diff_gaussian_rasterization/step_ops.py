@@ -1,11 +1,10 @@
-"""The fused interface as PyTorch operators: raw parameters in, image out; and a whole training step in place.
+"""A whole training step in place, as a PyTorch operator.
 
 Letters: C cameras, N Gaussians, H x W pixels, L loss terms; `parameters` are the six of `fused`, in its order. `rows`
 is float64 [28] or [C, 28], see cameras.py; with [C, 28] images and radii have a leading axis C. An empty tensor in a
 list stands for "not there".
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -20,140 +19,25 @@ from diff_gaussian_rasterization.checks import (
     check_written,
     size_of,
 )
-from diff_gaussian_rasterization.leases import Lease, claim, empty_handle, handle, owned, release
+from diff_gaussian_rasterization.devices import Run, on
+from diff_gaussian_rasterization.leases import Lease, claim, owned, release
 from diff_gaussian_rasterization.operators import operator
-from diff_gaussian_rasterization.ops import checked_view
+from diff_gaussian_rasterization.raw import NAMES, Frame, checked, draw, outputs, render_raw
 
-NAMES = ("means", "log_scales", "quats", "logit_opacities", "sh0", "shN")
-FLOATS = (3, 3, 4, 1, 3)  # of one Gaussian, without shN
+__all__ = ["STATISTICS", "render_raw", "train_step"]
 STATISTICS = ("gradient_norm", "count", "max_radius", "absolute_norm")
-
-
-class Frame(NamedTuple):
-    """Of one call: contiguous rows [C, 28] or [28], leading axes of the images, and the view that all cameras share."""
-
-    rows: Tensor
-    lead: tuple[int, ...]
-    view: list[int]
-
-    @property
-    def plane(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.view[1], self.view[0]
-
-    @property
-    def cameras(self) -> int:
-        return self.lead[0] if self.lead else 1
-
-    def drawn(self, parameters: list[Tensor], filter_3d: Tensor | None) -> tuple[Any, ...]:
-        """What a forward pass and its backward pass must have in common, for `claim`."""
-        return ("raw", self.lead, *self.view, *parameters[5].shape, filter_3d is not None)
-
-
-def check_six(tensors: list[Tensor], count: int, rest: int, what: str = "") -> None:
-    """Raise unless these are six contiguous tensors of `count` Gaussians with `rest` coefficients in shN."""
-    if len(tensors) != 6:
-        raise ValueError(f"{what}parameters: expected the six {NAMES}, got {len(tensors)}")
-    shapes = ((count, 3), (count, 3), (count, 4), (count, 1), (count, 1, 3), (count, rest, 3))
-    for name, tensor, shape in zip(NAMES, tensors, shapes, strict=True):
-        check_written(what + name, tensor, shape)
-
-
-def check_parameters(parameters: list[Tensor], sh_degree: int) -> tuple[int, int]:
-    """Return the number of Gaussians and of coefficients in shN, or raise what does not fit."""
-    count, rest = (size_of("means", parameters[0], 0), size_of("shN", parameters[-1], 1)) if parameters else (0, 0)
-    check_six(parameters, count, rest)
-    if not (sh_degree + 1) ** 2 - 1 <= rest <= 15:
-        raise ValueError(f"shN: degree {sh_degree} needs {(sh_degree + 1) ** 2 - 1} to 15 coefficients, got {rest}")
-    return count, rest
-
-
-def _checked(rows: Tensor, parameters: list[Tensor], filter_3d: Tensor | None, view: list[int]) -> Frame:
-    rows, lead = checked_view(rows, view)
-    count, _ = check_parameters(parameters, view[2])
-    if filter_3d is not None:
-        check_written("filter_3d", filter_3d, (count,))
-    return Frame(rows, lead, view)
-
-
-def draw(
-    natives: list[Any],
-    frame: Frame,
-    parameters: list[Tensor],
-    filter_3d: Tensor | None,
-    images: list[list[int]],
-    radii: Tensor,
-) -> None:
-    """Forward pass of every camera; `images` holds the five addresses of each."""
-    rest = parameters[5].shape[1]
-    six = [*map(address, parameters), 0, 0]
-    cameras = frame.cameras
-    for native, row, image, radius in zip(
-        natives, addresses(frame.rows, cameras), images, addresses(radii, cameras), strict=True
-    ):
-        native.forward(
-            row,
-            *frame.view,
-            six,
-            address(filter_3d),
-            parameters[0].shape[0],
-            3,
-            3 * rest,
-            rest,
-            False,
-            image,
-            radius,
-            torch.get_num_threads(),
-        )
-
-
-def _outputs(frame: Frame, means: Tensor) -> tuple[Tensor, Tensor]:
-    image = means.new_empty((*frame.lead, 3, *frame.plane))
-    return image, means.new_empty((*frame.lead, means.shape[0]), dtype=torch.int32)
-
-
-def _render_raw_fake(rows, parameters, filter_3d, workspace, view):
-    frame = _checked(rows, parameters, filter_3d, view)
-    image, radii = _outputs(frame, parameters[0])
-    return image, parameters[0].new_empty((*frame.lead, *frame.plane)), radii, empty_handle()
-
-
-@operator(_render_raw_fake)
-def render_raw(
-    rows: Tensor,
-    parameters: list[Tensor],
-    filter_3d: Tensor | None,
-    workspace: Tensor | None,
-    view: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return image, transmittance, radii int32 and a handle with which train_step need not draw again.
-
-    workspace : the handle of a `Workspace`, or None.
-    """
-    frame = _checked(rows, parameters, filter_3d, view)
-    image, radii = _outputs(frame, parameters[0])
-    transmittance = parameters[0].new_empty((*frame.lead, *frame.plane))
-    lights = addresses(transmittance, frame.cameras)
-    images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, frame.cameras), lights, strict=True)]
-    drawn = owned(workspace, frame.cameras)
-    try:
-        draw(drawn.natives, frame, parameters, filter_3d, images, radii)
-        state = handle(drawn, frame.drawn(parameters, filter_3d))
-    finally:
-        release(drawn)
-    return image, transmittance, radii, state
 
 
 def _train_step_fake(
     rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, factors, grad_image, filter_3d, rendered,
     workspace, schedule, sparse, view,
 ):  # fmt: skip
-    frame = _checked(rows, parameters, filter_3d, view)
+    frame = checked(rows, parameters, filter_3d, view)
     check_schedule(schedule)
-    report = torch.empty(3 * len(targets) + 1, dtype=torch.float64)
+    report = parameters[0].new_empty(3 * len(targets) + 1, dtype=torch.float64)
     if rendered:
         return rendered[0].new_empty(0), rendered[2].new_empty(0), report
-    return *_outputs(frame, parameters[0]), report
+    return *outputs(frame, parameters[0]), report
 
 
 @operator(_train_step_fake, mutates_args=("parameters", "exp_avg", "exp_avg_sq", "statistics"))
@@ -190,29 +74,32 @@ def train_step(
     image and radii, both empty when `rendered` has them, and float64 [3 L + 1]: l1, ssim and loss of each term, then
     the number of Gaussians culled for NaN, Inf or range.
     """
-    frame = _checked(rows, parameters, filter_3d, view)
+    frame = checked(rows, parameters, filter_3d, view)
     moments = _moments(parameters, exp_avg, exp_avg_sq, check_schedule(schedule).tolist())
-    stats = _statistics(parameters[0].shape[0], statistics)
+    stats = _statistics(parameters[0], statistics)
     ready = _ready(grad_image, frame, bool(targets))
-    finite = ready is None or _is_finite(ready)
-    drawn = _image(frame, parameters, filter_3d, rendered, workspace, (ready is None, moments is not None))
-    try:
-        terms, gradients = _losses(drawn, frame, targets, taps, factors, ready)
-        finite = finite and all(math.isfinite(v) for v in terms)
-        natives, six, width = drawn.lease.natives, [*map(address, parameters)], address(filter_3d)
-        back = _Back(natives, six, width, drawn.lights, gradients, drawn.sums, stats)
-        if finite and moments is not None:
-            visible = drawn.radii.reshape(frame.cameras, -1).amax(0) > 0 if sparse and drawn.radii.numel() else None
-            back.update([p.numel() for p in parameters], (*moments, address(visible)))
-        elif finite and any(stats):
-            back.gather()
-        torch.autograd.graph.increment_version([*parameters, *exp_avg, *exp_avg_sq, *statistics])
-        report = torch.tensor([*terms, sum(n.invalid for n in natives)], dtype=torch.float64)
-    finally:
-        release(drawn.lease)
+    wanted = _Wanted(gradient=ready is None, update=moments is not None, back=moments is not None or any(stats))
+    report = _Report(parameters[0].new_zeros(3 * len(targets) + 2, dtype=torch.float64))
+    with on(frame.device) as run:
+        report.guard(ready)
+        drawn = _image(frame, parameters, filter_3d, rendered, workspace, wanted, run)
+        try:
+            gradients = _losses(drawn, frame, targets, taps, factors, ready, report, run)
+            natives, six, width = drawn.lease.natives, [*map(address, parameters)], address(filter_3d)
+            back = _Back(natives, six, width, drawn.lights, gradients, drawn.sums, stats, report.guarded, run)
+            if moments is not None:
+                visible = drawn.radii.reshape(frame.cameras, -1).amax(0) > 0 if sparse and drawn.radii.numel() else None
+                back.update([p.numel() for p in parameters], (*moments, address(visible)))
+            elif any(stats):
+                back.gather()
+            torch.autograd.graph.increment_version([*parameters, *exp_avg, *exp_avg_sq, *statistics])
+            for native in natives:
+                native.add_invalid(report.at(len(targets)), run)
+        finally:
+            release(drawn.lease)
     if rendered:
-        return drawn.image.new_empty(0), drawn.radii.new_empty(0), report
-    return drawn.image, drawn.radii, report
+        return drawn.image.new_empty(0), drawn.radii.new_empty(0), report.values[:-1]
+    return drawn.image, drawn.radii, report.values[:-1]
 
 
 def check_schedule(schedule: Tensor) -> Tensor:
@@ -235,16 +122,50 @@ def _moments(
         if len(tensors) != len(rates):
             raise ValueError(f"{what}parameters: expected six, got {len(tensors)}")
         of = zip(NAMES, parameters, tensors, rates, strict=True)
-        found.append([address(check_written(what + n, t, p.shape)) if r == r else 0 for n, p, t, r in of])
+        found.append(
+            [address(check_written(what + n, t, p.shape, device=p.device)) if r == r else 0 for n, p, t, r in of]
+        )
     return found[0], found[1], [r if r == r else 0.0 for r in rates], int(step), [beta1, beta2], eps
 
 
-def _statistics(count: int, statistics: list[Tensor]) -> list[int]:
+def _statistics(means: Tensor, statistics: list[Tensor]) -> list[int]:
     """Their addresses, 0 for those that are not there."""
     if len(statistics) != len(STATISTICS):
         raise ValueError(f"stats: expected the four {STATISTICS}, got {len(statistics)}")
-    named = zip(STATISTICS, statistics, strict=True)
-    return [address(check_written(name, value, (count,))) if value.numel() else 0 for name, value in named]
+    shape = (means.shape[0],)
+    return [
+        address(check_written(name, value, shape, device=means.device)) if value.numel() else 0
+        for name, value in zip(STATISTICS, statistics, strict=True)
+    ]
+
+
+class _Report(NamedTuple):
+    """float64 [3 L + 2]: the terms, three numbers each, the number of invalid Gaussians, and one that is 0 or NaN."""
+
+    values: Tensor
+
+    def at(self, term: int) -> int:
+        """Address of the numbers of a term; of the number of invalid Gaussians after the last one."""
+        return self.values.data_ptr() + 24 * term
+
+    @property
+    def guarded(self) -> list[int]:
+        """What must be finite, or else nothing is updated: address and count."""
+        return [self.values.data_ptr(), self.values.numel()]
+
+    def guard(self, ready: Tensor | None) -> None:
+        """Make the last number NaN where dL/dimage is not finite: NaN and Inf show in the extremes."""
+        if ready is not None and ready.numel():
+            low, high = ready.aminmax()
+            self.values[-1] = (low - low) + (high - high)
+
+
+class _Wanted(NamedTuple):
+    """What a step needs beside the image: room for dL/dimage, an update, any way back at all."""
+
+    gradient: bool
+    update: bool
+    back: bool
 
 
 class _Drawn(NamedTuple):
@@ -264,12 +185,13 @@ def _image(
     filter_3d: Tensor | None,
     rendered: list[Tensor],
     workspace: Tensor | None,
-    needs: tuple[bool, bool],
+    wanted: _Wanted,
+    run: Run,
 ) -> _Drawn:
-    """Images, drawn now unless they are there. needs : room for dL/dimage; and for an update."""
+    """Images, drawn now unless they are there."""
     pixels, cameras = frame.plane[0] * frame.plane[1], frame.cameras
-    sums = sum(p.numel() for p in parameters) if needs[1] and cameras > 1 else 0
-    sizes = [pixels, 3 * pixels if needs[0] else 0, sums]
+    sums = sum(p.numel() for p in parameters) if wanted.update and cameras > 1 else 0
+    sizes = [pixels, 3 * pixels if wanted.gradient else 0, sums]
     if rendered:
         image, transmittance, radii, state = rendered
         _check_rendered(frame, parameters[0].shape[0], image, transmittance, radii)
@@ -278,17 +200,17 @@ def _image(
             try:
                 _, gradients, sums_at = _reserve(found.natives, [0, *sizes[1:]], keep_image=True)
                 return _Drawn(found, image, radii, addresses(transmittance, cameras), gradients, sums_at[-1])
-            except MemoryError:  # no room beside this image: draw it once more, in more bands
+            except MemoryError:  # no room beside this image: draw it once more, on the CPU in more bands
                 release(found)
             except BaseException:
                 release(found)
                 raise
-    image, radii = _outputs(frame, parameters[0])
-    drawn = owned(workspace, cameras)
+    image, radii = outputs(frame, parameters[0])
+    drawn = owned(workspace, cameras, frame.device)
     try:
         lights, gradients, sums_at = _reserve(drawn.natives, sizes, keep_image=False)
         images = [[i, t, 0, 0, 0] for i, t in zip(addresses(image, cameras), lights, strict=True)]
-        draw(drawn.natives, frame, parameters, filter_3d, images, radii)
+        draw(drawn.natives, frame, parameters, filter_3d, images, radii, wanted.back, run)
     except BaseException:
         release(drawn)
         raise
@@ -302,61 +224,69 @@ def _reserve(natives: list[Any], sizes: list[int], *, keep_image: bool) -> list[
 
 
 def _check_rendered(frame: Frame, count: int, image: Tensor, transmittance: Tensor, radii: Tensor) -> None:
-    check_written("rendered.image", image, (*frame.lead, 3, *frame.plane))
-    check_written("rendered.transmittance", transmittance, (*frame.lead, *frame.plane))
-    check_written("rendered.radii", radii, (*frame.lead, count), torch.int32)
+    device = frame.device
+    check_written("rendered.image", image, (*frame.lead, 3, *frame.plane), device=device)
+    check_written("rendered.transmittance", transmittance, (*frame.lead, *frame.plane), device=device)
+    check_written("rendered.radii", radii, (*frame.lead, count), torch.int32, device)
 
 
 def _ready(grad_image: Tensor | None, frame: Frame, more: bool) -> Tensor | None:
     """The given dL/dimage; a copy where `more` is to be added to it."""
     if grad_image is None:
         return None
-    check_tensor("grad_image", grad_image, (*frame.lead, 3, *frame.plane))
+    check_tensor("grad_image", grad_image, (*frame.lead, 3, *frame.plane), device=frame.device)
     return grad_image.contiguous().clone() if more else grad_image.contiguous()
 
 
-def _is_finite(values: Tensor) -> bool:
-    """In one pass and without a copy: NaN and Inf show in the extremes."""
-    return not values.numel() or all(math.isfinite(v.item()) for v in values.aminmax())
-
-
 def _losses(
-    drawn: _Drawn, frame: Frame, targets: list[Tensor], taps: list[Tensor], factors: list[float], ready: Tensor | None
-) -> tuple[list[float], list[int]]:
-    """Values of all terms, three each, and the address of each camera's dL/dimage: `ready`, or in its workspace."""
+    drawn: _Drawn,
+    frame: Frame,
+    targets: list[Tensor],
+    taps: list[Tensor],
+    factors: list[float],
+    ready: Tensor | None,
+    report: _Report,
+    run: Run,
+) -> list[int]:
+    """Write all terms to the report; the address of each camera's dL/dimage: `ready`, or in its workspace."""
     cameras, (height, width) = frame.cameras, frame.plane
     filled = [ready is not None] * cameras
     gradients = drawn.gradients if ready is None else addresses(ready, cameras)
-    images, values = addresses(drawn.image, cameras), list[float]()
+    images = addresses(drawn.image, cameras)
     for k, target in enumerate(targets):
         which, weight, lambda_dssim = factors[3 * k : 3 * k + 3]
         camera = int(check_range("index of the camera", which, 0, cameras - 1))
-        options = (check_finite("weight", weight), lambda_dssim, filled[camera], torch.get_num_threads())
+        options = (check_finite("weight", weight), lambda_dssim, filled[camera], report.at(k), run)
         place = (drawn.lease.natives[camera], images[camera], gradients[camera], (width, height))
-        values += _term(place, target, taps[4 * k : 4 * k + 4], options)
+        _term(place, target, frame.device, taps[4 * k : 4 * k + 4], options)
         filled[camera] = True
     if not all(filled):
         raise ValueError(f"losses: camera {filled.index(False)} has neither a loss nor grad_image")
-    return values, gradients
+    return gradients
 
 
 def _term(
-    place: tuple[Any, int, int, tuple[int, int]], target: Tensor, taps: list[Tensor], options: tuple[Any, ...]
-) -> list[float]:
+    place: tuple[Any, int, int, tuple[int, int]],
+    target: Tensor,
+    device: torch.device,
+    taps: list[Tensor],
+    options: tuple[Any, ...],
+) -> None:
     """One loss of one image; its gradient is written or added."""
     native, image, gradient, (width, height) = place
     if not taps[0].numel():
-        check_written("target", target, (3, height, width))
-        return list(native.l1_ssim(image, address(target), gradient, width, height, *options))
+        check_written("target", target, (3, height, width), device=device)
+        native.l1_ssim(image, address(target), gradient, width, height, *options)
+        return
     lr_height, lr_width = size_of("lr_target", target, 1), size_of("lr_target", target, 2)
-    check_written("lr_target", target, (3, lr_height, lr_width))
+    check_written("lr_target", target, (3, lr_height, lr_width), device=device)
     axes = list[Any]()
     sizes = (("taps_x", lr_width, width), ("taps_y", lr_height, height))
-    for (name, outputs, inputs), start, weight in zip(sizes, taps[::2], taps[1::2], strict=True):
-        check_written(name, start, (outputs,), torch.int32)
-        check_written(name, weight, (outputs, size_of(name, weight, 1)))
-        axes += [[address(start), address(weight)], [outputs, inputs, weight.shape[1]]]
-    return list(native.lr_l1_ssim(image, address(target), gradient, *axes, *options))
+    for (name, count, inputs), start, weight in zip(sizes, taps[::2], taps[1::2], strict=True):
+        check_written(name, start, (count,), torch.int32, device)
+        check_written(name, weight, (count, size_of(name, weight, 1)), device=device)
+        axes += [[address(start), address(weight)], [count, inputs, weight.shape[1]]]
+    native.lr_l1_ssim(image, address(target), gradient, *axes, *options)
 
 
 class _Back(NamedTuple):
@@ -369,6 +299,8 @@ class _Back(NamedTuple):
     gradients: list[int]
     sums: int
     statistics: list[int]
+    guard: list[int]
+    run: Run
 
     def gather(self, cameras: slice = slice(None), sums: list[int] | None = None) -> None:
         """Statistics of some cameras, and the sums of their gradients where `sums` points to."""
@@ -376,7 +308,7 @@ class _Back(NamedTuple):
         views = list(zip(self.natives, self.lights, self.gradients, strict=True))[cameras]
         for native, light, gradient in views:
             images = [gradient, 0, 0, 0, 0]
-            more = (out, added, 0, 0, 0, self.statistics, torch.get_num_threads())
+            more = (out, added, 0, 0, 0, self.statistics, self.guard, self.run)
             native.backward([*self.parameters, 0, 0], self.filter_3d, light, images, *more)
             added = out
 
@@ -390,5 +322,5 @@ class _Back(NamedTuple):
             sums = [self.sums + 4 * sum(sizes[:k]) if size else 0 for k, size in enumerate(sizes)]
             self.gather(slice(0, -1), sums)
         images = [self.gradients[-1], 0, 0, 0, 0]
-        more = (sums, *adam, 0, self.statistics, torch.get_num_threads())
+        more = (sums, *adam, 0, self.statistics, self.guard, self.run)
         last.backward_adam(self.parameters, self.filter_3d, self.lights[-1], images, *more)

@@ -1,10 +1,11 @@
 """The layer below `fused.train_step`: forward, losses and backward one by one, on scratch memory of one's own.
 
-Letters and the order of the six parameters are those of `fused`. Everything is a contiguous float32 CPU tensor.
+Letters and the order of the six parameters are those of `fused`. Everything is a contiguous float32 tensor on the
+device of the workspace.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -12,43 +13,12 @@ from torch import Tensor
 
 from diff_gaussian_rasterization.cameras import ROW, RasterCamera
 from diff_gaussian_rasterization.checks import address, check_finite, check_range, check_written, size_of
-from diff_gaussian_rasterization.leases import at_work, handle, lease, owned, release
-from diff_gaussian_rasterization.step_ops import STATISTICS, check_parameters, check_six
+from diff_gaussian_rasterization.devices import device_from, on
+from diff_gaussian_rasterization.leases import at_work, handle, lease, occupy, owned, release
+from diff_gaussian_rasterization.losses import Loss, loss_of
+from diff_gaussian_rasterization.raw import Drawing, check_parameters, check_six
+from diff_gaussian_rasterization.step_ops import STATISTICS
 from diff_gaussian_rasterization.taps import Taps
-
-
-class Loss(NamedTuple):
-    """Mean absolute error, mean SSIM, and (1 - lambda) l1 + lambda (1 - ssim)."""
-
-    l1: float
-    ssim: float
-    loss: float
-
-
-class _Forward(NamedTuple):
-    """What a backward pass needs of the forward pass."""
-
-    num: int
-    rest: int
-    image: Tensor
-    transmittance: Tensor
-    inverse_depth: Tensor | None
-    filter_3d: Tensor | None
-    serial: int
-
-    def gradients(
-        self, image: Tensor, transmittance: Tensor | None = None, inverse_depth: Tensor | None = None
-    ) -> list[int]:
-        """Addresses of the images' gradients, checked."""
-        check_written("grad_image", image, tuple(self.image.shape))
-        plane = tuple(self.transmittance.shape)
-        if transmittance is not None:
-            check_written("grad_transmittance", transmittance, plane)
-        if inverse_depth is not None:
-            if self.inverse_depth is None:
-                raise ValueError("grad_inverse_depth: the forward pass was without aux=True")
-            check_written("grad_inverse_depth", inverse_depth, plane)
-        return [*map(address, (image, transmittance, inverse_depth)), 0, 0]
 
 
 class Workspace:
@@ -60,23 +30,55 @@ class Workspace:
 
     Parameters
     ----------
-    memory_limit : [bytes] of each camera's scratch memory, 0 = none. Images whose tile lists would need more are drawn
-        in bands of tile rows, with the same bits.
+    memory_limit : [bytes] of each camera's scratch memory, 0 = none. On the CPU images whose tile lists would need more
+        are drawn in bands of tile rows, with the same bits; on CUDA they are refused with a MemoryError.
+    device : "cpu", "cuda" (the current one) or "cuda:N", on which all tensors must be. On CUDA the work is queued on
+        the current stream; on another stream than the last time it waits for that one.
 
     Attributes
     ----------
-    handle : what the operators know it by.
+    handle : what the operators know it by. device : see above.
+
+    Raises
+    ------
+    RuntimeError : CUDA, for which this build has no kernels or this machine no GPU.
     """
 
-    def __init__(self, memory_limit: int = 0) -> None:
+    def __init__(self, memory_limit: int = 0, device: str | torch.device = "cpu") -> None:
         check_range("memory_limit", memory_limit, 0, 1 << 62)
-        own = lease(0, [])
+        self.device = device_from(device)
+        own = lease(0, self.device, [])
         own.memory_limit = int(memory_limit)
         self.handle = handle(own)
-        release(owned(self.handle, 1))  # makes it
+        with on(self.device):
+            release(owned(self.handle, 1, self.device))  # makes it
         self._lease, self._native = own, own.natives[0]
-        self._forward: _Forward | None = None
-        self._radii = torch.empty(0, dtype=torch.int32)
+        self._forward: Drawing | None = None
+        self._radii = torch.empty(0, dtype=torch.int32, device=self.device)
+
+    def fix_capacity(self, fixed: bool = True) -> None:
+        """For CUDA graphs: from now on no size is read back, and memory neither grows nor moves.
+
+        Do the same forward pass or step once before, on the views with most (Gaussian, tile) pairs: what it needed, and
+        a quarter more, is the capacity. Pairs beyond it are left out of the image, and `facts["overflow"]` tells. Then
+        capture `train_step(..., workspace=this)`, or calls of this class, with torch.cuda.graph; the camera, learning
+        rates and the number of the step are constants of the graph. A replay runs where graph.replay() is called: order
+        it with other uses of the workspace. On the CPU nothing changes.
+        """
+        if self.device.type == "cpu":
+            return
+        occupy(self._lease)
+        try:
+            for native in self._lease.natives:
+                native.fixed_capacity = fixed
+        finally:
+            release(self._lease)
+
+    def time_stages(self, wanted: bool = True) -> None:
+        """On CUDA: put events around the stages, so that `facts` has their times. On the CPU it always has them."""
+        if self.device.type == "cuda":
+            for native in self._lease.natives:
+                native.timing = wanted
 
     def forward(
         self,
@@ -96,6 +98,7 @@ class Workspace:
         Parameters
         ----------
         filter_3d : [N] or None, standard deviation [world units] of the 3D smoothing filter.
+        shN may be float16 on CUDA, with which there is no way back.
 
         Returns
         -------
@@ -107,15 +110,16 @@ class Workspace:
         TypeError, ValueError : a parameter or the camera does not fit. MemoryError : no room for the tile lists.
         """
         parameters = [means, log_scales, quats, logit_opacities, sh0, shN]
-        count, rest = check_parameters(parameters, camera.sh_degree)
+        count, rest = check_parameters(parameters, camera.sh_degree, self.device, half=True)
+        half = shN.dtype == torch.float16
         if filter_3d is not None:
-            check_written("filter_3d", filter_3d, (count,))
+            check_written("filter_3d", filter_3d, (count,), device=self.device)
         plane = (camera.height, camera.width)
         image, transmittance = means.new_empty((3, *plane)), means.new_empty(plane)
         inverse_depth = means.new_empty(plane) if aux else None
         radii = means.new_empty(count, dtype=torch.int32)
         row = check_written("row of the camera", camera.row.detach(), (ROW,), torch.float64)
-        with at_work(self._lease):
+        with at_work(self._lease) as run:
             self._forward = None  # should this call fail, there is nothing to go back through
             self._radii = radii
             self._native.reserve([0, 0, 0], False)  # below a limit, what a training step left goes
@@ -131,12 +135,14 @@ class Workspace:
                 3 * rest,
                 rest,
                 False,
+                half,
                 [address(image), address(transmittance), address(inverse_depth), 0, 0],
                 address(radii),
-                torch.get_num_threads(),
+                not half,
+                run,
             )
             serial = self._native.serial
-            self._forward = _Forward(count, rest, image, transmittance, inverse_depth, filter_3d, serial)
+            self._forward = Drawing(count, rest, image, transmittance, inverse_depth, filter_3d, serial)
         return image, transmittance, inverse_depth
 
     def l1_ssim(
@@ -157,19 +163,21 @@ class Workspace:
         """
         shape = (3, size_of("image", image, 1), size_of("image", image, 2))
         for name, value in (("image", image), ("target", target), ("grad", grad)):
-            check_written(name, value, shape)
-        with at_work(self._lease):
-            terms = self._native.l1_ssim(
+            check_written(name, value, shape, device=self.device)
+        terms = image.new_empty(3, dtype=torch.float64)
+        with at_work(self._lease) as run:
+            self._native.l1_ssim(
                 *map(address, (image, target, grad)),
                 shape[2],
                 shape[1],
                 check_finite("weight", weight),
                 check_range("lambda_dssim", lambda_dssim, 0, 1),
                 accumulate,
-                torch.get_num_threads(),
+                address(terms),
+                run,
             )
         _changed(grad)
-        return Loss(*terms)
+        return loss_of(terms)
 
     def lr_l1_ssim(
         self,
@@ -193,12 +201,14 @@ class Workspace:
         """
         height, width = size_of("image", image, 1), size_of("image", image, 2)
         lr_height, lr_width = size_of("lr_target", lr_target, 1), size_of("lr_target", lr_target, 2)
-        check_written("image", image, (3, height, width))
-        check_written("grad", grad, (3, height, width))
-        check_written("lr_target", lr_target, (3, lr_height, lr_width))
+        check_written("image", image, (3, height, width), device=self.device)
+        check_written("grad", grad, (3, height, width), device=self.device)
+        check_written("lr_target", lr_target, (3, lr_height, lr_width), device=self.device)
         x, y = Taps.of("taps_x", taps_x, lr_width, width), Taps.of("taps_y", taps_y, lr_height, height)
-        with at_work(self._lease):
-            terms = self._native.lr_l1_ssim(
+        x, y = x.on(self.device), y.on(self.device)
+        terms = image.new_empty(3, dtype=torch.float64)
+        with at_work(self._lease) as run:
+            self._native.lr_l1_ssim(
                 *map(address, (image, lr_target, grad)),
                 [address(x.start), address(x.weight)],
                 [lr_width, width, x.weight.shape[1]],
@@ -207,10 +217,11 @@ class Workspace:
                 check_finite("weight", weight),
                 check_range("lambda_dssim", lambda_dssim, 0, 1),
                 accumulate,
-                torch.get_num_threads(),
+                address(terms),
+                run,
             )
         _changed(grad)
-        return Loss(*terms)
+        return loss_of(terms)
 
     def backward(
         self,
@@ -230,11 +241,11 @@ class Workspace:
         parameters, grads : six tensors each, in the order of the module docstring.
         grad_means2d : [N, 3] or None; receives dL/d(screen position) in NDC units (x W/2, y H/2 per pixel), third = 0.
         """
-        with at_work(self._lease):
+        with at_work(self._lease) as run:
             of = self._of_backward(grad_means2d)
             gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
-            check_six(list(parameters), of.num, of.rest)
-            check_six(list(grads), of.num, of.rest, "gradient of ")
+            check_six(list(parameters), of.num, of.rest, self.device)
+            check_six(list(grads), of.num, of.rest, self.device, "gradient of ")
             self._native.backward(
                 [*map(address, parameters), 0, 0],
                 address(of.filter_3d),
@@ -246,7 +257,8 @@ class Workspace:
                 0,
                 0,
                 [0] * 4,
-                torch.get_num_threads(),
+                [0, 0],
+                run,
             )
         _changed(*grads, grad_means2d)
 
@@ -285,13 +297,13 @@ class Workspace:
         if len(stats) not in (3, 4):
             raise ValueError(f"stats: expected three or the four {STATISTICS}, got {len(stats)}")
         check_range("step", step, 1, 1 << 62)
-        with at_work(self._lease):
+        with at_work(self._lease) as run:
             of = self._of_backward(grad_means2d)
-            _check_statistics(four, of.num)
+            _check_statistics(four, of.num, self.device)
             gradients = of.gradients(grad_image, grad_transmittance, grad_inverse_depth)
-            check_six(list(parameters), of.num, of.rest)
-            check_six(list(exp_avg), of.num, of.rest, "exp_avg of ")
-            check_six(list(exp_avg_sq), of.num, of.rest, "exp_avg_sq of ")
+            check_six(list(parameters), of.num, of.rest, self.device)
+            check_six(list(exp_avg), of.num, of.rest, self.device, "exp_avg of ")
+            check_six(list(exp_avg_sq), of.num, of.rest, self.device, "exp_avg_sq of ")
             self._native.backward_adam(
                 [*map(address, parameters)],
                 address(of.filter_3d),
@@ -307,7 +319,8 @@ class Workspace:
                 0,
                 address(grad_means2d),
                 [*map(address, four)],
-                torch.get_num_threads(),
+                [0, 0],
+                run,
             )
         _changed(*parameters, *exp_avg, *exp_avg_sq, *four, grad_means2d)
 
@@ -321,12 +334,12 @@ class Workspace:
         max_weight, weight, pixels : float32 [N] or None: the maximum with its largest T alpha of a pixel, plus its sum
             of T alpha, plus its number of pixels. Start from zeros; several images may follow each other.
         """
-        with at_work(self._lease):
+        with at_work(self._lease) as run:
             num = self._last("contributions").num
             for name, value in (("max_weight", max_weight), ("weight", weight), ("pixels", pixels)):
                 if value is not None:
-                    check_written(name, value, (num,))
-            self._native.contributions([*map(address, (max_weight, weight, pixels))], torch.get_num_threads())
+                    check_written(name, value, (num,), device=self.device)
+            self._native.contributions([*map(address, (max_weight, weight, pixels))], run)
         _changed(max_weight, weight, pixels)
 
     @property
@@ -336,30 +349,33 @@ class Workspace:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Of the last calls: drawn, instances, invalid (culled for NaN, Inf or range), bytes, bands, stage_ms.
+        """Of the last calls: drawn, instances, invalid (culled for NaN, Inf or range), bytes, bands, overflow and
+        stage_ms.
 
         The stage `loss` sums the terms since the last forward. With several cameras those of the first; bytes and
-        bands of the one that has most.
+        bands of the one that has most, overflow of any (pairs beyond a fixed capacity are missing from the image). On
+        CUDA this waits for the device; bands are 1, and stage_ms is empty without `time_stages`.
         """
-        each = [native.facts() for native in self._lease.natives]
-        return each[0] | {name: max(facts[name] for facts in each) for name in ("bytes", "bands")}
+        with on(self.device):
+            each = [native.facts() for native in self._lease.natives]
+        return each[0] | {name: max(facts[name] for facts in each) for name in ("bytes", "bands", "overflow")}
 
-    def _last(self, caller: str) -> _Forward:
+    def _last(self, caller: str) -> Drawing:
         if self._forward is None or self._forward.serial != self._native.serial:
             raise ValueError(f"{caller}: call forward first")
         return self._forward
 
-    def _of_backward(self, grad_means2d: Tensor | None) -> _Forward:
+    def _of_backward(self, grad_means2d: Tensor | None) -> Drawing:
         of = self._last("backward")
         if grad_means2d is not None:
-            check_written("grad_means2d", grad_means2d, (of.num, 3))
+            check_written("grad_means2d", grad_means2d, (of.num, 3), device=self.device)
         return of
 
 
-def _check_statistics(stats: Sequence[Tensor | None], count: int) -> None:
+def _check_statistics(stats: Sequence[Tensor | None], count: int, device: torch.device) -> None:
     for name, value in zip(STATISTICS, stats, strict=True):
         if value is not None:
-            check_written(name, value, (count,))
+            check_written(name, value, (count,), device=device)
 
 
 def _changed(*tensors: Tensor | None) -> None:

@@ -1,11 +1,5 @@
 // Balanced kd-tree with leaves of at most 8 points; the queries of one leaf walk the tree together,
-// one query a SIMD lane (plain loops of 8 that the compiler vectorises).
-//
-// Exact in float32: a squared distance is rounded as (dx dx + dy dy) + dz dz everywhere, rounding
-// is monotonic, so the distance to a box is never above that to a point inside it, and pruning with
-// `<` can only skip points that would not change the three smallest distances. These three *values*
-// do not depend on the order in which candidates arrive: hence the same bits for any number of
-// threads.
+// one query a SIMD lane (plain loops of 8 that the compiler vectorises). Exact: see geometry.h.
 
 #include "knn.h"
 
@@ -17,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "geometry.h"
+
 namespace knn {
 namespace {
 
@@ -26,10 +22,6 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 struct Point {
   float at[3];
   uint32_t index;  // row in the caller's array
-};
-
-struct Box {
-  float low[3], high[3];
 };
 
 /// The points of one leaf as queries, one axis after the other; lanes beyond its count hold zeros.
@@ -162,14 +154,7 @@ Tree make_tree(const float* points, int64_t n, int threads) {
 bool worth_visiting(const Box& box, const Queries& queries, const Best& best) {
   int any = 0;
   for (int q = 0; q < kLeaf; ++q) {
-    float gap[3];
-    for (int k = 0; k < 3; ++k) {
-      const float at = queries.at[k][q];
-      const float below = box.low[k] - at, above = at - box.high[k];
-      const float outside = below > above ? below : above;
-      gap[k] = outside > 0.f ? outside : 0.f;
-    }
-    any |= (gap[0] * gap[0] + gap[1] * gap[1]) + gap[2] * gap[2] < best.third[q];
+    any |= box_distance(box, queries.at[0][q], queries.at[1][q], queries.at[2][q]) < best.third[q];
   }
   return any != 0;
 }
@@ -182,18 +167,15 @@ void offer(const Point* candidates, int count, const Queries& queries, Best& bes
     const Point p = candidates[c];
     float distance[kLeaf];
     for (int q = 0; q < kLeaf; ++q) {
-      const float dx = p.at[0] - queries.at[0][q];
-      const float dy = p.at[1] - queries.at[1][q];
-      const float dz = p.at[2] - queries.at[2][q];
-      distance[q] = (dx * dx + dy * dy) + dz * dz;
+      distance[q] = sum_of_squares(p.at[0] - queries.at[0][q], p.at[1] - queries.at[1][q],
+                                   p.at[2] - queries.at[2][q]);
     }
     if (kSelf) distance[c] = kInf;
-    for (int q = 0; q < kLeaf; ++q) {  // insert, and push the larger ones along
-      const float d = distance[q], a = best.first[q], b = best.second[q], e = best.third[q];
-      const float after_a = d < a ? a : d, after_b = after_a < b ? b : after_a;
-      best.first[q] = d < a ? d : a;
-      best.second[q] = after_a < b ? after_a : b;
-      best.third[q] = after_b < e ? after_b : e;
+    for (int q = 0; q < kLeaf; ++q) {
+      const Nearest now = inserted(distance[q], best.first[q], best.second[q], best.third[q]);
+      best.first[q] = now.first;
+      best.second[q] = now.second;
+      best.third[q] = now.third;
     }
   }
 }
@@ -238,11 +220,7 @@ void search_leaf(const Tree& tree, int64_t leaf, int neighbours, float* out) {
     search_below(tree, node ^ 1, queries, best);
   }
   for (int q = 0; q < count; ++q) {
-    float sum = 0.f;  // of as many as there are: fewer than 3 only in sets of fewer than 4 points
-    if (neighbours > 0) sum += best.first[q];
-    if (neighbours > 1) sum += best.second[q];
-    if (neighbours > 2) sum += best.third[q];
-    out[own[q].index] = neighbours > 0 ? sum / static_cast<float>(neighbours) : 0.f;
+    out[own[q].index] = mean_of({best.first[q], best.second[q], best.third[q]}, neighbours);
   }
 }
 

@@ -2,6 +2,9 @@
 #include <nanobind/nanobind.h>
 
 #include "knn.h"
+#if defined(SPLAT_WITH_CUDA)
+#include "cuda/knn.h"
+#endif
 
 namespace nb = nanobind;
 
@@ -22,4 +25,18 @@ NB_MODULE(_native, m) {
                                      reinterpret_cast<float*>(out), threads);
       },
       nb::arg("points"), nb::arg("n"), nb::arg("out"), nb::arg("threads"));
+#if defined(SPLAT_WITH_CUDA)
+  m.def("cuda_workspace_bytes", &knn::cuda::workspace_bytes, nb::arg("n"), nb::arg("device"));
+  m.def(
+      "cuda_mean_squared_distance_3",
+      [](uintptr_t points, int64_t n, uintptr_t out, uintptr_t workspace, int64_t bytes, int device,
+         uintptr_t stream) {
+        nb::gil_scoped_release release;
+        knn::cuda::mean_squared_distance_3(
+            reinterpret_cast<const float*>(points), n, reinterpret_cast<float*>(out),
+            reinterpret_cast<void*>(workspace), bytes, device, reinterpret_cast<void*>(stream));
+      },
+      nb::arg("points"), nb::arg("n"), nb::arg("out"), nb::arg("workspace"), nb::arg("bytes"),
+      nb::arg("device"), nb::arg("stream"));
+#endif
 }

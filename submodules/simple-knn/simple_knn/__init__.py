@@ -1,1 +1,1 @@
-"""Nearest-neighbour distances of a point set, on the CPU; the function is `simple_knn._C.distCUDA2`."""
+"""Nearest-neighbour distances of a point set; the function is `simple_knn._C.distCUDA2`."""

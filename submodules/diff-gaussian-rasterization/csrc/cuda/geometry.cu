@@ -154,13 +154,13 @@ __device__ void find_gradient(const GeometryViews& v, int64_t i, uint32_t flags,
   if (!v.scene.p.colors) colour_gradient(camera, raw.position, rows, o);
 }
 
-/// The rows of shN of the drawn Gaussians, for colour_gradient. The whole warp calls it.
-template <class T>
+/// The rows of shN of the drawn Gaussians, for colour_gradient. The whole warp calls it. (Halves
+/// have no backward pass.)
 __device__ void stage_rows(const GeometryViews& v, const Group& g, float* rows) {
   const int degree = v.camera.sh_degree;
-  if (degree == 1) stage_sh<1, T>(v.scene, g.first, g.drawn, rows);
-  if (degree == 2) stage_sh<2, T>(v.scene, g.first, g.drawn, rows);
-  if (degree == 3) stage_sh<3, T>(v.scene, g.first, g.drawn, rows);
+  if (degree == 1) stage_sh<1, float>(v.scene, g.first, g.drawn, rows);
+  if (degree == 2) stage_sh<2, float>(v.scene, g.first, g.drawn, rows);
+  if (degree == 3) stage_sh<3, float>(v.scene, g.first, g.drawn, rows);
 }
 
 /// A float of a tensor.
@@ -303,13 +303,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) differentiate_gaussians(Geometr
   const bool drawn = (flags & kDrawn) != 0;
   const bool updated = inside && (!v.updated || v.updated[i] != 0);
   const Group g = {first, __ballot_sync(kAllLanes, drawn), __ballot_sync(kAllLanes, updated)};
-  if (g.drawn && !v.scene.p.colors) {
-    if (v.scene.half_sh) {
-      stage_rows<__half>(v, g, memory);
-    } else {
-      stage_rows<float>(v, g, memory);
-    }
-  }
+  if (g.drawn && !v.scene.p.colors) stage_rows(v, g, memory);
   Found o{};
   if (drawn) find_gradient(v, i, flags, memory, o);
   if (inside) emit_screen(v, i, flags, o);

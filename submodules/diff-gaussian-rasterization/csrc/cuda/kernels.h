@@ -45,4 +45,10 @@ void lr_l1_ssim(Workspace&, const float* image, const float* lr_target, float* g
 /// *to += the last image's invalid Gaussians.
 void add_invalid(const Workspace&, double* to, Stream);
 
+/// The counts of the last image. Waits for the stream.
+Counts read_counts(const Workspace&, Stream);
+
+/// Make it the current one of this thread and of this copy of CUDA's runtime.
+void use_device(int index);
+
 }  // namespace splat::cuda

@@ -12,7 +12,7 @@ class Allocator {
  public:
   virtual ~Allocator() = default;
   virtual void* allocate(int64_t bytes) = 0;
-  virtual void release(void* memory) = 0;
+  virtual void release(void* memory, int64_t bytes) = 0;
   /// Whether a buffer takes more than it needs, so that it seldom has to grow.
   virtual bool takes_more() const = 0;
 };
@@ -26,7 +26,7 @@ class Memory {
 
   void join(Allocator* allocator) { allocator_ = allocator; }
   void release() {
-    if (memory_) allocator_->release(memory_);
+    if (memory_) allocator_->release(memory_, bytes_);
     memory_ = nullptr;
     capacity_ = bytes_ = 0;
   }

@@ -1,4 +1,4 @@
-// Events around the stages of the pipeline.
+// Events around the stages of the pipeline, and what the bindings ask of the device.
 #include "cuda/stages.h"
 
 #include "cuda/device.cuh"
@@ -54,5 +54,15 @@ InStage::InStage(Workspace& w, Stage stage, void* stream) : stream_(stream) {
 InStage::~InStage() {
   if (mark_) cudaEventRecord(as_event(mark_->end), as_stream(stream_));
 }
+
+Counts read_counts(const Workspace& w, Stream stream) {
+  check(cudaMemcpyAsync(w.read, w.counts.data(), sizeof(Counts), cudaMemcpyDeviceToHost,
+                        as_stream(stream)),
+        "reading the counts");
+  check(cudaStreamSynchronize(as_stream(stream)), "waiting for the counts");
+  return *w.read;
+}
+
+void use_device(int index) { check(cudaSetDevice(index), "the device"); }
 
 }  // namespace splat::cuda
