@@ -16,10 +16,10 @@
 namespace splat::cuda {
 namespace {
 
-constexpr int kChunks = kTilePixels / kWarp;  // of a tile's pixels, loaded side by side
-constexpr int kWarps = 4;                     // buckets of a block
-constexpr int kRing = 128;                    // pixels in a warp's shared memory
-constexpr int kPitch = kSlotFloats + 1;       // of the sums of an instance there
+constexpr int kChunks = kTileWarps;      // of a tile's pixels, loaded side by side
+constexpr int kWarps = 4;                // buckets of a block
+constexpr int kRing = 128;               // pixels in a warp's shared memory
+constexpr int kPitch = kSlotFloats + 1;  // of the sums of an instance there
 enum Scratch { kBehind, kColourGradient, kInverseGradient, kSurfaceGradient };
 
 struct alignas(8) BehindPixel {
@@ -210,15 +210,16 @@ __device__ int stage_chunk(const BucketViews& v, const Bucket& b, int chunk, int
 struct LaneSplat {
   TileSplat splat;
   Features<float> features;
-  uint32_t index;  // in the bucket
+  uint32_t index;      // in the bucket
+  unsigned warps_met;  // bit c: may reach a pixel of chunk c
 };
 
 /// The 32 steps from `step` on: in step s lane l has pixel s - l of the ring.
 ///
-/// Bounded by the issue of instructions: 49 a step at kColour (nvcc 13.0, sm_90), which take the
-/// four schedulers of an SM 12.3 cycles; two shuffles and the loads (16 and 8 bytes a lane, 8 more
+/// Bounded by the issue of instructions: 49 a step at kColour (nvcc 13.0; 48 on sm_80), which take
+/// the four schedulers of an SM 12.3 cycles. Two shuffles and the loads (16 and 8 bytes a lane, 8
 /// for lane 0) keep its shared memory busy for 9 of them. Only t and rest go from lane to lane, a
-/// shuffle and two multiplications behind each other; the other warps hide that.
+/// shuffle and two operations a step; other warps hide that.
 template <int kLevel>
 __device__ void pass_along(const WarpMemory<kLevel>& memory, const LaneSplat& mine, int step,
                            Behind<float>& behind, float* sum) {
@@ -250,10 +251,11 @@ __device__ void pass_along(const WarpMemory<kLevel>& memory, const LaneSplat& mi
   }
 }
 
-/// All pixels of the tile that reach into the bucket.
+/// All pixels of the tile that reach into the bucket, in chunks that one of its splats meets.
 template <int kLevel>
 __device__ void pass_pixels(const BucketViews& v, const Bucket& b, const LaneSplat& mine,
                             WarpMemory<kLevel>& memory, float* sum) {
+  const unsigned met = __reduce_or_sync(kAllLanes, mine.warps_met);
   // Lanes look up to 31 pixels back before the first one: nothing there.
   const int before = kRing - kWarp + lane_index();
   memory.pixel.colour[before] = {0.f, 0.f, 0.f, 0.f};
@@ -264,8 +266,11 @@ __device__ void pass_pixels(const BucketViews& v, const Bucket& b, const LaneSpl
   int staged = 0, pixels = 0, chunk = 0;
   for (int step = 0;; step += kWarp) {
     while (staged < step + kWarp) {  // at most step + 63 then: with 31 behind, less than the ring
-      staged += stage_chunk<kLevel>(v, b, chunk, staged, memory);
-      if (chunk < kChunks) pixels = staged;
+      const bool real = chunk < kChunks;
+      if (!real || met >> chunk & 1u) {
+        staged += stage_chunk<kLevel>(v, b, chunk, staged, memory);
+        if (real) pixels = staged;
+      }
       chunk++;
     }
     __syncwarp();
@@ -302,7 +307,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) differentiate_buckets(BucketVie
   if (!reached && !v.slots) return;
   WarpMemory<kLevel>& memory = memories[threadIdx.x / kWarp];
   const int lane = lane_index(), place = b.count - 1 - lane;  // the hindmost in lane 0
-  LaneSplat mine = {nowhere(), {}, 0};
+  LaneSplat mine = {nowhere(), {}, 0, 0};
   uint32_t row = 0;
   if (place >= 0) {
     const uint32_t gaussian = v.list_gaussian[b.first + place];
@@ -310,10 +315,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) differentiate_buckets(BucketVie
     if (reached) {
       const Record record = v.records[gaussian];
       const Surface surface = kLevel == kFull && v.surfaces ? v.surfaces[gaussian] : Surface{};
-      const int x = static_cast<int>(b.tile) % v.tiles.tiles_x * kTile;
-      const int y = static_cast<int>(b.tile) / v.tiles.tiles_x * kTile;
-      mine = {in_tile(record, static_cast<float>(x), static_cast<float>(y)),
-              features_of(record, surface), static_cast<uint32_t>(place)};
+      const int tile = static_cast<int>(b.tile);
+      const float x = static_cast<float>(tile % v.tiles.tiles_x * kTile);
+      const float y = static_cast<float>(tile / v.tiles.tiles_x * kTile);
+      mine = {in_tile(record, x, y), features_of(record, surface), static_cast<uint32_t>(place),
+              warps_met(record, record.x - x, record.y - y)};
     }
   }
   float sum[num_sums];
