@@ -72,7 +72,8 @@ def close_to_cpu(cuda: Any, case: Case, six: list[Tensor], ordered: bool, tolera
     on_cpu = backward(case, six, maps, "cpu")
     with deterministic(ordered):
         on_gpu = backward(case, six, maps, cuda)
-    assert torch.equal(on_gpu[3], on_cpu[3])
+    other_radii = on_gpu[3] != on_cpu[3]  # they are rounded up: next to a whole number the last bit decides
+    assert other_radii.float().sum() <= 1 + 1e-3 * len(other_radii)
     for name, gpu, cpu in zip(("image", "t", "inverse depth"), on_gpu[:3], on_cpu[:3], strict=True):
         assert relative(gpu, cpu) < tolerance, name
     for name, gpu, cpu in zip(NAMES, on_gpu[4:], on_cpu[4:], strict=True):
@@ -100,7 +101,7 @@ def test_stacks_over_a_whole_tile(cuda: Any, opacity: float, most: int, ordered:
     case = make_case(0, n=600, width=16, height=16, sh_degree=0)
     six = case.six
     six[0] = torch.tensor([[0.0, 0.0, 0.0]]) + torch.linspace(2, 6, 600)[:, None] * torch.tensor([[0.0, 0.0, 1.0]])
-    six[1][:] = 1.5
+    six[1][:] = torch.tensor([1.5, 1.3, 1.1])
     six[3][:] = torch.logit(torch.tensor(opacity))
     grads = close_to_cpu(cuda, case, six, ordered)[4:]
     assert most / 4 < torch.count_nonzero(grads[3]) <= most

@@ -4,6 +4,8 @@
 // pixels enter at lane 0 and move on by one lane a step, so that each lane gathers the sums of its
 // own instance in registers, and nothing is reduced. What a pixel is like behind the bucket comes
 // from the checkpoints of the forward pass, so that all buckets of a tile run side by side.
+#include <stdexcept>
+
 #include "core/scalar.h"
 // (the operations on built-in types come first)
 #include "core/moments.h"
@@ -495,6 +497,8 @@ Level level_of(const Images& gradient, const BackwardOutputs& out) {
 
 void backward(Workspace& w, const Scene& scene, const float* transmittance, const Images& gradient,
               const BackwardOutputs& out, const Backward& how, Stream stream) {
+  if (scene.half_sh)
+    throw std::invalid_argument("there is no way back through shN in half precision");
   const Level level = level_of(gradient, out);
   {
     const InStage stage(w, kBlendBackward, stream);
