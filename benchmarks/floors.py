@@ -31,9 +31,10 @@ FLOPS_PAIR_BACKWARD = 2 * 5 + 1 + 2 * 20
 FLOPS_PROJECT = 400  # of a Gaussian: covariance, projection, ellipse
 FLOPS_SH = 2 * SH_FLOATS + 40
 FLOPS_ADAM = 12  # of a parameter
-FLOPS_LOSS = (
-    2 * 11 * 2 * (5 + 3) + 60
-)  # of a channel of a pixel: 8 filters of 11 taps along both axes, SSIM and its derivative
+# Of a channel of a pixel: filters of 11 taps along both axes, for x, y, x^2 + y^2, x y, then for three derivatives of
+# SSIM; SSIM and these derivatives.
+FLOPS_LOSS = 2 * 11 * 2 * (4 + 3) + 60
+LOSS_FLOATS = 2 + 3 + 3 + 2 + 1  # image and target in, derivatives out and in, image and target in, gradient out
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _forward(c: Counts) -> Work:
 
 
 def _loss(c: Counts) -> Work:
-    return Work(c.pixels * 3 * CHANNELS * FLOAT, c.pixels * CHANNELS * FLOPS_LOSS)
+    return Work(c.pixels * CHANNELS * LOSS_FLOATS * FLOAT, c.pixels * CHANNELS * FLOPS_LOSS)
 
 
 def _blend_backward(c: Counts, deterministic: bool) -> Work:

@@ -33,7 +33,7 @@ def test_bytes_by_hand():
     assert work["preprocess"].bytes == 4 * (1000 * 11 + 800 * 48) + 800 * 48 + 1000 * 20
     checkpoints = 63 * 256 * 16
     assert work["forward"].bytes == 2000 * 52 + 6000 * 20 + checkpoints
-    assert work["loss"].bytes == 6000 * 36
+    assert work["loss"].bytes == 6000 * 3 * (8 + 12 + 12 + 8 + 4)
     assert work["geometry"].bytes == 1000 * (59 * 24 + 64 + 8 + 24)
     assert work["forward"].flops == 300_000 * floors.FLOPS_PAIR_FORWARD
     parts = [value for name, value in work.items() if name != "whole"]

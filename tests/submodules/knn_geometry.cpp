@@ -35,4 +35,15 @@ uint32_t rank(uint32_t value, const uint32_t* ascending, uint32_t n) {
   return rank_of(value, ascending, n);
 }
 int shift(uint32_t n) { return rank_shift(n); }
+
+/// codes: [n], of points [n, 3] whose coordinates lie in ascending order in `sorted` [3, n].
+void add_codes(const float* points, const uint32_t* sorted, uint32_t n, uint64_t* codes) {
+  for (uint32_t i = 0; i < n; i++) {
+    codes[i] = 0;
+    for (uint32_t axis = 0; axis < 3; axis++) {
+      const uint32_t rank = rank_of(ordered_bits(points[3 * i + axis]), sorted + axis * n, n);
+      codes[i] |= spread_bits(rank >> rank_shift(n)) << axis;
+    }
+  }
+}
 }

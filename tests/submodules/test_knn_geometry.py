@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 
 HEADERS = Path(__file__).resolve().parents[2] / "submodules" / "simple-knn" / "csrc"
 SOURCE = Path(__file__).with_name("knn_geometry.cpp")
@@ -38,7 +39,7 @@ def geometry(tmp_path_factory: pytest.TempPathFactory) -> Result:
     subprocess.run(["g++", *flags, f"-I{HEADERS}", SOURCE, "-o", library], check=True)
     native = ctypes.CDLL(str(library))
     kinds = {"point_to_box": ctypes.c_float, "box_to_box": ctypes.c_float, "between_points": ctypes.c_float}
-    kinds |= {"insert_into": None, "mean": ctypes.c_float, "shift": ctypes.c_int}
+    kinds |= {"insert_into": None, "add_codes": None, "mean": ctypes.c_float, "shift": ctypes.c_int}
     kinds |= {"spread": ctypes.c_uint64, "ordered": ctypes.c_uint32, "rank": ctypes.c_uint32}
     for name, kind in kinds.items():
         getattr(native, name).restype = kind
@@ -119,3 +120,30 @@ def test_the_largest_rank_just_fits_into_21_bits(geometry: Result, n: int) -> No
     shift = geometry["shift"](ctypes.c_uint32(n))
     assert (n - 1) >> shift < 2**21
     assert shift == 0 or (n - 1) >> (shift - 1) >= 2**21
+
+
+def leaves_to_visit(geometry: Result, points: np.ndarray) -> float:
+    """Mean number of leaves of 32 points, in the order of the codes, that the search of one of them cannot skip."""
+    points = points.astype(np.float32)
+    n = len(points)
+    bits = np.array([[geometry["ordered"](ctypes.c_float(v)) for v in column] for column in points.T], np.uint32)
+    ascending, codes = np.ascontiguousarray(np.sort(bits, axis=1)), np.zeros(n, np.uint64)
+    geometry["add_codes"](floats(points), ctypes.c_void_p(ascending.ctypes.data), n, ctypes.c_void_p(codes.ctypes.data))
+    points = points[np.argsort(codes, kind="stable")].astype(float)
+    third = cKDTree(points).query(points, k=4)[0][:, 3].reshape(-1, 32)
+    leaves = points.reshape(-1, 32, 3)
+    low, high = leaves.min(1), leaves.max(1)
+    visits = []
+    for leaf in range(0, len(leaves), 10):
+        outside = np.maximum(low[None] - leaves[leaf][:, None], leaves[leaf][:, None] - high[None]).clip(0)
+        visits.append((np.linalg.norm(outside, axis=2) < third[leaf][:, None]).any(0).sum())
+    return float(np.mean(visits))
+
+
+def test_points_far_away_leave_the_others_in_order(geometry: Result) -> None:
+    """By coordinate they would have one cell of the curve between them, and a search would visit hundreds of leaves."""
+    points = np.random.default_rng(0).random((16_000, 3))
+    near = leaves_to_visit(geometry, points)
+    assert near < 45  # of 500
+    points[:10] *= 1e20
+    assert leaves_to_visit(geometry, points) < 1.2 * near
