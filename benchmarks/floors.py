@@ -27,7 +27,7 @@ COPY_BYTES, PRODUCT_SIDE, ROUNDS = 1 << 30, 8192, 10
 # Operations of a blended pair: alpha of it is 5 multiply-adds and one exponential, then the colours; back again the
 # gradient of alpha, nine sums, and the state of the pixel.
 FLOPS_PAIR_FORWARD = 2 * 5 + 1 + 2 * 5
-FLOPS_PAIR_BACKWARD = 2 * 5 + 1 + 2 * 20
+FLOPS_PAIR_BACKWARD = 2 * 15 + 11 + 2
 FLOPS_PROJECT = 400  # of a Gaussian: covariance, projection, ellipse
 FLOPS_SH = 2 * SH_FLOATS + 40
 FLOPS_ADAM = 12  # of a parameter
@@ -114,9 +114,10 @@ def _loss(c: Counts) -> Work:
 
 
 def _blend_backward(c: Counts, deterministic: bool) -> Work:
-    states = 2 * _checkpoints(c)  # read, turned into what lies behind each bucket, and written
-    images = c.pixels * (CHANNELS + CHANNELS + 2) * FLOAT
-    gathered = c.instances * (2 * FLOAT + RECORD) + c.buckets * TILE_PIXELS * 2 * FLOAT
+    behind = c.buckets * TILE_PIXELS * 2 * FLOAT  # transmittance, and the rest of the image times its gradient
+    states = _checkpoints(c) + 2 * behind  # written once, read once
+    images = c.pixels * (CHANNELS + 2 + CHANNELS + 1) * FLOAT  # read, and put side by side with where each pixel ended
+    gathered = c.instances * (2 * FLOAT + RECORD)
     sums = c.instances * SUMS * 2 + c.drawn * SUMS if deterministic else c.instances * SUMS + c.n * SUMS
     return Work(states + images + gathered + sums, c.pairs * FLOPS_PAIR_BACKWARD)
 

@@ -190,10 +190,12 @@ __device__ void update(const Tensor& t, const Elements& element) {
   for (int j = 0; j < kBatch; j++) {
     m[j] = e[j].used ? t.mean[e[j].at] : 0.f;
     s[j] = e[j].used ? t.square[e[j].at] : 0.f;
+    p[j] = e[j].used && (!e[j].idle || t.added) ? t.to[e[j].at] : 0.f;
   }
   for (int j = 0; j < kBatch; j++) {
-    if (e[j].idle && !t.added && m[j] == 0.f && s[j] == 0.f) e[j].used = false;
-    p[j] = e[j].used ? t.to[e[j].at] : 0.f;
+    if (!e[j].idle || t.added) continue;
+    if (m[j] == 0.f && s[j] == 0.f) e[j].used = false;
+    if (e[j].used) p[j] = t.to[e[j].at];
   }
   for (int j = 0; j < kBatch; j++) {
     if (!e[j].used) continue;
@@ -222,7 +224,7 @@ __device__ void emit(const Tensor& t, const Group& g, int64_t stride, const floa
 /// Rows of shN: gradient = basis times colour gradient; 0 beyond the active degree.
 __device__ void emit_sh_rest(const GeometryViews& v, const Group& g, const Found& o,
                              float* memory) {
-  constexpr int batch = 5;  // 9 of them at degree 3
+  constexpr int batch = 9;  // 5 of them at degree 3
   const Tensor& t = v.shN;
   const int total = 3 * v.scene.rest, active = sh_floats(v.camera.sh_degree);
   if (!t.to || total == 0) return;
