@@ -41,7 +41,7 @@ template <class Call>
 void with_storage(Workspace& w, const char* what, const Call& call) {
   size_t bytes = 0;
   check(call(nullptr, bytes), what);
-  void* const storage = scratch<uint8_t>(w, kStorage, static_cast<int64_t>(bytes) + 1);
+  void* const storage = scratch<uint8_t>(w, kStorage, static_cast<int64_t>(bytes) + 1);  // not null
   check(call(storage, bytes), what);
 }
 
@@ -67,7 +67,7 @@ uint32_t* select_drawn(Workspace& w, cudaStream_t stream) {
 void read_sizes(Workspace& w, cudaStream_t stream) {
   if (w.fixed_capacity) {
     w.drawn = w.count;
-    w.instances = w.capacity;
+    w.instances = min(w.list_gaussian.capacity(), kMaxInstances);
     return;
   }
   *w.read = Counts{};

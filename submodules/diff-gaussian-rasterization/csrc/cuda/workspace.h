@@ -64,15 +64,16 @@ struct Workspace {
   int64_t count = 0;  // Gaussians
   int64_t drawn = 0;  // on the host, like the next; upper bounds with a fixed capacity
   int64_t instances = 0;
-  int64_t buckets = 0;   // upper bound on the host, and the stride of `checkpoints`
-  int64_t capacity = 0;  // instances there is room for, when it is fixed
+  int64_t buckets = 0;  // upper bound on the host, and the stride of `checkpoints`
   int tiles_x = 0, tiles_y = 0;
   Level level = kColour;  // how the image was blended, which decides what else is kept
   bool has_surfaces = false;
   bool has_checkpoints = false;  // the last image was blended for a backward pass
-  bool fixed_capacity = false;   // no size is read and nothing grows: for CUDA graphs
-  bool timing = false;           // record events around the stages, see stages.h
-  Stages stages;                 // restarted by every forward pass
+  // For CUDA graphs: no size is read, and the lists keep the room that they have. All else that
+  // depends on it has grown after one more call like those that are captured.
+  bool fixed_capacity = false;
+  bool timing = false;  // record events around the stages, see stages.h
+  Stages stages;        // restarted by every forward pass
 
   Buffer<Counts> counts;   // one
   Counts* read = nullptr;  // one, in pinned memory of the host
