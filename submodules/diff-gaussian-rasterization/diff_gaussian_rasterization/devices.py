@@ -76,7 +76,7 @@ class DeviceMemory:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "a CUDA graph is being captured, and the workspace would have to grow for it: "
-                "do the same once before Workspace.fix_capacity and the capture"
+                "do the same once between Workspace.fix_capacity and the capture"
             )
         try:
             tensor = torch.empty(count, dtype=torch.uint8, device=self.device)

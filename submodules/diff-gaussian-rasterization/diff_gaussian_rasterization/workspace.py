@@ -57,13 +57,14 @@ class Workspace:
         self._radii = torch.empty(0, dtype=torch.int32, device=self.device)
 
     def fix_capacity(self, fixed: bool = True) -> None:
-        """For CUDA graphs: from now on no size is read back, and memory neither grows nor moves.
+        """For CUDA graphs: from now on no size is read back, and tile lists keep the room that they have.
 
-        Do the same forward pass or step once before, on the views with most (Gaussian, tile) pairs: what it needed, and
-        a quarter more, is the capacity. Pairs beyond it are left out of the image, and `facts["overflow"]` tells. Then
-        capture `train_step(..., workspace=this)`, or calls of this class, with torch.cuda.graph; the camera, learning
-        rates and the number of the step are constants of the graph. A replay runs where graph.replay() is called: order
-        it with other uses of the workspace. On the CPU nothing changes.
+        Do the same forward pass or step before, on the views with most (Gaussian, tile) pairs: what they needed, and a
+        quarter more, is the capacity. Pairs beyond it are left out of the image, and `facts["overflow"]` tells. Do it
+        once more afterwards, for all else that grows with the capacity. Then capture `train_step(..., workspace=this)`,
+        or calls of this class, with torch.cuda.graph; the camera, learning rates and the number of the step are
+        constants of the graph. A replay runs where graph.replay() is called: order it with other uses of the workspace.
+        On the CPU nothing changes.
         """
         if self.device.type == "cpu":
             return
