@@ -1,14 +1,14 @@
 // (1 - lambda) L1 + lambda (1 - SSIM) and its gradient in two passes over tiles of 32 x 32 pixels.
 //
 // The first pass filters the images and leaves SSIM's derivatives by the filtered ones; the second
-// filters those and writes the gradient. The derivatives go through memory (12 bytes a value out,
-// 12 in) because computing them again would need images with twice the halo, (52 / 32)^2 of the
-// pixels, and the first pass on (42 / 32)^2 of them: 1.7 times its arithmetic, which is already
-// about as long as its transfers (docs/rasterizer.md counts both).
+// filters those and writes the gradient. The derivatives go through memory, 12 bytes a value out
+// and 12 in, because in one pass they would have to be computed for a halo of their own: 1.4 times
+// as many instructions, which on a GPU with HBM take longer than the bytes (docs/rasterizer.md
+// counts both).
 //
 // A tile and its halo lie in shared memory. Filters go along x first, lanes = rows at an odd pitch,
-// then down the columns, lanes = columns: both without bank conflicts. A thread makes 4 outputs in
-// a line, so that 14 values are read for them and not 44.
+// then down the columns, lanes = columns, so that lanes are in different banks. A thread makes 4
+// outputs in a line, so that 14 values are read for them and not 44.
 #include "cuda/device.cuh"
 // (the operations on built-in types come first)
 #include "core/ssim.h"
