@@ -22,7 +22,7 @@ def main() -> None:
     from upsampling import Job, clear, describe, load, resolve_weights, run
     from upsampling.precision import precision
     from upsampling.sources import folder_source, scene_source
-    from utils.compute import choose_device, set_threads
+    from utils.compute import choose_device, device_facts, set_threads, use_device, use_fixed_order
     from utils.folders import refuse_inside
 
     out = Path(flags.output_path or model.model_path)
@@ -34,6 +34,9 @@ def main() -> None:
     refuse_inside(folder, flags.frames or model.source_path, source.hr_root)
     weights, device = resolve_weights(flags), choose_device(common.device)
     set_threads(common.threads)
+    if flags.deterministic and device.type == "cuda":
+        use_fixed_order()
+    use_device(device)
     if common.dry_run:
         say(describe(Job(load(flags, weights, device, common.seed), flags, source, folder, device=device)))
         return
@@ -47,7 +50,7 @@ def main() -> None:
             net = load(flags, weights, device, common.seed)
             job = Job(net, flags, source, folder, common.compat, attempt.resume, device)
             attempt.outputs, attempt.notes = run(job)
-            attempt.notes["weights"] = weights.record() if weights else None
+            attempt.notes |= device_facts(device) | {"weights": weights.record() if weights else None}
     say(f"wrote {len(source.sequences.saved)} frames to {folder}")
     if not flags.frames:
         say(next_step("train.py", model, common.compat))

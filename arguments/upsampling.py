@@ -11,7 +11,8 @@ class UpsamplingParams:
     """Which network makes the HR frames, and how"""
 
     upsampler: str = opt(
-        "basicvsr", "network (basicvsr, rlfn, span), filter (bicubic, lanczos), or importable callable MODULE:NAME"
+        "basicvsr",
+        "network (basicvsr, basicvsr_pp, psrt, rlfn, span), filter (bicubic, lanczos), or a callable MODULE:NAME",
     )
     sequences: str = opt("", "sequences.json; default: the one in the output folder", result=False)
     frames: str = opt("", "plain folder of frames to upsample instead of a scene, sorted by name", result=False)
@@ -25,21 +26,29 @@ class UpsamplingParams:
     trust_weights: str = opt("", "SHA-256 of a weight file whose source publishes none", result=False)
     precision: str = opt(
         "auto",
-        "of convolutions: bf16, fp32, or auto = bf16 on processors with bfloat16 units (0.01 dB lower, half the time)",
-        choices=("auto", "fp32", "bf16"),
+        "of convolutions: fp32, bf16, fp16 (GPU only), or auto = bf16 where the device multiplies it (0.01 dB lower)",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     alpha: str = opt(
         "network",
         "how an alpha channel is upsampled: network (a second pass) or bicubic",
         choices=("network", "bicubic"),
     )
-    max_memory: float = opt(4.0, "GB of working memory; larger clips are cut into tiles and chunks that overlap")
+    max_memory: float = opt(
+        0.0,
+        "GB of working memory, on a GPU of its memory; larger clips are cut into tiles and chunks that overlap; "
+        "0 = 4, on a GPU 90 % of what is free",
+    )
+    deterministic: bool = opt(
+        False,
+        "on a GPU the same kernels in each run, slower: two runs give the same bits. On the CPU they always do",
+    )
     random_weights: bool = opt(False, "for tests only: untrained network, every result is stamped RANDOM WEIGHTS")
 
     def __post_init__(self) -> None:
         if self.scale < 1:
             raise UserError(f"--scale {self.scale}: a whole number from 1 is expected")
-        if not self.max_memory > 0:
-            raise UserError(f"--max_memory {self.max_memory}: gigabytes, more than 0, are expected")
+        if not self.max_memory >= 0:
+            raise UserError(f"--max_memory {self.max_memory}: gigabytes, 0 or more, are expected")
         if bool(self.frames) != bool(self.output_path):
             raise UserError("--frames DIR and --output_path DIR (-o) go together: frames in, frames out")

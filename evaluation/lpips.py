@@ -6,7 +6,7 @@ over the image, summed over the layers.
 
 `LPIPS` is what the 3DGS code reports under that name: VGG fed with values in [0, 1] although the constants that shift
 and scale them were made for [-1, 1]. `LPIPS_vgg` and `LPIPS_alex` scale correctly. Variants that share a backbone share
-one network.
+one network, and pass through it together where that is on a GPU, as many at a time as its memory holds.
 """
 
 from collections import OrderedDict
@@ -24,6 +24,7 @@ SHIFT = (-0.030, -0.088, -0.188)  # of inputs in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
 CACHE_BYTES = 1 << 30
+PIXEL_BYTES = 2048  # what an image needs on its way through VGG: four maps of 64 channels, and the features it leaves
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ VARIANTS = {
 
 
 class Network:
-    """One backbone with its linear heads, on one device, float32, channels last.
+    """One backbone with its linear heads, on one device, float32; channels innermost on a processor.
 
     Parameters
     ----------
@@ -77,18 +78,19 @@ class Network:
 
     def __init__(self, backbone: str, tensors: dict[str, Tensor], device: torch.device) -> None:
         self.net = BACKBONES[backbone]
+        self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         self.convolutions = [
             (
-                tensors[f"features.{layer}.weight"].to(device).contiguous(memory_format=torch.channels_last),
+                tensors[f"features.{layer}.weight"].to(device).contiguous(memory_format=self.layout),
                 tensors[f"features.{layer}.bias"].to(device),
             )
             for layer in LAYERS[backbone]
         ]
         self.heads = [tensors[f"lin.{k}.weight"].flatten().to(device) for k in range(len(self.net.taps))]
 
-    def features(self, x: Float[Tensor, "1 3 H W"]) -> list[Float[Tensor, "1 c h w"]]:
-        """Compute the five feature maps, each pixel's vector scaled to length 1."""
-        taps = []
+    def features(self, x: Float[Tensor, "n 3 H W"]) -> list[Float[Tensor, "n c h w"]]:
+        """Compute the five feature maps of n images, each pixel's vector scaled to length 1."""
+        x, taps = x.contiguous(memory_format=self.layout), []
         for i, (stride, padding) in enumerate(self.net.convolutions):
             if i in self.net.pools:
                 x = max_pool2d(x, self.net.pool_px, 2)
@@ -97,10 +99,10 @@ class Network:
                 taps.append(x / (x.square().sum(1, keepdim=True).sqrt() + EPSILON))
         return taps
 
-    def distance(self, a: list[Tensor], b: list[Tensor]) -> float:
-        """Compare the features of two images of one size."""
+    def distance(self, a: list[Tensor], b: list[Tensor]) -> Float[Tensor, ""]:
+        """Compare the features of two images of one size; stays on the device."""
         layers = ((p - q).square().mean((0, 2, 3)) @ w for p, q, w in zip(a, b, self.heads, strict=True))
-        return float(sum(layers))
+        return sum(layers, self.heads[0].new_zeros(()))
 
 
 class Lpips:
@@ -156,29 +158,59 @@ class Lpips:
         if min(truth.shape[1:]) < 32:
             size = f"{truth.shape[2]}x{truth.shape[1]}"
             raise UserError(f"LPIPS needs images of 32x32 px or more, this one has {size}: use --no_lpips")
-        result = {}
-        for name in self.variants:
-            network = self.networks[VARIANTS[name].backbone]
-            features = self._truth_features(name, truth, truth_key)
-            result[name] = network.distance(network.features(self._input(name, image)), features)
-        return result
+        fixed = torch.are_deterministic_algorithms_enabled()
+        with torch.backends.cudnn.flags(enabled=True, deterministic=fixed, allow_tf32=False):  # float32, not 10 bits
+            truths = self._truth_features(truth, truth_key)
+            images = self._features({name: self._input(name, image) for name in self.variants})
+        distances = [self._network(name).distance(images[name], truths[name]) for name in self.variants]
+        return dict(zip(self.variants, torch.stack(distances).tolist(), strict=True))  # the one wait for the device
+
+    def _network(self, variant: str) -> Network:
+        return self.networks[VARIANTS[variant].backbone]
 
     def _input(self, variant: str, image: Float[Tensor, "3 H W"]) -> Float[Tensor, "1 3 H W"]:
         x = image[None].to(self.device, torch.float32)
         x = 2 * x - 1 if VARIANTS[variant].scaled else x
         shift, scale = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
-        return ((x - shift) / scale).contiguous(memory_format=torch.channels_last)
+        return (x - shift) / scale
 
-    def _truth_features(self, variant: str, truth: Tensor, key: str) -> list[Tensor]:
-        if (variant, key) in self.remembered:
-            self.remembered.move_to_end((variant, key))
-            return self.remembered[variant, key]
-        features = self.networks[VARIANTS[variant].backbone].features(self._input(variant, truth))
-        if key and _bytes(features) <= self.cache_bytes:
-            self.remembered[variant, key] = features
-            while sum(map(_bytes, self.remembered.values())) > self.cache_bytes:
-                self.remembered.popitem(last=False)
-        return features
+    def _features(self, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Features of one input per variant; those of one backbone share passes where memory allows."""
+        found: dict[str, list[Tensor]] = {}
+        for backbone, network in self.networks.items():
+            names = [name for name in inputs if VARIANTS[name].backbone == backbone]
+            at_once = self._batch(inputs[names[0]]) if names else 1
+            for start in range(0, len(names), at_once):
+                group = names[start : start + at_once]
+                taps = network.features(torch.cat([inputs[name] for name in group]))
+                each = zip(*(tap.split(1) for tap in taps), strict=True)
+                found |= dict(zip(group, map(list, each), strict=True))
+        return found
+
+    def _batch(self, x: Tensor) -> int:
+        """Images of this size that pass together: one on a processor, which gains nothing from more."""
+        if self.device.type == "cpu":
+            return 1
+        return max(torch.cuda.mem_get_info(self.device)[0] // (2 * PIXEL_BYTES * x.shape[2] * x.shape[3]), 1)
+
+    def _truth_features(self, truth: Tensor, key: str) -> dict[str, list[Tensor]]:
+        """Features of a truth in every variant, out of memory or computed and then remembered."""
+        known = {name: self.remembered[name, key] for name in self.variants if (name, key) in self.remembered}
+        fresh = self._features({name: self._input(name, truth) for name in self.variants if name not in known})
+        for name, features in fresh.items():
+            if key and _bytes(features) <= self.cache_bytes:
+                self.remembered[name, key] = [_alone(tap) for tap in features]
+        for name in known | fresh:
+            if (name, key) in self.remembered:
+                self.remembered.move_to_end((name, key))
+        while sum(map(_bytes, self.remembered.values())) > self.cache_bytes:
+            self.remembered.popitem(last=False)
+        return known | fresh
+
+
+def _alone(tap: Tensor) -> Tensor:
+    """`tap` in memory of its own, where it is a part of a batch that would be kept along with it."""
+    return tap if tap.untyped_storage().nbytes() == tap.numel() * tap.element_size() else tap.clone()
 
 
 def _bytes(features: list[Tensor]) -> int:

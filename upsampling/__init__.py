@@ -5,6 +5,7 @@ Letters: a *call* is one pass of an upsampler over the frames of a subsequence; 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from arguments.upsampling import UpsamplingParams
 from scene.images import read_image, write_png
 from scene.lr_kernel import LRKernel
 from scene.sequences import Subsequence
-from upsampling import basicvsr, interpolation, rlfn, span  # noqa: F401 (each registers its networks)
+from upsampling import basicvsr, basicvsr_pp, interpolation, psrt, rlfn, span  # noqa: F401 (each registers its networks)
 from upsampling.consistency import FILE_NAME as REPORT_NAME
 from upsampling.consistency import consistency_db, write_report
+from upsampling.gpu import memory_bound, session, to_host
 from upsampling.interpolation import Interpolation
 from upsampling.planes import alpha_plane, colour_plane, joined
 from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
@@ -63,6 +65,11 @@ class Job:
     resume: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @cached_property
+    def max_bytes(self) -> int:
+        """Bound of the working memory; settled once, since what is free on a GPU changes as frames are made."""
+        return memory_bound(self.settings.max_memory, self.device)
+
     def path(self, name: str) -> Path:
         """File of a saved frame; folders in names are kept."""
         return frame_path(self.folder, name)
@@ -85,6 +92,12 @@ def run(job: Job) -> tuple[list[Path], dict[str, Any]]:
     ------
     UserError : frames of a call differ in size or kind, memory bound too small, or a file cannot be written.
     """
+    with session(job.device, job.max_bytes) as notes:
+        outputs, counted = _run(job)
+    return outputs, counted | notes
+
+
+def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
     calls = job.calls()
     names = [name for call in calls for name in call.saved]
     kept = {name for name in names if job.resume and job.path(name).is_file()}
@@ -133,7 +146,7 @@ def _by_size(job: Job, calls: Sequence[Subsequence]) -> Mapping[tuple[int, int],
 
 def _budget(job: Job, call: Subsequence) -> int:
     """Memory of one pass: colour and alpha run side by side."""
-    return int(job.settings.max_memory * 2**30) // _passes(job, call)
+    return job.max_bytes // _passes(job, call)
 
 
 def _plan(job: Job, call: Subsequence) -> Plan:
@@ -174,11 +187,11 @@ def _images(job: Job, call: Subsequence, wanted: frozenset[str]) -> Iterator[tup
     has_alpha = job.source.views.has_alpha(names[0])
     alphas = [alpha_plane(image) for image in raw] if has_alpha else [None] * len(raw)
     budget = _budget(job, call)
-    colours = upsample(job.net, (colour.flip(1) if bgr else colour).to(job.device), positions, budget)
+    colours = to_host(upsample(job.net, (colour.flip(1) if bgr else colour).to(job.device), positions, budget))
     opacities = _alphas(job, alphas, positions, budget) if has_alpha else iter([None] * len(positions))
     for (position, hr), alpha in zip(colours, opacities, strict=True):
         hr = hr.flip(0) if bgr else hr
-        yield names[position], joined(hr.cpu(), alpha, alphas[position])
+        yield names[position], joined(hr, alpha, alphas[position])
 
 
 def _alphas(job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: int) -> Iterator[Tensor]:
@@ -187,5 +200,5 @@ def _alphas(job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: 
     net: Any = job.net
     if job.settings.alpha == "bicubic" or bool((planes == 1).all()):
         net = Interpolation("bicubic", job.net.scale, job.device)
-    for _, frame in upsample(net, planes.to(job.device), positions, budget):
-        yield frame.mean(0).cpu()
+    for _, frame in to_host((i, frame.mean(0)) for i, frame in upsample(net, planes.to(job.device), positions, budget)):
+        yield frame

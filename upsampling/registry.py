@@ -25,7 +25,6 @@ from utils.weights import WEIGHTS, ResolvedWeights, resolve
 State = dict[str, Tensor]
 Build = Callable[[UpsamplingParams, torch.device, "State | None"], "Upsampler"]
 RANDOM = "RANDOM WEIGHTS"
-RESERVED = ("basicvsr_pp", "psrt")
 
 
 @runtime_checkable
@@ -40,7 +39,8 @@ class Upsampler(Protocol):
     Notes
     -----
     Optional: `overlap` (LR px that matter around a pixel; tiles overlap by as many) and
-    `working_bytes(t, h, w)` (memory that a clip of t frames needs). Without them clips are never cut.
+    `working_bytes(t, h, w)` (memory that a clip of t frames needs, on the device). Without them clips are never cut.
+    `multiple`: tiles begin at LR px that are multiples of it.
     """
 
     scale: int
@@ -139,17 +139,11 @@ def filled(make: Callable[[], nn.Module], state: State | None, device: torch.dev
 
 
 def _entry(name: str) -> Entry:
-    if name in RESERVED:
-        raise UserError(f"--upsampler {name}: the name is reserved, the network is to come; there are {_names()}")
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {_names()}, or MODULE:NAME"
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(NETWORKS)}, or MODULE:NAME"
         raise UserError(f"--upsampler {name}: unknown{hint}")
     return NETWORKS[name]
-
-
-def _names() -> str:
-    return ", ".join(NETWORKS)
 
 
 def _imported(settings: UpsamplingParams, device: torch.device) -> Upsampler:

@@ -4,24 +4,30 @@ Letters: `ref` is the frame that gets features, `support` the frame they come fr
 channel 0 = x (right), 1 = y (down), says where in `support` each pixel of `ref` is found.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from upsampling.precision import laid_out
+
 LEVELS = 6
 MULTIPLE = 32  # 2 ** (LEVELS - 1): the coarsest level must keep whole pixels
+FLOW_BATCH = 4  # pairs that share a pass: coarse levels alone cannot fill the vector units
 
 
 def warp(
-    x: Float[Tensor, "n c h w"], flow: Float[Tensor, "n 2 h w"], padding: str = "zeros"
+    x: Float[Tensor, "n c h w"], flow: Float[Tensor, "n 2 h w"], padding: str = "zeros", mode: str = "bilinear"
 ) -> Float[Tensor, "n c h w"]:
-    """Sample `x` at every pixel plus its flow, bilinearly, in float32.
+    """Sample `x` at every pixel plus its flow, in float32.
 
     Parameters
     ----------
     flow : pixels of this level.
     padding : what lies outside: "zeros" (features) or "border" (frames inside SPyNet).
+    mode : "bilinear" or "nearest".
     """
     h, w = x.shape[-2:]
     rows = torch.arange(h, device=x.device, dtype=torch.float32).view(1, h, 1)
@@ -30,7 +36,7 @@ def warp(
     grid = torch.stack(
         ((flow[:, 0] + cols) * (2 / max(w - 1, 1)) - 1, (flow[:, 1] + rows) * (2 / max(h - 1, 1)) - 1), dim=-1
     )  # [n, h, w, 2]
-    return F.grid_sample(x.float(), grid, mode="bilinear", padding_mode=padding, align_corners=True).to(x.dtype)
+    return F.grid_sample(x.float(), grid, mode=mode, padding_mode=padding, align_corners=True).to(x.dtype)
 
 
 class _Level(nn.Module):
@@ -78,7 +84,30 @@ class SPyNet(nn.Module):
             if level:
                 up = 2 * F.interpolate(up, scale_factor=2, mode="bilinear", align_corners=True)
             x = torch.cat([ref[level], warp(support[level], up, "border"), up], dim=1)
-            up = up + net(x.to(dtype, memory_format=torch.channels_last)).float()
+            up = up + net(laid_out(x.to(dtype))).float()
         h, w = up.shape[-2:]
         flow = F.interpolate(up, size=size, mode="bilinear", align_corners=False)
-        return flow * flow.new_tensor([size[1] / w, size[0] / h]).view(1, 2, 1, 1)
+        return torch.stack((flow[:, 0] * (size[1] / w), flow[:, 1] * (size[0] / h)), dim=1)
+
+    def flows(
+        self, pyramid: list[Tensor], pairs: Sequence[tuple[int, int]], size: Sequence[int]
+    ) -> Iterator[Float[Tensor, "1 2 h w"]]:
+        """Flow of each (ref, support) pair of frames in `pyramid`, at `size` = (h, w), computed a few pairs ahead."""
+        for start in range(0, len(pairs), FLOW_BATCH):
+            # Stacked, not indexed by a list: that would wait for a GPU to take the indices.
+            ref, support = (
+                [torch.stack([x[i] for i in frames]) for x in pyramid]
+                for frames in zip(*pairs[start : start + FLOW_BATCH], strict=True)
+            )
+            flows = self(ref, support, (size[0], size[1]))
+            yield from flows.split(1)
+
+
+def flow_bytes(h: int, w: int, element: int) -> int:
+    """Memory of a pass over FLOW_BATCH pairs with weights of `element` bytes."""
+    return FLOW_BATCH * padded_pixels(h, w) * (104 * element + 40)
+
+
+def padded_pixels(h: int, w: int) -> int:
+    """Pixels of a frame once its sides are multiples of 32, at most."""
+    return (h + MULTIPLE) * (w + MULTIPLE)

@@ -48,7 +48,7 @@ def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1
     context = 2 * net.num_neighbours
     least = min(t, context + 1)
     for tiles in _grids(h, w):
-        th, tw = (min(-(-n // k) + (k > 1) * 2 * net.overlap, n) for n, k in zip((h, w), tiles, strict=True))  # type: ignore[attr-defined]
+        th, tw = (min(_tile_side(net, n, k), n) for n, k in zip((h, w), tiles, strict=True))
 
         def total(frames: int, th: int = th, tw: int = tw, tiled: bool = tiles != (1, 1)) -> int:
             joined = max(frames - context, 1) * 16 * net.scale**2 * h * w if tiled else 0
@@ -59,6 +59,19 @@ def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1
             return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest))
     needed = math.ceil(100 * passes * total(least) / 2**30) / 100  # rounded up: as a value of the flag it suffices
     raise UserError(f"--max_memory {passes * max_bytes / 2**30:.2f}: {w}x{h} px need {needed:.2f} GB or more")
+
+
+def _tile_side(net: Upsampler, n: int, count: int) -> int:
+    """Largest side of `count` tiles along n px, with their overlaps."""
+    if count == 1:
+        return n
+    m = _multiple(net)
+    return -(-n // (count * m)) * m + m // 2 + 2 * net.overlap  # type: ignore[attr-defined]
+
+
+def _multiple(net: Upsampler) -> int:
+    """What tiles' edges are multiples of."""
+    return getattr(net, "multiple", 1)
 
 
 def _grids(h: int, w: int) -> Iterator[tuple[int, int]]:
@@ -115,6 +128,8 @@ def upsample(
             if attempt or not (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate" in str(error)):
                 raise
         note("out of memory: trying once more with half of --max_memory")
+        if frames.is_cuda:
+            torch.cuda.empty_cache()  # blocks of sizes that will not come again; the failed attempt is freed by now
 
 
 def _upsample(net: Upsampler, frames: Tensor, wanted: frozenset[int], max_bytes: int) -> Iterator[tuple[int, Tensor]]:
@@ -137,24 +152,24 @@ def _tiled(net: Upsampler, clip: Tensor, alignment: Alignment, start: int, tiles
     """All frames of a clip, tile after tile; the first `start`, which nobody keeps, come back as single pixels."""
     t, _, h, w = clip.shape
     s = net.scale
-    joined = torch.zeros(t - start, 3, s * h, s * w)
+    joined = clip.new_zeros(t - start, 3, s * h, s * w)
     overlap: int = net.overlap  # type: ignore[attr-defined]
-    rows, cols = _spans(h, tiles[0], overlap), _spans(w, tiles[1], overlap)
+    rows, cols = (_spans(n, k, overlap, _multiple(net)) for n, k in zip((h, w), tiles, strict=True))
     row_weights, col_weights = _ramps(rows, h, s, overlap), _ramps(cols, w, s, overlap)
     for (top, bottom), row_weight in zip(rows, row_weights, strict=True):
         for (left, right), col_weight in zip(cols, col_weights, strict=True):
-            weight = row_weight[:, None] * col_weight[None, :]
+            weight = (row_weight[:, None] * col_weight[None, :]).to(clip.device)
             part = clip[:, :, top:bottom, left:right].contiguous()
             for i, frame in enumerate(net.upsample(part, alignment)):
                 if i >= start:
-                    joined[i - start, :, s * top : s * bottom, s * left : s * right] += frame.cpu() * weight
+                    joined[i - start, :, s * top : s * bottom, s * left : s * right] += frame * weight
     yield from (clip.new_zeros(3, 1, 1) for _ in range(start))
     yield from joined
 
 
-def _spans(n: int, count: int, overlap: int) -> list[tuple[int, int]]:
-    """`count` equal parts of 0..n, each extended by `overlap` to both sides within the image."""
-    edges = [round(n * k / count) for k in range(count + 1)]
+def _spans(n: int, count: int, overlap: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """`count` equal parts of 0..n, cut at multiples of `multiple`, each extended by `overlap` within the image."""
+    edges = [0, *(round(n * k / count / multiple) * multiple for k in range(1, count)), n]
     return [(max(a - overlap, 0), min(b + overlap, n)) for a, b in pairwise(edges)]
 
 

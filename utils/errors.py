@@ -50,8 +50,9 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
         sys.exit(code)
     except RuntimeError as error:
-        # torch reports a failed allocation as RuntimeError with these words.
-        if os.environ.get("SPLAT_TRACEBACK") or "allocate memory" not in str(error):
+        # torch reports a failed allocation as RuntimeError with these words, on a GPU as a class of its own.
+        memory = "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+        if os.environ.get("SPLAT_TRACEBACK") or not memory:
             raise
         print(f"error: {_describe(MemoryError())[1]}", file=sys.stderr, flush=True)
         sys.exit(2)

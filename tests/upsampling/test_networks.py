@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from arguments.upsampling import UpsamplingParams
 from upsampling import load, resolve_weights
 from upsampling.alignment import Alignment, along_path
-from upsampling.basicvsr import BasicVSR, from_openmmlab
+from upsampling.basicvsr import BasicVSR
 from upsampling.interpolation import KERNELS, interpolation_matrix
 from upsampling.precision import has_bfloat16, precision
 from upsampling.registry import NETWORKS, network
 from upsampling.spynet import SPyNet, warp
+from upsampling.video_network import from_openmmlab
 from utils.errors import UserError
 from utils.state_dicts import load_strictly, read_state_dict
 from utils.weights import WEIGHTS, ResolvedWeights, resolve
@@ -94,7 +95,7 @@ def test_single_image_networks_load_strictly(name, parameters, weights_dir):
     assert sum(p.numel() for p in net.parameters()) == parameters
 
 
-def _openmmlab(key: str) -> str:
+def openmmlab(key: str) -> str:
     """OpenMMLab's name of a BasicSR key, written independently of the map under test."""
     key = key.replace("backward_trunk", "backward_resblocks").replace("forward_trunk", "forward_resblocks")
     key = key.replace("upconv1", "upsample1.upsample_conv").replace("upconv2", "upsample2.upsample_conv")
@@ -104,7 +105,7 @@ def _openmmlab(key: str) -> str:
 
 def test_openmmlab_checkpoints_load_strictly(tmp_path):
     state = read_state_dict(resolve("basicvsr_vimeo_bi"))
-    foreign = {f"generator.{_openmmlab(k)}": v for k, v in state.items()} | {"step_counter": torch.ones(1)}
+    foreign = {f"generator.{openmmlab(k)}": v for k, v in state.items()} | {"step_counter": torch.ones(1)}
     path = tmp_path / "mm.pth"
     torch.save({"state_dict": foreign}, path)
     trusted = ResolvedWeights(path, "test", hashlib.sha256(path.read_bytes()).hexdigest(), "test", "test")
@@ -144,7 +145,7 @@ def test_the_same_bits_every_time(basicvsr):
 def test_the_tail_in_strips_is_the_whole_tail(basicvsr, monkeypatch):
     frames = moving_texture(2, 40, 20)
     whole = torch.stack(list(basicvsr.upsample(frames)))
-    monkeypatch.setattr("upsampling.basicvsr.TAIL_PIXELS", 20 * 9)
+    monkeypatch.setattr("upsampling.video_network.TAIL_PIXELS", {"cpu": 20 * 9})
     assert torch.allclose(torch.stack(list(basicvsr.upsample(frames))), whole, atol=1e-5)
 
 
@@ -193,10 +194,7 @@ def test_the_cubic_filter_is_pillows():
     assert ours[8:-8, 8:-8] == pytest.approx(expected[8:-8, 8:-8], abs=1e-5)
 
 
-def test_names_are_reserved_unknown_or_taken():
-    for name in ("basicvsr_pp", "psrt"):
-        with pytest.raises(UserError, match=f"{name}: the name is reserved, the network is to come"):
-            resolve_weights(UpsamplingParams(upsampler=name))
+def test_names_are_unknown_or_taken():
     with pytest.raises(UserError, match="did you mean basicvsr"):
         resolve_weights(UpsamplingParams(upsampler="basicvs"))
     with pytest.raises(ValueError, match="registered twice"):
@@ -218,4 +216,6 @@ def test_weights_of_another_network_and_another_scale_are_refused(tmp_path):
 def test_auto_precision_follows_the_processor():
     assert precision("fp32", CPU) == torch.float32
     assert precision("bf16", CPU) == torch.bfloat16
+    with pytest.raises(UserError, match="fp16: runs on a GPU only"):
+        precision("fp16", CPU)
     assert (precision("auto", CPU) == torch.bfloat16) == has_bfloat16(CPU)

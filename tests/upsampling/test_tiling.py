@@ -13,7 +13,8 @@ from torch import Tensor
 from arguments.upsampling import UpsamplingParams
 from upsampling import load, resolve_weights
 from upsampling.alignment import Alignment
-from upsampling.tiling import SLACK_BYTES, _ramps, _spans, plan, upsample
+from upsampling.gpu import memory_bound, session, to_host
+from upsampling.tiling import SLACK_BYTES, _ramps, _spans, _tile_side, plan, upsample
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -76,6 +77,25 @@ def test_plans_keep_every_frame_once_and_stay_under_the_bound(t, h, w, megabytes
         assert 0 <= first <= start < end <= last <= t
         assert start - first == min(start, net.num_neighbours)
         assert last - end >= min(t - end, net.num_neighbours)
+
+
+@given(st.integers(64, 300), st.integers(1, 4), st.sampled_from([1, 8]))
+@settings(max_examples=100, deadline=None)
+def test_tiles_begin_at_multiples_and_are_no_larger_than_planned(n, count, multiple):
+    net = Reach()
+    net.multiple, net.overlap = multiple, 16
+    spans = _spans(n, count, net.overlap, multiple)
+    assert all(first % multiple == 0 for first, _ in spans)
+    assert max(last - first for first, last in spans) <= _tile_side(net, n, count)
+
+
+def test_without_a_gpu_the_bound_is_what_the_flag_says_and_frames_pass_through():
+    assert memory_bound(0, CPU) == 4 * GB
+    assert memory_bound(1.5, CPU) == 3 * GB // 2
+    frames = {3: torch.rand(3, 2, 2), 5: torch.rand(3, 2, 2)}
+    assert all(frame is frames[i] for i, frame in to_host(iter(frames.items())))
+    with session(CPU, GB) as notes:
+        assert notes == {}
 
 
 @given(st.integers(1, 200), st.integers(1, 6), st.integers(0, 40), st.integers(1, 4))

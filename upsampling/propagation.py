@@ -1,0 +1,84 @@
+"""Second-order propagation: each frame of a pass gets features from its source and from that one's source.
+
+Used by BasicVSR++ (Chan et al., CVPR 2022) and PSRT (Shi et al., NeurIPS 2022), in four branches after one another.
+Letters: frame `i`, its source `s`, the source's source `ss`; flows say where in the source each pixel of i is found.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from upsampling.alignment import Alignment
+from upsampling.spynet import SPyNet, warp
+
+BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
+
+Flows = dict[int, Tensor]  # frame -> flow to its source, [1, 2, h, w]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A feature that arrives at a frame, and the flow that leads to it."""
+
+    feature: Float[Tensor, "1 c h w"]
+    flow: Float[Tensor, "1 2 h w"]
+
+
+# (frame, what arrives from its source, what arrives from the source's source) -> the frame's feature
+Advance = Callable[[int, Arrival | None, Arrival | None], Tensor]
+
+
+def sources_of(branch: str, alignment: Alignment) -> tuple[int | None, ...]:
+    """Sources of all frames in the pass that `branch` makes."""
+    return alignment.backward if branch.startswith("backward") else alignment.forward
+
+
+def all_flows(spynet: SPyNet, frames: Float[Tensor, "t 3 h w"], alignment: Alignment) -> dict[str, Flows]:
+    """Flows of every branch; branches of one direction share theirs."""
+    pyramid = spynet.pyramid(frames)
+    found = {}
+    for name in BRANCHES[:2]:
+        pairs = [(i, s) for i, s in enumerate(sources_of(name, alignment)) if s is not None]
+        flows = spynet.flows(pyramid, pairs, frames.shape[-2:])
+        found[name] = {i: flow for (i, _), flow in zip(pairs, flows, strict=True)}
+    return {name: found[name[:-1] + "1"] for name in BRANCHES}
+
+
+def propagate(sources: Sequence[int | None], flows: Flows, advance: Advance) -> Iterator[tuple[int, Tensor]]:
+    """Run one branch.
+
+    Parameters
+    ----------
+    sources : whose features each frame gets; all later frames (a backward pass) or all earlier ones.
+    flows : to the source, of every frame that has one.
+    advance : makes a frame's feature; called in visiting order.
+
+    Returns
+    -------
+    Iterator of (frame, feature) in visiting order; a feature is kept only while a later frame still needs it.
+    """
+    reverse = any(s is not None and s > i for i, s in enumerate(sources))
+    order = range(len(sources))[:: -1 if reverse else 1]
+    last_use: dict[int, int] = {}
+    for i in order:
+        s = sources[i]
+        if s is not None:
+            last_use[s] = i
+            if (ss := sources[s]) is not None:
+                last_use[ss] = i
+    kept: dict[int, Tensor] = {}
+    for i in order:
+        first = second = None
+        s = sources[i]
+        if s is not None:
+            first = Arrival(kept[s], flows[i])
+            if (ss := sources[s]) is not None:
+                second = Arrival(kept[ss], flows[i] + warp(flows[s], flows[i]))  # the flows one after the other
+        feature = advance(i, first, second)
+        if i in last_use:
+            kept[i] = feature
+        for used in [k for k in kept if last_use[k] == i]:
+            del kept[used]
+        yield i, feature
