@@ -91,12 +91,12 @@ def _preprocess(c: Counts) -> Work:
 
 
 def _sort_bin(c: Counts) -> Work:
-    by_depth = 2 * c.n * FLOAT + 2 * c.drawn * FLOAT + sort_bytes(c.drawn, 32)  # drawn ones side by side, then sorted
-    slots = 3 * c.n * FLOAT
-    emitted = c.drawn * RECORD + 2 * c.instances * FLOAT + c.instances * FLOAT  # tile, slot, and the Gaussian of it
-    by_tile = sort_bytes(c.instances, max(c.tiles - 1, 1).bit_length())
-    lists = 4 * c.instances * FLOAT + 3 * c.tiles * FLOAT
-    return Work(by_depth + slots + emitted + by_tile + lists, 0)
+    selected = c.n * FLOAT + c.drawn * 4 * FLOAT  # keys; the drawn ones' indices, and their keys side by side
+    slots = c.drawn * (2 * FLOAT + 3 * 8)  # tiles of each; offsets of 8 bytes, made, and summed up
+    emitted = c.drawn * (RECORD + 4 * FLOAT + 8) + c.instances * 3 * FLOAT  # tile, slot, and the Gaussian of it
+    by_tile = sort_bytes(c.instances, c.tiles.bit_length())
+    lists = 4 * c.instances * FLOAT + 10 * c.tiles * FLOAT  # ranges cleared, written, read; buckets
+    return Work(selected + sort_bytes(c.drawn, 32) + slots + emitted + by_tile + lists, 0)
 
 
 def _checkpoints(c: Counts) -> int:

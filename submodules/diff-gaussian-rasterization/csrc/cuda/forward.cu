@@ -229,6 +229,7 @@ void blend_forward(Workspace& w, const Images& out, bool keep, cudaStream_t stre
 
 void forward(Workspace& w, const Scene& scene, const Camera& camera, const Images& out,
              int32_t* radii, bool keep, Stream s) {
+  if (scene.count > kMaxInstances) throw std::length_error("more than 2^31 - 1 splats");
   const cudaStream_t stream = as_stream(s);
   w.stages.restart();
   w.has_checkpoints = false;
