@@ -41,6 +41,21 @@ class OptimizationParams:
         "prune Gaussians of a larger screen radius after the first opacity reset; 20 is the 3DGS paper's rule, 0 = off"
         " as in the released code, whose rule never fires",
     )
+    optimizer_type: str = opt(
+        "default",
+        "default: Adam on all Gaussians, also those that a view does not see; sparse_adam: only on those that it sees",
+        choices=("default", "sparse_adam"),
+    )
+    abs_grad: bool = opt(
+        False,
+        "densify by sums of absolute gradients over pixels (AbsGS), which do not cancel: they are larger, so raise"
+        " --densify_grad_threshold too (gsplat: 0.0008)",
+    )
+    filter_3d: bool = opt(
+        False,
+        "Mip-Splatting's 3D filter: no Gaussian gets thinner than what the training views resolve; the PLY has it"
+        " built in (that paper also has --antialiasing --dilation 0.1)",
+    )
     sh_interval: int = opt(1000, "iterations after which one more band of spherical harmonics is used")
     max_gaussians: int = opt(0, "densify no further than this; those with the largest gradients go first; 0 = no limit")
     lambda_tex: float = opt(0.6, "weight of the pseudo-HR frames' loss; the LR views' loss has the rest")

@@ -2,6 +2,7 @@
 
 import math
 
+from jaxtyping import Bool
 from torch import Tensor
 
 from training.state import TrainState
@@ -15,12 +16,23 @@ def bias_correction(step: int) -> float:
     return math.sqrt(1 - BETAS[1] ** step) / (1 - BETAS[0] ** step)
 
 
-def update(state: TrainState, name: str, gradient: Tensor, rate: float) -> None:
-    """Update one field in place as torch.optim.Adam does, and count the step."""
+def update(
+    state: TrainState, name: str, gradient: Tensor, rate: float, visible: Bool[Tensor, " N"] | None = None
+) -> None:
+    """Update one field in place as torch.optim.Adam does, and count the step.
+
+    visible : rows that are updated; the others and their moments stay as they are, as in torch.optim.SparseAdam.
+    """
     state.steps[name] += 1
     step = state.steps[name]
-    mean, square = state.exp_avg[name], state.exp_avg_sq[name]
+    fields = [state.exp_avg[name], state.exp_avg_sq[name], getattr(state.gaussians, name)]
+    mean, square, values = fields if visible is None else [field[visible] for field in fields]
+    if visible is not None:
+        gradient = gradient[visible]
     mean.lerp_(gradient, 1 - BETAS[0])
     square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
     denominator = square.sqrt().div_(math.sqrt(1 - BETAS[1] ** step)).add_(EPS)
-    getattr(state.gaussians, name).addcdiv_(mean, denominator, value=-rate / (1 - BETAS[0] ** step))
+    values.addcdiv_(mean, denominator, value=-rate / (1 - BETAS[0] ** step))
+    if visible is not None:
+        for field, new in zip(fields, (mean, square, values), strict=True):
+            field[visible] = new

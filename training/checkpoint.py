@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scene.gaussians import FIELDS
-from training.state import STATISTICS
+from training.state import FILTER, STATISTICS
 from utils.errors import UserError
 from utils.log import warn
 from utils.state import load_state, save_state
@@ -168,6 +168,8 @@ def _check_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
         value = tensors[f"stat.{name}"]
         if value.shape != rows or value.dtype != torch.float32:
             raise UserError(f"{path}: stat.{name} has the wrong shape or type; use another checkpoint")
+    if FILTER in tensors and (tensors[FILTER].shape != rows or tensors[FILTER].dtype != torch.float32):
+        raise UserError(f"{path}: {FILTER} has the wrong shape or type; use another checkpoint")
     for name in GENERATORS:
         if tensors[name].shape != torch.Generator().get_state().shape or tensors[name].dtype != torch.uint8:
             raise UserError(f"{path}: {name} is not the state of a generator; use another checkpoint")

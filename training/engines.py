@@ -14,9 +14,11 @@ from gaussian_renderer import backends, render
 from scene.gaussians import Gaussians
 from training.adam import update
 from training.objective import Outcome, objective
+from training.smoothing import baked
 from training.state import TrainState
 from training.step import Step
 from training.views import Targets, View
+from utils.errors import UserError
 
 
 @runtime_checkable
@@ -33,14 +35,28 @@ class Engine(Protocol):
         ...
 
 
-def choose(pipeline: PipelineParams, device: str) -> Engine:
-    """Return the engine for a rasterizer and a device: the fused kernels wherever they apply."""
+def choose(pipeline: PipelineParams, device: str, absolute: bool = False) -> Engine:
+    """Return the engine for a rasterizer and a device: the fused kernels wherever they apply.
+
+    Parameters
+    ----------
+    absolute : steps will ask for absolute gradients.
+
+    Raises
+    ------
+    UserError : the native kernels are asked for and not built, or absolute gradients where only those have them.
+    """
     if pipeline.rasterizer == "native":
         backends.instruction_set()  # a UserError where there is none
     if _fuses(pipeline):
         from training.fused import FusedEngine
 
         return FusedEngine(pipeline, device)
+    if absolute:
+        raise UserError(
+            "--abs_grad: only the native rasterizer's own kernels sum absolute gradients; leave away "
+            f"--rasterizer {pipeline.rasterizer}, --convert_SHs_python and --compute_cov3D_python"
+        )
     return AutogradEngine(pipeline)
 
 
@@ -82,9 +98,10 @@ class AutogradEngine:
     def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Outcome:
         """See Engine. The terms are read before the way back, which is not taken when one is not finite."""
         leaves = {name: value.detach().requires_grad_() for name, value in state.parameters().items()}
-        output = render(
-            view.camera, Gaussians(**leaves), background=step.background, sh_degree=step.sh_degree, **self.options
-        )
+        drawn = Gaussians(**leaves)
+        if state.filter_3d is not None:
+            drawn = baked(drawn, state.filter_3d)
+        output = render(view.camera, drawn, background=step.background, sh_degree=step.sh_degree, **self.options)
         loss, terms = objective(output.color, view, targets, step.weights)
         if not terms.finite or not (step.learning_rates or step.statistics):
             return lambda: terms
@@ -92,9 +109,10 @@ class AutogradEngine:
         with torch.no_grad():
             if step.statistics:
                 _gather(state, output.radii, output.means2d)
+            visible = output.radii > 0 if step.visible_only else None
             for name, rate in step.learning_rates.items():
                 gradient = leaves[name].grad
-                update(state, name, torch.zeros_like(leaves[name]) if gradient is None else gradient, rate)
+                update(state, name, torch.zeros_like(leaves[name]) if gradient is None else gradient, rate, visible)
         return lambda: terms
 
 

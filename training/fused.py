@@ -5,21 +5,17 @@ result. On a GPU the order is fixed with --deterministic; the step never waits f
 """
 
 from functools import lru_cache, partial
-from itertools import chain
 from typing import TypeAlias
 
-import torch
 from diff_gaussian_rasterization.fused import (
     L1SSIM,
     LowResolution,
     RasterCamera,
     Statistics,
-    StepResult,
     Taps,
     Workspace,
     train_step,
 )
-from torch import Tensor
 
 from arguments.loading import PipelineParams
 from scene.gaussians import FIELDS
@@ -58,13 +54,14 @@ class FusedEngine:
 
     def __init__(self, pipeline: PipelineParams, device: str) -> None:
         self.pipeline = pipeline
-        self.workspace = Workspace(memory_limit=pipeline.raster_memory_bytes)
+        self.workspace = Workspace(memory_limit=pipeline.raster_memory_bytes, device=device)
         self.culled = 0
 
     def step(self, state: TrainState, view: View, targets: Targets, step: Step) -> Outcome:
         """See training.engines.Engine."""
         losses = _losses(view, targets, step.weights)
-        statistics = Statistics(state.grad_norm_sum, state.view_count, state.max_radius)
+        norms = {"absolute_norm" if step.absolute else "gradient_norm": state.grad_norm_sum}
+        statistics = Statistics(count=state.view_count, max_radius=state.max_radius, **norms)
         updates = bool(step.learning_rates)
         result = train_step(
             self._camera(view, step),
@@ -76,13 +73,15 @@ class FusedEngine:
             betas=BETAS,
             eps=EPS,
             losses=list(losses.values()),
+            filter_3d=state.filter_3d,
+            sparse=step.visible_only,
             stats=statistics if step.statistics else None,
             workspace=self.workspace,
         )
         for name in step.learning_rates:  # also where a loss is not finite: this state is then given up
             state.steps[name] += 1
         weights = {name: loss.weight for name, loss in losses.items()}
-        return partial(self._terms, weights, Reading(_report(result)))
+        return partial(self._terms, weights, Reading(result.report))
 
     def _terms(self, weights: dict[str, float], report: Reading) -> Terms:
         """Of a step: l1, ssim and loss of each term, then the number of Gaussians left out."""
@@ -108,11 +107,6 @@ class FusedEngine:
             antialiasing=self.pipeline.antialiasing,
             dilation=self.pipeline.dilation,
         )
-
-
-def _report(result: StepResult) -> Tensor:
-    """Its numbers side by side: l1, ssim and loss of each term, then how many Gaussians were left out."""
-    return torch.tensor([*chain(*result.losses), result.invalid], dtype=torch.float64)
 
 
 def _losses(view: View, targets: Targets, weights: Weights) -> dict[str, Loss]:

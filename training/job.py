@@ -61,7 +61,7 @@ class Job:
         """A trainer before its first iteration."""
         settings = self.settings
         world = World(self.scene.extent, settings.model.sh_degree, settings.model.white_background)
-        engine = choose(settings.pipeline, self.device)
+        engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad)
         state = TrainState.start(self.gaussians())
         generators = Generators.seeded(settings.common.seed)
         return Trainer(self.views, engine, state, settings.optimisation, world, generators)

@@ -95,7 +95,7 @@ def iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Prog
     if saves or measures:
         _settle(trainer, log)
     if saves:
-        save_ply(plan.out, now, trainer.state.gaussians)
+        save_ply(plan.out, now, trainer.drawn)
         say(f"[ITER {now}] Saving Gaussians")
     if measures and plan.measure:
         _measure(trainer, plan.measure, log, now)
@@ -148,7 +148,7 @@ def _shown(trainer: Trainer) -> dict[str, str]:
 
 
 def _measure(trainer: Trainer, measure: Measure, log: Log, now: int) -> None:
-    for result in measure(trainer.state.gaussians, trainer.degree(now)):
+    for result in measure(trainer.drawn, trainer.degree(now)):
         say(f"[ITER {now}] Evaluating {result.group}: L1 {result.l1:.6f} PSNR {result.psnr:.4f}")
         shown = result.psnr if math.isfinite(result.psnr) else 100.0  # equal images; JSON has no infinity
         log.measured(now, result.group, result.l1, shown, trainer.state.gaussians.num)

@@ -14,6 +14,7 @@ from torch import Tensor
 from scene.gaussians import FIELDS, Gaussians
 from training.reserve import Reserve
 
+FILTER = "filter_3d"  # of a checkpoint's tensors
 STATISTICS = ("grad_norm_sum", "view_count", "max_radius")
 
 
@@ -29,6 +30,7 @@ class TrainState:
     grad_norm_sum : [N] sum over views of the norm of dL/d(projected mean) in normalised device coordinates.
     view_count : [N] number of views in which the Gaussian was visible since the last densification.
     max_radius : [N] largest screen radius since then [px].
+    filter_3d : [N] widths of training.smoothing, or None; those of other rows go with a change of the rows.
     reserve : memory for the next change of the rows; no part of the state's value.
     """
 
@@ -39,6 +41,7 @@ class TrainState:
     grad_norm_sum: Float[Tensor, " N"]
     view_count: Float[Tensor, " N"]
     max_radius: Float[Tensor, " N"]
+    filter_3d: Float[Tensor, " N"] | None = None
     reserve: Reserve = field(init=False, default_factory=Reserve)
 
     @classmethod
@@ -63,18 +66,23 @@ class TrainState:
         named = {f"param.{name}": value for name, value in self.parameters().items()}
         named |= {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
         named |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
-        return named | {f"stat.{name}": getattr(self, name) for name in STATISTICS}
+        named |= {f"stat.{name}": getattr(self, name) for name in STATISTICS}
+        return named if self.filter_3d is None else named | {FILTER: self.filter_3d}
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor], steps: dict[str, int], device: torch.device) -> "TrainState":
         """The inverse of `tensors`; `named` is copied, so that training in place leaves it as it is."""
         own = {name: value.to(device, copy=True) for name, value in named.items()}
+        norms, counts, radii = (own[f"stat.{name}"] for name in STATISTICS)
         return cls(
             Gaussians(**{name: own[f"param.{name}"] for name in FIELDS}),
             {name: own[f"exp_avg.{name}"] for name in FIELDS},
             {name: own[f"exp_avg_sq.{name}"] for name in FIELDS},
             {name: int(steps[name]) for name in FIELDS},
-            *(own[f"stat.{name}"] for name in STATISTICS),
+            norms,
+            counts,
+            radii,
+            filter_3d=own.get(FILTER),
         )
 
     def sums(self, thorough: bool = False) -> tuple[list[str], Tensor]:
@@ -137,6 +145,8 @@ def apply(state: TrainState, change: Change) -> None:
     for name in STATISTICS:
         values = _rows(state, getattr(state, name), source)
         setattr(state, name, values.zero_() if change.restart_statistics else values)
+    if source is not None:
+        state.filter_3d = None
 
 
 def _rows(state: TrainState, values: Tensor, source: Tensor | None) -> Tensor:

@@ -15,6 +15,8 @@ class Step:
     background : RGB 0-1. sh_degree : bands in use. weights : of the objective.
     learning_rates : by field; a field that is not in it is not updated, and nothing is when it is empty.
     statistics : whether densification statistics are gathered.
+    visible_only : Gaussians that this view does not see keep their parameters and moments.
+    absolute : the statistic is the norm of the sums over pixels of absolute gradients.
     """
 
     background: Background
@@ -22,3 +24,5 @@ class Step:
     weights: Weights
     learning_rates: dict[str, float]
     statistics: bool
+    visible_only: bool = False
+    absolute: bool = False

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from arguments.training import OptimizationParams
+from scene.gaussians import Gaussians
 from training import schedules
 from training.densify import densification, opacity_reset
 from training.engines import Engine
@@ -23,7 +24,8 @@ from training.morton import reordered
 from training.objective import Outcome, Terms, Weights
 from training.reading import Reading
 from training.sampler import ViewSampler
-from training.state import TrainState, apply, first_broken
+from training.smoothing import INTERVAL, baked, filters
+from training.state import FILTER, TrainState, apply, first_broken
 from training.step import Step
 from training.views import Background, TrainingViews
 from utils import rng
@@ -123,6 +125,13 @@ class Trainer:
     def __post_init__(self) -> None:
         self.sampler = ViewSampler(list(self.views.views), self.generators.views)
         self.lag = 1 if self.state.gaussians.means.is_cuda else 0
+        self._smooth()
+
+    @property
+    def drawn(self) -> Gaussians:
+        """The Gaussians as any renderer draws them: with their filters, where there are some, made a part of them."""
+        gaussians, widths = self.state.gaussians, self.state.filter_3d
+        return gaussians if widths is None else baked(gaussians, widths)
 
     def step(self) -> Terms | None:
         """Carry out the next iteration and wait for its terms; None when its view is one of those left out.
@@ -154,9 +163,16 @@ class Trainer:
             apply(self.state, reordered(self.state.gaussians.means, change))
         if schedules.resets_opacity(self.settings, now, self.world.white_background):
             apply(self.state, opacity_reset(self.state))
+        if self.state.filter_3d is None or now % INTERVAL == 0:
+            self._smooth()
         self.iteration = now
         if made:
             made.gaussians, made.seconds = self.state.gaussians.num, time.perf_counter() - begin
+
+    def _smooth(self) -> None:
+        if self.settings.filter_3d:
+            cameras = (view.camera for view in self.views.views.values())
+            self.state.filter_3d = filters(cameras, self.state.gaussians.means)
 
     def settle(self, leave: int = 0) -> None:
         """Read the numbers of all pending iterations but the last `leave`; they move to `finished`.
@@ -186,6 +202,8 @@ class Trainer:
             weights=Weights(schedules.texture_weight(self.settings, now), self.settings.lambda_dssim),
             learning_rates=self._learning_rates(now),
             statistics=schedules.gathers_statistics(self.settings, now),
+            visible_only=self.settings.optimizer_type == "sparse_adam",
+            absolute=self.settings.abs_grad,
         )
         targets = self.views.targets(self.view, background)
         outcome = self.engine.step(self.state, self.views.views[self.view], targets, step)
@@ -241,13 +259,17 @@ class Trainer:
             raise UserError(f"the checkpoint has another SH degree than --sh_degree {self.world.sh_degree}")
         device = self.state.gaussians.means.device
         self.state = TrainState.from_tensors(
-            {name: value for name, value in tensors.items() if name.startswith(("param.", "exp_avg", "stat."))},
+            {name: value for name, value in tensors.items() if name.startswith(("param.", "exp_avg", "stat.", FILTER))},
             info["adam_steps"],
             device,
         )
         rng.restore({n.removeprefix("rng."): v for n, v in tensors.items() if n.startswith("rng.")}, info)
         for name, value in vars(self.generators).items():
             value.set_state(tensors[f"generator.{name}"])
+        if not self.settings.filter_3d:
+            self.state.filter_3d = None
+        elif self.state.filter_3d is None:
+            self._smooth()
         self.pending.clear()
         self.finished.clear()
         self.iteration = info["iteration"]

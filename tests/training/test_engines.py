@@ -111,6 +111,44 @@ def test_engines_agree_on_how_gaussians_are_drawn(scene_root, pipeline):
     assert abs(losses[0] - losses[2]) > 1e-3, "the setting has no effect"
 
 
+@pytest.mark.parametrize("rasterizer", ["native", "reference"])
+@pytest.mark.parametrize("kind", ["default", "sparse_adam"])
+def test_sparse_adam_leaves_alone_what_a_view_does_not_see(scene_root, rasterizer, kind):
+    run = trainer(scene_root, rasterizer, optimizer_type=kind, densify_from_iter=1000)
+    run.step()
+    run.state.gaussians.means[:5] += 1000.0  # nobody sees them any more, but they have momentum
+    before = {name: value.clone() for name, value in run.state.tensors().items()}
+    run.step()
+    after = run.state.tensors()
+    still = {name for name, value in after.items() if torch.equal(value[:5], before[name][:5])}
+    assert still == set(after) if kind == "sparse_adam" else not still & {"param.means", "exp_avg.means"}
+    assert not torch.equal(after["param.means"][5:], before["param.means"][5:])
+
+
+def test_engines_agree_on_sparse_adam(scene_root):
+    flags = {"optimizer_type": "sparse_adam", "densify_from_iter": 1000}
+    runs = [trainer(scene_root, name, **flags) for name in ("native", "reference")]
+    for run in runs:
+        run.state.gaussians.means[::3] += 1000.0
+    for _ in range(4):
+        a, b = (run.step() for run in runs)
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+    for name, value in runs[0].state.parameters().items():
+        assert torch.equal(value[::3], runs[1].state.parameters()[name][::3]), name
+
+
+def test_absolute_gradients_are_larger_and_only_the_kernels_have_them(scene_root):
+    runs = [trainer(scene_root, "native", abs_grad=flag, densify_from_iter=1000) for flag in (False, True)]
+    losses = [[run.step().loss for _ in range(3)] for run in runs]
+    assert losses[0] == losses[1], "only the statistic differs"
+    signed, absolute = (run.state.grad_norm_sum for run in runs)
+    assert (absolute >= signed * 0.999).all()
+    assert absolute.sum() > 1.2 * signed.sum()
+    for name, pipeline in (("reference", {}), ("native", {"convert_SHs_python": True})):
+        with pytest.raises(UserError, match="--abs_grad"):
+            trainer(scene_root, name, pipeline, abs_grad=True)
+
+
 def test_a_bound_on_memory_changes_no_bit(tmp_path):
     runs = [make_trainer(tmp_path, 3000, 256, "random") for _ in range(2)]
     for run, megabytes in zip(runs, (0, 5), strict=True):

@@ -1,0 +1,126 @@
+"""--filter_3d: the filter in training, in the PLY, and over an interruption."""
+
+import pytest
+import torch
+from diff_gaussian_rasterization import fused
+
+from gaussian_renderer import render
+from scene import load_scene
+from scene.ply import read_gaussians
+from tests.training_factory import random_state, settings, write_scene
+from training.checkpoint import Checkpoints, load
+from training.job import Job
+from training.outputs import save_ply
+from training.smoothing import INTERVAL, baked, filters
+from training.views import training_views
+from utils.errors import UserError
+from utils.state import load_state, save_state
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_scene(tmp_path_factory.mktemp("scene"))
+
+
+def trainer(root, rasterizer="native", **optimisation):
+    given = settings(root, rasterizer, **{"filter_3d": True} | optimisation)
+    views = training_views(load_scene(root / "lr"), root / "out/hr", given.model, given.optimisation, 0, "cpu")
+    return Job(given, root / "out", load_scene(root / "lr"), views, root / "out/hr", "cpu").trainer()
+
+
+def test_what_is_baked_is_a_convolution():
+    """Covariance plus f^2, peak times the root of the ratio of determinants; in float64 the definition itself."""
+    state = random_state(50)
+    gaussians = state.gaussians
+    for name, value in vars(gaussians).items():
+        setattr(gaussians, name, value.double())
+    gaussians.logit_opacities[:4, 0] = torch.tensor([-60.0, -30.0, 20.0, 30.0])
+    widths = torch.linspace(0, 2, 50, dtype=torch.float64)
+    found = baked(gaussians, widths)
+    scales = (gaussians.scales**2 + widths[:, None] ** 2).sqrt()
+    torch.testing.assert_close(found.scales, scales)
+    share = (gaussians.scales / scales).prod(dim=1, keepdim=True)
+    torch.testing.assert_close(found.opacities, share * gaussians.opacities)
+    torch.testing.assert_close(found.logit_opacities[0], gaussians.logit_opacities[0])  # f = 0 changes nothing
+    half = baked(type(gaussians)(**{k: v.float() for k, v in vars(gaussians).items()}), widths.float())
+    assert all(torch.isfinite(value).all() for value in vars(half).values())
+    torch.testing.assert_close(half.logit_opacities.double(), found.logit_opacities, rtol=1e-4, atol=1e-4)
+
+
+def test_engines_agree_with_filters(root):
+    runs = [trainer(root, name, densify_from_iter=1000) for name in ("native", "reference")]
+    plain = trainer(root, densify_from_iter=1000, filter_3d=False)
+    for run in (*runs, plain):  # thin Gaussians, so that there is something to filter
+        run.state.gaussians.log_scales -= 3.0
+    for _ in range(4):
+        a, b, other = (run.step().loss for run in (*runs, plain))
+        assert a == pytest.approx(b, rel=1e-4)
+        assert abs(a - other) > 1e-3, "the filter has no effect"
+
+
+def test_the_ply_looks_as_it_was_trained(root, tmp_path):
+    run = trainer(root, densify_from_iter=1000)
+    run.state.gaussians.log_scales -= 2.0
+    for _ in range(3):
+        run.step()
+    camera = next(iter(run.views.views.values())).camera
+    saved = read_gaussians(save_ply(tmp_path, 3, run.drawn))
+    with torch.no_grad():
+        image = render(camera, saved, background=(0.0, 0.0, 0.0), sh_degree=0).color
+        bare = render(camera, run.state.gaussians, background=(0.0, 0.0, 0.0), sh_degree=0).color
+    pinhole = fused.RasterCamera(
+        camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, camera.world_to_camera, sh_degree=0
+    )
+    parameters = list(run.state.parameters().values())
+    trained = fused.render(pinhole, parameters, filter_3d=run.state.filter_3d, workspace=run.engine.workspace).image
+    torch.testing.assert_close(image, trained, rtol=0, atol=2e-5)
+    assert (bare - trained).abs().max() > 0.01
+
+
+def test_filters_follow_the_rows_and_the_means(root):
+    run = trainer(root, iterations=2 * INTERVAL + 10, densify_until_iter=60, max_gaussians=0)
+    sizes = set()
+    while run.iteration < INTERVAL - 1:
+        run.step()
+        sizes.add(run.state.gaussians.num)
+        assert len(run.state.filter_3d) == run.state.gaussians.num
+    assert len(sizes) > 1, "rows must have changed"
+    old = run.state.filter_3d
+    run.step()
+    cameras = [view.camera for view in run.views.views.values()]
+    assert torch.equal(run.state.filter_3d, filters(cameras, run.state.gaussians.means))
+    assert not torch.equal(run.state.filter_3d, old)
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(root, tmp_path):
+    whole = trainer(root)
+    first, second = trainer(root), trainer(root)
+    while whole.iteration < 40:
+        whole.step()
+    while first.iteration < 23:
+        first.step()
+    kept = Checkpoints(tmp_path, frozenset(), {})
+    tensors, info = first.capture()
+    path = kept.write(tensors, info | {"log_bytes": 0, "rollbacks": 0})
+    second.restore(*load(path))
+    while second.iteration < 40:
+        second.step()
+    expected = whole.state.tensors()
+    assert "filter_3d" in expected
+    assert all(torch.equal(value, expected[name]) for name, value in second.state.tensors().items())
+    tensors, info = load_state(path)
+    save_state(path, tensors | {"filter_3d": torch.zeros(3)}, info)
+    with pytest.raises(UserError, match="filter_3d has the wrong shape"):
+        load(path)
+
+
+def test_a_checkpoint_without_filters_gets_them_and_one_with_them_loses_them(root):
+    with_filters, without = trainer(root), trainer(root, filter_3d=False)
+    for run in (with_filters, without):
+        run.step()
+    states = [run.capture() for run in (with_filters, without)]
+    with_filters.restore(*states[1])
+    without.restore(*states[0])
+    assert len(with_filters.state.filter_3d) == with_filters.state.gaussians.num
+    assert without.state.filter_3d is None
+    assert without.drawn is without.state.gaussians
