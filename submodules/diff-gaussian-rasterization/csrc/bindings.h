@@ -299,6 +299,7 @@ void lr_l1_ssim(Rasterization<B>& r, Address image, Address lr_target, Address g
 template <class B>
 void add_invalid(Rasterization<B>& r, Address to, const typename B::Run& run) {
   const Working working(r.at_work);
+  r.check_drawn();
   const nb::gil_scoped_release release;
   r.backend.add_invalid(doubles(to), run);
 }

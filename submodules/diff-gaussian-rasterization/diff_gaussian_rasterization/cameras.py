@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diff_gaussian_rasterization.checks import check_finite, check_range
+from diff_gaussian_rasterization.checks import CPU, check_finite, check_range
 
 ROW = 28
 POSE = 15  # leading entries that have a gradient: rotation, translation, centre
@@ -78,9 +78,9 @@ class RasterCamera:
         lens += [FRUSTUM_MARGIN * self.width / (2 * self.fx), FRUSTUM_MARGIN * self.height / (2 * self.fy)]
         lens += [*background, self.scale_modifier, self.dilation]
         if isinstance(pose, Tensor) and (pose.requires_grad or torch.compiler.is_compiling()):
-            row, rest = None, torch.tensor(lens, dtype=torch.float64, device="cpu")
+            row, rest = None, torch.tensor(lens, dtype=torch.float64, device=CPU)
         else:
-            row, rest = torch.tensor([*_pose_values(pose), *lens], dtype=torch.float64, device="cpu"), None
+            row, rest = torch.tensor([*_pose_values(pose), *lens], dtype=torch.float64, device=CPU), None
         object.__setattr__(self, "_row", row)
         object.__setattr__(self, "_rest", rest)
 

@@ -43,8 +43,8 @@ def device_from(name: str | torch.device) -> torch.device:
 def _check_kernels(device: torch.device) -> None:
     if not has_cuda_kernels():
         raise RuntimeError(
-            f"the tensors are on {device}, but this build of diff_gaussian_rasterization has no CUDA kernels "
-            f"({_native.cuda_build}); move them to the CPU, or install a build that has them"
+            f"this build of diff_gaussian_rasterization has no CUDA kernels ({_native.cuda_build}), which tensors on "
+            f"{device} need: move them to the CPU, or install a build that has them"
         )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from diff_gaussian_rasterization.cameras import RasterCamera, view_of
+from diff_gaussian_rasterization.checks import CPU
 from diff_gaussian_rasterization.losses import L1SSIM, Loss, LowResolution, Term, taps_of
 from diff_gaussian_rasterization.raw import NAMES, render_raw
 from diff_gaussian_rasterization.step_ops import train_step as _train_step
@@ -231,20 +232,20 @@ def _schedule(
 ) -> Tensor:
     """float64 [10]: rates, NaN for resting fields, then the step and `constants`; or [0]."""
     if learning_rates is None:
-        return torch.empty(0, dtype=torch.float64, device="cpu")
+        return torch.empty(0, dtype=torch.float64, device=CPU)
     if isinstance(learning_rates, Tensor):
-        at = torch.as_tensor(step, dtype=torch.float64, device="cpu").reshape(1)
-        rest = torch.tensor(constants, dtype=torch.float64, device="cpu")
+        at = torch.as_tensor(step, dtype=torch.float64, device=CPU).reshape(1)
+        rest = torch.tensor(constants, dtype=torch.float64, device=CPU)
         return torch.cat([learning_rates.to("cpu", torch.float64), at, rest])
     rates = [math.nan if rate is None else float(rate) for rate in learning_rates]
     if len(rates) != 6:
         raise ValueError(f"learning_rates: expected six, got {len(rates)}")
-    return torch.tensor([*rates, float(step), *constants], dtype=torch.float64, device="cpu")
+    return torch.tensor([*rates, float(step), *constants], dtype=torch.float64, device=CPU)
 
 
 def _given(tensors: Sequence[Tensor | None] | None, count: int) -> list[Tensor]:
     """As operators take them: an empty tensor for None."""
-    return [torch.empty(0) if t is None else t for t in (tensors or (None,) * count)]
+    return [torch.empty(0, device=CPU) if t is None else t for t in (tensors or (None,) * count)]
 
 
 @torch.no_grad()

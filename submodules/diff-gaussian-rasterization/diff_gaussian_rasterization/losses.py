@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from diff_gaussian_rasterization.checks import check_range, size_of
+from diff_gaussian_rasterization.checks import CPU, check_range, size_of
 from diff_gaussian_rasterization.taps import Taps
 
 
@@ -74,7 +74,7 @@ Term = L1SSIM | LowResolution
 def taps_of(term: Term, view: list[int]) -> list[Tensor]:
     """Start and weight along x, then y, on the target's device; empty for a term of the image's size."""
     if isinstance(term, L1SSIM):
-        return [torch.empty(0) for _ in range(4)]
+        return [torch.empty(0, device=CPU) for _ in range(4)]
     lr_height, lr_width = size_of("lr_target", term.lr_target, 1), size_of("lr_target", term.lr_target, 2)
     x, y = Taps.of("taps_x", term.taps_x, lr_width, view[0]), Taps.of("taps_y", term.taps_y, lr_height, view[1])
     x, y = x.on(term.lr_target.device), y.on(term.lr_target.device)

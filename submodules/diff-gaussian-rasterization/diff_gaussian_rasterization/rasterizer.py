@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diff_gaussian_rasterization.cameras import FRUSTUM_MARGIN, MAX_SIDE_PX, ROW
-from diff_gaussian_rasterization.checks import check_finite, check_range
+from diff_gaussian_rasterization.checks import CPU, check_finite, check_range
 from diff_gaussian_rasterization.operators import operator
 from diff_gaussian_rasterization.ops import render, wants_gradient
 
@@ -113,7 +113,7 @@ class GaussianRasterizer(nn.Module):
 def _original_camera_fake(
     viewmatrix, projmatrix, campos, background, width, height, tanfovx, tanfovy, scale_modifier
 ):  # fmt: skip
-    return torch.empty(ROW, dtype=torch.float64, device="cpu")
+    return torch.empty(ROW, dtype=torch.float64, device=CPU)
 
 
 @operator(_original_camera_fake, dispatch_keys=("CompositeExplicitAutograd",))
@@ -163,7 +163,7 @@ def original_camera(
         scale_modifier,
         DILATION_PX2,
     ]
-    return torch.tensor(row, dtype=torch.float64, device="cpu")
+    return torch.tensor(row, dtype=torch.float64, device=CPU)
 
 
 def _values(names: tuple[str, ...], tensors: tuple[Tensor, ...], counts: tuple[int, ...]) -> list[list[float]]:
@@ -171,9 +171,10 @@ def _values(names: tuple[str, ...], tensors: tuple[Tensor, ...], counts: tuple[i
     for name, tensor, count in zip(names, tensors, counts, strict=True):
         if tensor.numel() != count:
             raise ValueError(f"{name}: expected {count} finite numbers, got shape {tuple(tensor.shape)}")
-    device = tensors[0].device
-    flat = [tensor.detach().reshape(-1).to(device, torch.float64) for tensor in tensors]
-    found = [part.tolist() for part in torch.cat(flat).to("cpu").split(counts)]
+    flat = [tensor.detach().flatten() for tensor in tensors]
+    if not all(tensor.is_cpu for tensor in tensors):  # one copy and one wait
+        flat = list(torch.cat([t.to(flat[0].device, torch.float64) for t in flat]).cpu().split(counts))
+    found: list[list[float]] = [t.tolist() for t in flat]
     for name, values in zip(names, found, strict=True):
         if not all(map(math.isfinite, values)):
             raise ValueError(f"{name}: expected {len(values)} finite numbers, got {values}")

@@ -79,7 +79,7 @@ def train_step(
     stats = _statistics(parameters[0], statistics)
     ready = _ready(grad_image, frame, bool(targets))
     wanted = _Wanted(gradient=ready is None, update=moments is not None, back=moments is not None or any(stats))
-    report = _Report(parameters[0].new_zeros(3 * len(targets) + 2, dtype=torch.float64))
+    report = _Report(parameters[0].new_zeros(3 * len(targets) + 1 + (ready is not None), dtype=torch.float64))
     with on(frame.device) as run:
         report.guard(ready)
         drawn = _image(frame, parameters, filter_3d, rendered, workspace, wanted, run)
@@ -97,9 +97,10 @@ def train_step(
                 native.add_invalid(report.at(len(targets)), run)
         finally:
             release(drawn.lease)
+    values = report.values if ready is None else report.values[:-1]
     if rendered:
-        return drawn.image.new_empty(0), drawn.radii.new_empty(0), report.values[:-1]
-    return drawn.image, drawn.radii, report.values[:-1]
+        return drawn.image.new_empty(0), drawn.radii.new_empty(0), values
+    return drawn.image, drawn.radii, values
 
 
 def check_schedule(schedule: Tensor) -> Tensor:
@@ -140,7 +141,8 @@ def _statistics(means: Tensor, statistics: list[Tensor]) -> list[int]:
 
 
 class _Report(NamedTuple):
-    """float64 [3 L + 2]: the terms, three numbers each, the number of invalid Gaussians, and one that is 0 or NaN."""
+    """float64 [3 L + 1]: the terms, three numbers each, and the number of invalid Gaussians; beside a ready dL/dimage
+    one more, that is 0 or NaN."""
 
     values: Tensor
 

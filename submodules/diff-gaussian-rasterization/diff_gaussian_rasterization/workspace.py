@@ -14,7 +14,7 @@ from torch import Tensor
 from diff_gaussian_rasterization.cameras import ROW, RasterCamera
 from diff_gaussian_rasterization.checks import address, check_finite, check_range, check_written, size_of
 from diff_gaussian_rasterization.devices import device_from, on
-from diff_gaussian_rasterization.leases import at_work, handle, lease, occupy, owned, release
+from diff_gaussian_rasterization.leases import at_work, handle, lease, owned, release
 from diff_gaussian_rasterization.losses import Loss, loss_of
 from diff_gaussian_rasterization.raw import Drawing, check_parameters, check_six
 from diff_gaussian_rasterization.step_ops import STATISTICS
@@ -63,20 +63,25 @@ class Workspace:
         quarter more, is the capacity. Pairs beyond it are left out of the image, and `facts["overflow"]` tells. Do it
         once more afterwards, for all else that grows with the capacity. Then capture `train_step(..., workspace=this)`,
         or calls of this class, with torch.cuda.graph; the camera, learning rates and the number of the step are
-        constants of the graph. A replay runs where graph.replay() is called: order it with other uses of the workspace.
-        On the CPU nothing changes.
-        """
-        if self.device.type == "cpu":
-            return
-        occupy(self._lease)
-        try:
-            for native in self._lease.natives:
-                native.fixed_capacity = fixed
-        finally:
-            release(self._lease)
+        constants of the graph. A replay runs where graph.replay() is called: order it with other uses of the workspace,
+        and keep the workspace as long as the graph. On the CPU nothing changes.
 
-    def time_stages(self, wanted: bool = True) -> None:
-        """On CUDA: put events around the stages, so that `facts` has their times. On the CPU it always has them."""
+        Raises
+        ------
+        RuntimeError : nothing was drawn yet.
+        """
+        if self.device.type == "cuda":
+            with at_work(self._lease):
+                for native in self._lease.natives:
+                    native.fix_capacity(fixed)
+
+    @property
+    def timing(self) -> bool:
+        """Whether `facts` has the times of the stages: always on the CPU; on CUDA where it is set, by events."""
+        return self.device.type == "cpu" or bool(self._native.timing)
+
+    @timing.setter
+    def timing(self, wanted: bool) -> None:
         if self.device.type == "cuda":
             for native in self._lease.natives:
                 native.timing = wanted
@@ -355,7 +360,7 @@ class Workspace:
 
         The stage `loss` sums the terms since the last forward. With several cameras those of the first; bytes and
         bands of the one that has most, overflow of any (pairs beyond a fixed capacity are missing from the image). On
-        CUDA this waits for the device; bands are 1, and stage_ms is empty without `time_stages`.
+        CUDA this waits for the device; bands are 1, and stage_ms is empty without `timing`.
         """
         with on(self.device):
             each = [native.facts() for native in self._lease.natives]

@@ -71,7 +71,6 @@ class Cuda {
   void forward(const Scene& scene, const Camera& c, const Images& out, std::int32_t* radii,
                bool keep, const Run& run) {
     begin(run);
-    workspace_.stages.restart();
     try {
       cuda::forward(workspace_, scene, c, out, radii, keep, stream_);
     } catch (const NoRoom&) {  // perhaps beside what other images needed: once more without that
@@ -160,7 +159,13 @@ class Cuda {
 
   nb::object memory() const { return memory_.object(); }
   bool fixed_capacity() const { return workspace_.fixed_capacity; }
-  void set_fixed_capacity(bool fixed) { workspace_.fixed_capacity = fixed; }
+  void fix_capacity(bool fixed) {
+    if (fixed && workspace_.list_gaussian.capacity() == 0) {
+      throw std::runtime_error(
+          "the capacity is that of the tile lists so far: draw an image first");
+    }
+    workspace_.fixed_capacity = fixed;
+  }
   bool timing() const { return workspace_.timing; }
   void set_timing(bool on) { workspace_.timing = on; }
 
@@ -185,9 +190,8 @@ void bind_cuda(nb::module_& m) {
   nb::class_<R> c = bind<Cuda>(m, "CudaRasterization");
   c.def(nb::init<int, nb::object, Address>(), "device"_a, "memory"_a, "pinned"_a)
       .def_prop_ro("memory", [](const R& r) { return r.backend.memory(); })
-      .def_prop_rw(
-          "fixed_capacity", [](const R& r) { return r.backend.fixed_capacity(); },
-          [](R& r, bool fixed) { r.backend.set_fixed_capacity(fixed); })
+      .def_prop_ro("fixed_capacity", [](const R& r) { return r.backend.fixed_capacity(); })
+      .def("fix_capacity", [](R& r, bool fixed) { r.backend.fix_capacity(fixed); })
       .def_prop_rw(
           "timing", [](const R& r) { return r.backend.timing(); },
           [](R& r, bool on) { r.backend.set_timing(on); });

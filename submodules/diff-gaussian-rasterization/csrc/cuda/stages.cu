@@ -63,6 +63,6 @@ Counts read_counts(const Workspace& w, Stream stream) {
   return *w.read;
 }
 
-void use_device(int index) { check(cudaSetDevice(index), "the device"); }
+void use_device(int index) { check(cudaSetDevice(index), "cannot use the device"); }
 
 }  // namespace splat::cuda
