@@ -74,9 +74,9 @@ def test_hostile_filters_and_scales_are_culled_and_counted():
     filter_3d[:5] = torch.tensor([math.nan, math.inf, -math.inf, 1e38, -1e20])
     six[1][5:9] = torch.tensor([-1e4, 1e4, -88.0, math.nan])[:, None]
     filter_3d[5:8] = 0
-    before = int(View(case, case.six, filter_of(case)).native.facts()["invalid"])
+    before = int(View(case, case.six, filter_of(case)).native.facts(1)["invalid"])
     view = View(case, six, filter_3d)
-    assert view.native.facts()["invalid"] >= before + 5
+    assert view.native.facts(1)["invalid"] >= before + 5
     grads, pose = view.backward(map_gradients(case))
     assert all(torch.isfinite(x).all() for x in (view.color, view.transmittance, pose, *grads))
     assert all(torch.count_nonzero(g[:5]) == 0 for g in grads)

@@ -75,7 +75,7 @@ class Cpu {
   std::int64_t limit() const { return workspace_.budget.limit; }
   void set_limit(std::int64_t bytes) { workspace_.set_limit(bytes); }
 
-  nb::dict facts() const {
+  nb::dict facts(int /*threads*/) const {
     nb::dict d;
     d["drawn"] = workspace_.drawn;
     d["instances"] = workspace_.instances;

@@ -305,9 +305,9 @@ void add_invalid(Rasterization<B>& r, Address to, const typename B::Run& run) {
 }
 
 template <class B>
-nb::dict facts(Rasterization<B>& r) {
+nb::dict facts(Rasterization<B>& r, const typename B::Run& run) {
   const Working working(r.at_work);
-  return r.backend.facts();
+  return r.backend.facts(run);
 }
 
 inline nb::dict stage_times(const double* ms) {

@@ -269,7 +269,7 @@ def filter_3d(cameras: Sequence[RasterCamera], means: Tensor) -> Tensor:
     rate = means.new_zeros(len(means))
     for camera in cameras:
         pose = torch.as_tensor(camera.world_to_camera).detach().to(means)
-        x, y, z = (means @ pose[:3, :3].T + pose[:3, 3]).unbind(-1)
+        x, y, z = ((means[:, None] * pose[:3, :3]).sum(dim=-1) + pose[:3, 3]).unbind(-1)  # each [N]
         column = camera.fx * x / z + camera.cx
         row = camera.fy * y / z + camera.cy
         seen = z > NEAR_Z

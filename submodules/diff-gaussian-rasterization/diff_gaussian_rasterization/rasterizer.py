@@ -55,7 +55,7 @@ class GaussianRasterizer(nn.Module):
     def markVisible(self, positions: Tensor) -> Tensor:
         """Bool [N]: in front of the near plane, the original's only frustum test."""
         view = self.raster_settings.viewmatrix.to(positions)
-        return positions @ view[:3, 2] + view[3, 2] > NEAR_Z
+        return (positions * view[:3, 2]).sum(dim=-1) + view[3, 2] > NEAR_Z
 
     def forward(
         self,

@@ -360,10 +360,10 @@ class Workspace:
 
         The stage `loss` sums the terms since the last forward. With several cameras those of the first; bytes and
         bands of the one that has most, overflow of any (pairs beyond a fixed capacity are missing from the image). On
-        CUDA this waits for the device; bands are 1, and stage_ms is empty without `timing`.
+        CUDA this waits for what is queued on the current stream; bands are 1, and stage_ms is empty without `timing`.
         """
-        with on(self.device):
-            each = [native.facts() for native in self._lease.natives]
+        with at_work(self._lease) as run:
+            each = [native.facts(run) for native in self._lease.natives]
         return each[0] | {name: max(facts[name] for facts in each) for name in ("bytes", "bands", "overflow")}
 
     def _last(self, caller: str) -> Drawing:

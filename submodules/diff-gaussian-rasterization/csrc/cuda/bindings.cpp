@@ -71,9 +71,12 @@ class Cuda {
   void forward(const Scene& scene, const Camera& c, const Images& out, std::int32_t* radii,
                bool keep, const Run& run) {
     begin(run);
+    const bool same = scene.count == workspace_.count && c.width == workspace_.camera.width &&
+                      c.height == workspace_.camera.height;
+    if (memory_.limit > 0 && !same) release_image();  // other sizes, other buffers
     try {
       cuda::forward(workspace_, scene, c, out, radii, keep, stream_);
-    } catch (const NoRoom&) {  // perhaps beside what other images needed: once more without that
+    } catch (const NoRoom&) {  // perhaps beside what another image needed: once more without that
       if (workspace_.fixed_capacity) throw;
       release_image();
       cuda::forward(workspace_, scene, c, out, radii, keep, stream_);
@@ -136,13 +139,13 @@ class Cuda {
     memory_.limit = bytes;
   }
 
-  /// Waits for the device.
-  nb::dict facts() {
+  /// Waits for what the stream has to do.
+  nb::dict facts(const Run& run) {
     cuda::Counts counts{};
     double stage_ms[cuda::kStages];
     if (drew_) {
       const nb::gil_scoped_release release;
-      cuda::use_device(device_);
+      begin(run);
       counts = cuda::read_counts(workspace_, stream_);
       if (workspace_.timing) workspace_.stages.read(stage_ms);
     }
