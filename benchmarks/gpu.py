@@ -113,12 +113,11 @@ class Ours:
 
     def stages(self) -> Times:
         """Of one step, by the kernels' own events."""
-        self.workspace.timing = True
-        try:
-            self.step()
-            return dict(self.workspace.facts["stage_ms"])
-        finally:
-            self.workspace.timing = False
+        self.workspace.time_stages()
+        self.step()
+        found = dict(self.workspace.facts["stage_ms"])
+        self.workspace.time_stages(False)
+        return found
 
     def counts(self) -> Counts:
         """What the scene comes to on the screen."""

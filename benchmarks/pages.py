@@ -6,6 +6,8 @@
     python -m benchmarks.training_step --two_term --json benchmarks/results/training_step.json
     python -m benchmarks.pages
 
+What a GPU gave comes from benchmarks/results/gpu, see benchmarks.gpu_pages.
+
 What stands between `<!-- numbers: NAME -->` and `<!-- end of numbers -->` in a page is replaced. A test holds that
 pages and files agree.
 """
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, training_step
+from benchmarks import gpu_pages, report, training_step
 from benchmarks.chart import chart
 from benchmarks.goals import Finding, goals_table
 from utils import errors
@@ -69,12 +71,18 @@ def picture_block(reports: Reports) -> str:
     return f"![Whole training steps: {', '.join(parts)}](../../docs/images/rasterizer.svg)\n"
 
 
+def gpu_block(reports: Reports) -> str:
+    """What was run on a GPU, or that nothing was."""
+    return gpu_pages.block(reports["gpu"])
+
+
 BLOCKS: dict[str, Callable[[Reports], str]] = {
     "goals": goals_block,
     "stages": stages_block,
     "scaling": scaling_block,
     "training_step": training_step_block,
     "picture": picture_block,
+    "gpu": gpu_block,
 }
 
 
@@ -102,7 +110,8 @@ def filled(text: str, reports: Reports) -> str:
 
 def outputs(results: Path) -> dict[Path, str]:
     """What every page and the chart must say, from the files in `results`."""
-    reports = {name: read_json(results / f"{name}.json") for name in FILES}
+    reports: Reports = {name: read_json(results / f"{name}.json") for name in FILES}
+    reports["gpu"] = gpu_pages.committed(results / "gpu")
     pages = {PROJECT / page: filled((PROJECT / page).read_text(), reports) for page in PAGES}
     return {**pages, CHART: chart(reports["stages"])}
 

@@ -59,7 +59,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.tables": (TableParams,),
     "examples.demo": (CommonParams,),
 }
-BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn")
+BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn", "vsr")
 RUNS_PIPELINE = {"run_scene.sh", "ablate_ordering.sh"}  # what follows their two folders goes to run.py
 TOOLS = {"pip", "pytest", "venv"}  # their own flags are not ours to check
 
@@ -93,13 +93,17 @@ def flags_of(program: str) -> set[str]:
     if program in GROUPS:
         own = [f for group in GROUPS[program] for f in fields(group)]
         return {"--config", "--help", *(f"--{f.name}" for f in own), *(f.metadata["short"] or "" for f in own)}
+    if program.endswith(".sh"):  # what its head explains
+        return {
+            flag for line in (ROOT / program).read_text().splitlines() if line[:1] == "#" for flag in FLAG.findall(line)
+        }
     path = ROOT / (program if program.endswith(".py") else program.replace(".", "/") + ".py")
     return set(re.findall(r"\"(--?\w[\w-]*)\"", path.read_text())) | {"--help"}
 
 
 @cache
 def all_flags() -> set[str]:
-    modules = ("scene.check", "utils.weights", *(f"benchmarks.{name}" for name in BENCHMARKS))
+    modules = ("scene.check", "utils.weights", "scripts/gpu_check.sh", *(f"benchmarks.{name}" for name in BENCHMARKS))
     return {flag for program in (*GROUPS, *modules) for flag in flags_of(program)}
 
 
@@ -143,7 +147,7 @@ def test_commands_exist_and_take_these_flags(page):
             assert set(targets) <= make_targets(), f"{page.name}: {shown}: no such target"
         elif words[0].startswith("scripts/"):
             assert (ROOT / words[0]).is_file(), f"{page.name}: {shown}: no such script"
-            check_flags(page, "run.py" if Path(words[0]).name in RUNS_PIPELINE else "", words[1:], shown)
+            check_flags(page, "run.py" if Path(words[0]).name in RUNS_PIPELINE else words[0], words[1:], shown)
         elif words[0] == "python":
             program = words[2] if words[1] == "-m" else words[1]
             if program not in TOOLS and program != "-c":
@@ -152,12 +156,16 @@ def test_commands_exist_and_take_these_flags(page):
 
 
 def check_program(page: Path, program: str, shown: str) -> None:
+    if program.endswith(".sh"):  # what its head explains
+        return {
+            flag for line in (ROOT / program).read_text().splitlines() if line[:1] == "#" for flag in FLAG.findall(line)
+        }
     path = ROOT / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
     assert path.is_file(), f"{page.name}: {shown}: no such script or module"
 
 
 def check_flags(page: Path, program: str, words: list[str], shown: str) -> None:
-    known = flags_of(program) if program else set()
+    known = flags_of(program)
     for word in words:
         if word.startswith("-") and not re.match(r"-\d", word):
             assert word.split("=")[0] in known, f"{page.name}: {shown}: {program or words} has no flag {word}"
