@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diff_gaussian_rasterization import fused, rasterize_extended, set_memory_limit
+from diff_gaussian_rasterization import fused, rasterize_extended, release_memory, set_memory_limit
 from torch import Tensor
 
 from tests.cuda.scenes import deterministic
@@ -206,6 +206,7 @@ def test_a_memory_limit_is_kept_or_refused_with_what_is_needed(cuda: Any) -> Non
 def test_memory_goes_back_to_pytorch(cuda: Any) -> None:
     case = make_case(23, n=20_000, width=400, height=300)
     six = there(case.six, cuda)
+    release_memory()
     torch.cuda.synchronize(cuda)
     before = torch.cuda.memory_allocated(cuda)
     workspace = fused.Workspace(device=cuda)
@@ -213,6 +214,10 @@ def test_memory_goes_back_to_pytorch(cuda: Any) -> None:
     held = workspace.facts["bytes"]
     assert torch.cuda.memory_allocated(cuda) - before >= held > 0
     del workspace
+    assert torch.cuda.memory_allocated(cuda) <= before + 4096
+    fused.render(case.raster_camera, six)
+    assert torch.cuda.memory_allocated(cuda) > before + held / 2  # in the pool
+    release_memory()
     assert torch.cuda.memory_allocated(cuda) <= before + 4096
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from diff_gaussian_rasterization import RasterCamera
+from diff_gaussian_rasterization import RasterCamera, leases, release_memory
 from diff_gaussian_rasterization.fused import L1SSIM, LowResolution, Workspace, render, train_step
 from torch import Tensor
 
@@ -294,3 +294,12 @@ def test_a_real_capture_stays_under_the_limit(data_dir: Path, limit_mb: int, in_
     assert (bound["bands"] > 1) == in_bands
     assert bound["bytes"] <= limit_mb * 1_000_000
     assert bound["extra"] <= limit_mb * 1_000_000
+
+
+def test_memory_that_nobody_uses_can_be_given_up() -> None:
+    case = banded_case()
+    image = render(case.raster_camera, case.six).image
+    assert leases._POOL.free[None]
+    release_memory()
+    assert not leases._POOL.free
+    assert torch.equal(render(case.raster_camera, case.six).image, image)

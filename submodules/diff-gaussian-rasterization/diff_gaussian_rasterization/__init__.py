@@ -5,7 +5,7 @@ from diff_gaussian_rasterization._native import cuda_build, isa, isa_supported
 from diff_gaussian_rasterization.cameras import RasterCamera
 from diff_gaussian_rasterization.devices import has_cuda_kernels
 from diff_gaussian_rasterization.extended import RasterOutput, rasterize_extended
-from diff_gaussian_rasterization.leases import set_memory_limit
+from diff_gaussian_rasterization.leases import release_memory, set_memory_limit
 from diff_gaussian_rasterization.rasterizer import GaussianRasterizationSettings, GaussianRasterizer
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "isa",
     "isa_supported",
     "rasterize_extended",
+    "release_memory",
     "set_memory_limit",
 ]

@@ -15,6 +15,7 @@ from diff_gaussian_rasterization import _native
 
 Run = int | list[int]  # the last argument of native calls
 Queue = tuple[int, int]  # index and stream of a GPU
+CAPTURE = "a CUDA graph is being captured: give a fused.Workspace of that device, after its fix_capacity()"
 
 
 def has_cuda_kernels() -> bool:
@@ -107,15 +108,17 @@ class DeviceMemory:
 
 
 def native_on(device: torch.device) -> Any:
-    """A new native workspace.
+    """A new native workspace; within `on(device)`.
 
     Raises
     ------
-    RuntimeError : on CUDA, for which this build has no kernels.
+    RuntimeError : on CUDA, for which this build has no kernels, or whose stream is being captured into a graph.
     """
     if device.type == "cpu":
         return _native.Rasterization()
     _check_kernels(device)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(CAPTURE)
     memory = DeviceMemory(device)
     return _native.CudaRasterization(device.index, memory, memory.pinned.data_ptr())
 
@@ -144,9 +147,7 @@ def follow(natives: Iterable[Any], device: torch.device) -> None:
     stream = torch.cuda.current_stream(device)
     for native in natives:
         if not native.fixed_capacity and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "a CUDA graph is being captured: give a fused.Workspace of that device, after its fix_capacity()"
-            )
+            raise RuntimeError(CAPTURE)
         native.memory.follow(stream)
 
 

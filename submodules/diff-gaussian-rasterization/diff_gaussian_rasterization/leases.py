@@ -63,6 +63,11 @@ def set_memory_limit(bytes: int) -> None:
     _POOL.memory_limit = int(bytes)
 
 
+def release_memory() -> None:
+    """Give up the memory of workspaces that nobody uses, on the CPU and on GPUs (there PyTorch's cache gets it)."""
+    _POOL.free.clear()
+
+
 class Lease(np.ndarray):
     """Memory of a handle, and the workspaces, one per camera, that it stands for. Made by `lease` only."""
 
