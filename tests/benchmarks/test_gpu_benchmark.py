@@ -82,6 +82,35 @@ def test_relative_distances():
     assert gpu.relative(torch.zeros(2), torch.zeros(2)) == 0
 
 
+def test_our_step_runs_where_its_tensors_are():
+    """The CPU serves as the device: what is run there is what would be run on a GPU."""
+    case = Case("random", 1500, 64, 48)
+    ours = gpu.Ours(case, torch.device("cpu"))
+    ours.step()
+    assert all(np.array_equal(p.numpy(), v) for p, v in zip(ours.six, case.values.values(), strict=True))
+    assert ours.mean[0].abs().sum() > 0
+    assert set(ours.stages()) == set(gpu_run.STAGES) - {"whole"}
+    counts = ours.counts()
+    assert (counts.n, counts.width, counts.height) == (1500, 64, 48)
+    assert 0.9 * 1500 < counts.drawn <= 1500
+    assert counts.instances >= counts.drawn
+    assert 10 * counts.pixels < counts.pairs < 200 * counts.pixels  # about 40 splats over each pixel
+    found = gpu.spread(case, torch.device("cpu"), runs=2)
+    assert found["deterministic_equal"]
+    assert found["fast_image_equal"]
+    assert found["largest"] == 0
+    assert set(found["fast"].values()) == {0.0}
+
+
+def test_the_switch_of_determinism_is_put_back():
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with gpu.determinism(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory == fill
+
+
 def entry(with_peer: bool) -> gpu_run.Report:
     ours = gpu.with_sums(dict.fromkeys(gpu_run.STAGES, 2.0)) | {"whole": 10.0}
     ms = {name: {"median": ours, "min": ours} for name in (OURS, DETERMINISTIC)}
