@@ -1,11 +1,15 @@
 """Where the time of one iteration of train.py goes: kernels, PyTorch's operators, Python.
 
-    python -m benchmarks.training_step [--n 100000 300000] [--threads 1 2] [--rgba] [--two_term] [--json FILE]
+    python -m benchmarks.training_step [--n 100000 300000] [--threads 1 2] [--rgba] [--two_term] [--device cuda]
+        [--json FILE]
 
 Our own scene (benchmarks.gen) from a few cameras, images as PNG files in a temporary folder, the loop of train.py with
 its log. Learning rates are 0: the same work, but the scene stays as it is. Shares are of the iteration's time in the
 same run: PyTorch's operators by torch.profiler, functions of Python by cProfile (own time; the kernels' is taken out of
 the functions that call them). What comes every 100 or 1000 iterations is timed apart, its share is spread over them.
+
+On a GPU iterations are timed in blocks, at whose end the GPU is waited for; the kernels' time is that of events around
+their stages; shares are of the processor's time, in which it also waits. Not run on a GPU yet.
 """
 
 import argparse
@@ -27,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from arguments.flags import Parser, underscored
 from arguments.loading import PipelineParams
 from arguments.training import OptimizationParams
-from benchmarks import gen, report
+from benchmarks import device, gen, report
 from benchmarks.cases import Case
 from benchmarks.ours import LR_SCALE
 from scene.cameras import Camera, intrinsics
@@ -47,11 +51,13 @@ from training.trainer import Generators, Trainer, World
 from training.views import TrainingViews, View
 from utils import errors
 from utils.atomic import write_text
+from utils.compute import choose_device, use_device
 from utils.log import Progress, set_quiet
 
 VIEWS = 6
 TURN = 0.06  # between neighbouring views [rad]
 NEVER = 1 << 30
+GPU_BLOCK = 10  # iterations timed together on a GPU
 KERNELS = "diff_gaussian_rasterization"
 SHOWN = 0.001  # smaller shares are left out
 GROUPS = ("torch", "python")
@@ -81,15 +87,17 @@ def write_images(folder: Path, size: int, rgba: bool) -> ImageStore:
     return ImageStore(paths)
 
 
-def training_views(folder: Path, size: int, rgba: bool, two_term: bool) -> TrainingViews:
+def training_views(folder: Path, size: int, rgba: bool, two_term: bool, device: str = "cpu") -> TrainingViews:
     """Images at full size; with two terms also at a quarter of it, and the kernel between them."""
     kernel = LRKernel("bicubic", "renormalise", (size,) * 2, (size // LR_SCALE,) * 2) if two_term else None
     views = {name: View(camera, kernel) for name, camera in cameras(size).items()}
     lr = write_images(folder / "lr", size // LR_SCALE, rgba) if two_term else None
-    return TrainingViews(views, write_images(folder / "hr", size, rgba), lr, torch.device("cpu"))
+    return TrainingViews(views, write_images(folder / "hr", size, rgba), lr, torch.device(device))
 
 
-def make_trainer(folder: Path, n: int, size: int, kind: str, *, rgba: bool = False, two_term: bool = False) -> Trainer:
+def make_trainer(
+    folder: Path, n: int, size: int, kind: str, *, rgba: bool = False, two_term: bool = False, device: str = "cpu"
+) -> Trainer:
     """A run of train.py on images in `folder` that changes no parameter and does not densify by itself."""
     settings = OptimizationParams(
         iterations=NEVER,
@@ -103,10 +111,10 @@ def make_trainer(folder: Path, n: int, size: int, kind: str, *, rgba: bool = Fal
         scaling_lr=0.0,
         rotation_lr=0.0,
     )
-    values = {name: torch.from_numpy(value) for name, value in gen.scene(n, size, kind).items()}
+    values = {name: torch.from_numpy(value).to(device) for name, value in gen.scene(n, size, kind).items()}
     return Trainer(
-        training_views(folder, size, rgba, two_term),
-        choose(PipelineParams(), "cpu"),
+        training_views(folder, size, rgba, two_term, device),
+        choose(PipelineParams(), device),
         TrainState.start(Gaussians(**values)),
         settings,
         World(extent=4.0, sh_degree=3, white_background=True),
@@ -126,6 +134,14 @@ class Run:
         self.log = Log(folder / "log.jsonl", 0, 10)
         self.guard = Guard(folder / "nan_report.json")
         self.progress = Progress("benchmark", NEVER)
+        self.on_gpu = trainer.state.gaussians.means.is_cuda
+        self.block = GPU_BLOCK if self.on_gpu else 1
+        trainer.engine.workspace.timing = True  # type: ignore[attr-defined]
+
+    def wait(self) -> None:
+        """Until the GPU has done what it was given."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.trainer.state.gaussians.means.device)
 
     def iterate(self, times: int) -> None:
         for _ in range(times):
@@ -141,8 +157,9 @@ def whole(run: Run, repeats: int) -> dict[str, float]:
     rounds, inside = [], []
     for _ in range(repeats):
         start = time.perf_counter()
-        run.iterate(1)
-        rounds.append(1e3 * (time.perf_counter() - start))
+        run.iterate(run.block)
+        run.wait()
+        rounds.append(1e3 * (time.perf_counter() - start) / run.block)
         inside.append(run.kernel_ms())
     return {
         "min_ms": min(rounds),
@@ -156,6 +173,7 @@ def torch_shares(run: Run, repeats: int) -> Shares:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
         run.iterate(repeats)
+        run.wait()
         total_us = 1e6 * (time.perf_counter() - start)
     events = profiler.key_averages()
     # torch.ops' own spelling, aten.sum; in our pages two colons stand between a file and what it holds
@@ -168,7 +186,7 @@ def python_shares(run: Run, repeats: int) -> Shares:
     profiler, kernel_s = cProfile.Profile(), 0.0
     for _ in range(repeats):
         profiler.runcall(run.iterate, 1)
-        kernel_s += run.kernel_ms() / 1e3
+        kernel_s += 0.0 if run.on_gpu else run.kernel_ms() / 1e3
     own: Shares = {}
     for (path, _, function), (_, _, seconds, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         name = KERNELS if KERNELS in path + function else function if path == "~" else f"{Path(path).name}:{function}"
@@ -182,7 +200,9 @@ def _largest(shares: Shares) -> Shares:
     return {k: v for k, v in sorted(shares.items(), key=lambda item: -item[1]) if v >= SHOWN}
 
 
-def now_and_then(folder: Path, trainer: Trainer, repeats: int) -> dict[str, dict[str, float]]:
+def now_and_then(
+    folder: Path, trainer: Trainer, repeats: int, wait: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, float]]:
     """Milliseconds of what does not come in each iteration, and the iterations from one to the next."""
     guard, checkpoints = Guard(folder / "nan_report.json"), Checkpoints(folder, frozenset(), {})
 
@@ -195,6 +215,7 @@ def now_and_then(folder: Path, trainer: Trainer, repeats: int) -> dict[str, dict
         apply(state, reordered(state.gaussians.means, change))
 
     def checkpoint() -> None:
+        trainer.settle()
         tensors, info = trainer.capture()
         checkpoints.write(tensors, info | {"log_bytes": 0, "rollbacks": 0})
 
@@ -203,36 +224,41 @@ def now_and_then(folder: Path, trainer: Trainer, repeats: int) -> dict[str, dict
         "checkpoint": (checkpoint, 1000),
         "densification": (densify, 100),
     }
-    return {name: {"ms": _median_ms(part, repeats), "every": every} for name, (part, every) in parts.items()}
+    return {name: {"ms": _median_ms(part, repeats, wait), "every": every} for name, (part, every) in parts.items()}
 
 
-def _median_ms(part: Callable[[], None], repeats: int) -> float:
+def _median_ms(part: Callable[[], None], repeats: int, wait: Callable[[], None]) -> float:
     rounds = []
     for _ in range(repeats):
         start = time.perf_counter()
         part()
+        wait()
         rounds.append(1e3 * (time.perf_counter() - start))
     return statistics.median(rounds)
 
 
-def measure(n: int, size: int, kind: str, *, rgba: bool, two_term: bool, repeats: int) -> dict[str, Any]:
-    """All numbers of one scene with the present number of threads."""
+def measure(
+    n: int, size: int, kind: str, *, rgba: bool, two_term: bool, repeats: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """All numbers of one scene on a device, with the present number of threads."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = Run(folder, make_trainer(folder, n, size, kind, rgba=rgba, two_term=two_term))
+        run = Run(folder, make_trainer(folder, n, size, kind, rgba=rgba, two_term=two_term, device=device))
         run.iterate(2 * VIEWS)  # every image is decoded, every buffer is there
+        run.wait()
         step = whole(run, repeats)
         result: dict[str, Any] = {
             "kind": kind,
             "n": n,
             "size": size,
+            "device": device,
             "threads": torch.get_num_threads(),
             "rgba": rgba,
             "two_term": two_term,
             "step": step,
         }
         result |= {"torch": torch_shares(run, repeats), "python": python_shares(run, repeats)}
-        rare = now_and_then(folder, run.trainer, 3)
+        rare = now_and_then(folder, run.trainer, 3, run.wait)
         for part in rare.values():
             part["share"] = part["ms"] / part["every"] / step["median_ms"]
         return result | {"now_and_then": rare}
@@ -245,7 +271,7 @@ def table(result: dict[str, Any]) -> str:
     terms = "two terms" if result["two_term"] else "one term"
     lines = [
         f"### {result['kind']}, {result['n']} Gaussians, {result['size']} x {result['size']} {what}, {terms}, "
-        f"{result['threads']} threads: {step['min_ms']:.1f} ms (median {step['median_ms']:.1f}), "
+        f"{_where(result)}: {step['min_ms']:.1f} ms (median {step['median_ms']:.1f}), "
         f"kernels {100 * step['kernels']:.1f} %"
     ]
     lines += ["", "| what | share |", "|---|---|"]
@@ -254,6 +280,11 @@ def table(result: dict[str, Any]) -> str:
     for name, part in result["now_and_then"].items():
         lines.append(f"| {name}: {part['ms']:.1f} ms every {part['every']} | {100 * part['share']:.2f} % |")
     return "\n".join(lines) + "\n"
+
+
+def _where(result: dict[str, Any]) -> str:
+    """The device, or how many threads of the processor."""
+    return f"{result['threads']} threads" if result.get("device", "cpu") == "cpu" else str(result["device"])
 
 
 def summary(cases: list[dict[str, Any]]) -> str:
@@ -271,7 +302,9 @@ def summary(cases: list[dict[str, Any]]) -> str:
         step, (torch_top, python_top) = case["step"], (max(case[k].items(), key=lambda e: e[1]) for k in GROUPS)
         largest += [torch_top, python_top]
         cells = [
-            *(str(Case(case["kind"], case["n"], case["size"])), str(case["threads"]), str(1 + case["two_term"])),
+            str(Case(case["kind"], case["n"], case["size"])),
+            _where(case).removesuffix(" threads"),
+            str(1 + case["two_term"]),
             *(f"{step['min_ms']:.1f} / {step['median_ms']:.1f}", f"{100 * step['kernels']:.1f} %"),
             *(f"`{name}` {100 * share:.2f} %" for name, share in (torch_top, python_top)),
             f"{100 * case['now_and_then']['densification']['share']:.2f} %",
@@ -290,6 +323,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=800, help="image side in pixels (default: 800)")
     parser.add_argument("--kind", choices=list(gen.KINDS), default="random", help="(default: random)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda[:N] (default: cpu)")
     parser.add_argument("--rgba", action="store_true", help="images with alpha, composed on white")
     parser.add_argument("--two_term", action="store_true", help="also with the paper's objective, HR and LR")
     parser.add_argument("--repeats", type=int, default=15, help="counted iterations (default: 15)")
@@ -300,10 +334,17 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     set_quiet(True)
+    place = choose_device(args.device)
     machine, cases = report.machine(), []
+    if place.type == "cuda":
+        device.required("benchmarks.training_step")
+        use_device(place)
+        machine["gpu"] = device.facts()
+        args.threads = [torch.get_num_threads()]
     for n, threads, two_term in itertools.product(args.n, args.threads, [False, True] if args.two_term else [False]):
         torch.set_num_threads(threads)
-        found = measure(n, args.size, args.kind, rgba=args.rgba, two_term=two_term, repeats=args.repeats)
+        options = {"rgba": args.rgba, "two_term": two_term, "repeats": args.repeats, "device": str(place)}
+        found = measure(n, args.size, args.kind, **options)
         cases.append(found)
         print(table(found), flush=True)
     print(summary(cases))

@@ -47,8 +47,9 @@ def write_frames(folder: Path) -> None:
 
 
 def command(root: Path, out: Path | None = None, **flags: Any) -> list[str]:
-    """Words of a short training command on `write_scene`'s scene."""
+    """Words of a short training command on `write_scene`'s scene; on the CPU, whose bits are the same each time."""
     run = {"checkpoint_interval": 10, "log_interval": 1, "test_iterations": -1, "lr_kernel": "bicubic", "eval": True}
+    run |= {"device": "cpu"}
     known = SHORT | run | flags
     words = ["-s", str(root / "lr"), "-m", str(out or root / "out"), "--frames", str(root / "out" / "hr")]
     return words + [f"--{name}={value}" if value is not True else f"--{name}" for name, value in known.items()]

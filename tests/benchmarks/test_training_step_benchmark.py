@@ -13,6 +13,15 @@ def result():
     return measure(600, 64, "random", rgba=True, two_term=False, repeats=4)
 
 
+@pytest.mark.gpu
+def test_the_gpu_is_measured_alike(cuda):
+    found = measure(600, 64, "random", rgba=True, two_term=True, repeats=2, device=str(cuda))
+    assert 0 < found["step"]["min_ms"] <= found["step"]["median_ms"]
+    assert 0 < found["step"]["kernels"] < 1
+    assert "two terms, cuda:0:" in table(found)
+    assert "| cuda:0 | 2 |" in summary([found])
+
+
 def test_shares_are_parts_of_an_iteration(result):
     assert 0 < result["step"]["kernels"] < 1
     for group in ("torch", "python"):

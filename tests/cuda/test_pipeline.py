@@ -24,10 +24,17 @@ from training.checkpoint import load
 from training.job import Job
 from training.signals import SIGNALS
 from training.views import training_views
-from utils.compute import use_fixed_order
+from utils.compute import use_device, use_fixed_order
 
 pytestmark = pytest.mark.gpu
 STEPS = 50
+
+
+@pytest.fixture(autouse=True)
+def used(cuda, monkeypatch):
+    """The GPU as scripts use it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    use_device(cuda)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ BOOKKEEPING = {"run.json", ".lock", "cfg_args"}  # times, process ids and the fo
 def words(step: str, root: Path, out: Path) -> list[str]:
     """Command line of one step into `out`."""
     if step == "render":
-        return ["-m", str(out), "-s", str(root / "lr"), "--eval"]
+        return ["-m", str(out), "-s", str(root / "lr"), "--eval", "--device=cpu"]
     more = {"order": ["--cost=orb"], "upsample": ["--upsampler=bicubic", "--lr_kernel=bicubic"]}
-    return ["-s", str(root / "lr"), "-m", str(out), "--eval", *more[step]]
+    return ["-s", str(root / "lr"), "-m", str(out), "--eval", "--device=cpu", *more[step]]
 
 
 def digest(out: Path) -> dict[str, str]:
