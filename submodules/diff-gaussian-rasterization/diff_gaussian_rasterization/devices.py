@@ -58,13 +58,14 @@ class DeviceMemory:
 
     Attributes
     ----------
-    pinned : uint8, main memory into which the kernels' sizes are copied. stream : on which the workspace worked last.
+    pinned : uint8, main memory into which the kernels' sizes are copied. stream : on which the workspace worked last;
+        at first the current one.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pinned = torch.empty(_native.CudaRasterization.PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
-        self.stream: torch.cuda.Stream | None = None
+        self.stream = torch.cuda.current_stream(device)
         self._tensors: dict[int, Tensor] = {}
 
     def allocate(self, count: int) -> int:
@@ -100,7 +101,7 @@ class DeviceMemory:
         A stream that is being captured does not wait: a graph begins when everything before it is done.
         """
         last, self.stream = self.stream, stream
-        if last is None or last == stream or torch.cuda.is_current_stream_capturing():
+        if last == stream or torch.cuda.is_current_stream_capturing():
             return
         stream.wait_stream(last)
         for tensor in self._tensors.values():
@@ -157,8 +158,6 @@ def queue_of(device: torch.device) -> Queue | None:
 
 
 def last_queue(native: Any) -> Queue | None:
-    """The stream on which a workspace worked last; None for the CPU and for one that did nothing yet."""
+    """The stream on which a workspace worked last; None for the CPU."""
     memory = getattr(native, "memory", None)
-    if memory is None or memory.stream is None:
-        return None
-    return memory.device.index, memory.stream.cuda_stream
+    return None if memory is None else (memory.device.index, memory.stream.cuda_stream)
