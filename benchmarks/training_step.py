@@ -204,6 +204,7 @@ def now_and_then(
     folder: Path, trainer: Trainer, repeats: int, wait: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, float]]:
     """Milliseconds of what does not come in each iteration, and the iterations from one to the next."""
+    trainer.settle()
     guard, checkpoints = Guard(folder / "nan_report.json"), Checkpoints(folder, frozenset(), {})
 
     def densify() -> None:  # one Gaussian in twenty is split or cloned
@@ -215,7 +216,6 @@ def now_and_then(
         apply(state, reordered(state.gaussians.means, change))
 
     def checkpoint() -> None:
-        trainer.settle()
         tensors, info = trainer.capture()
         checkpoints.write(tensors, info | {"log_bytes": 0, "rollbacks": 0})
 

@@ -4,6 +4,7 @@ All take activated Splats and give the same RenderOutput; radii and the gradient
 3DGS code whatever the backend, because densification counts on them.
 """
 
+import re
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,9 +23,7 @@ from gaussian_renderer.splats import (
 from scene.cameras import Camera
 from utils.compute import choose_device, use_device
 from utils.errors import UserError
-from utils.log import note
-
-MINIMUM_CAPABILITY = (8, 0)  # of a GPU, for the native kernels
+from utils.log import warn
 
 
 @runtime_checkable
@@ -66,10 +65,25 @@ def missing_on_gpu(device: torch.device) -> str | None:
     build: str = _native.cuda_build
     if build.startswith("no: "):
         return f"it was built without CUDA kernels ({build.removeprefix('no: ')})"
-    found = torch.cuda.get_device_capability(device)
-    if found < MINIMUM_CAPABILITY:
-        return "the GPU's compute capability {}.{} is below {}.{}".format(*found, *MINIMUM_CAPABILITY)
+    major, minor = torch.cuda.get_device_capability(device)
+    if not _covers(build, major, minor):
+        return f"its CUDA kernels were built for {build}, this GPU has compute capability {major}.{minor}"
     return None
+
+
+def _covers(build: str, major: int, minor: int) -> bool:
+    """Whether one of CMake's architectures runs on this GPU: machine code within a major version, PTX from there on.
+
+    True also for a name without a number (native, all), which does not say.
+    """
+    listed = re.findall(r"(\d+)\w*(-real|-virtual)?", build)
+    for number, kind in listed:
+        architecture = divmod(int(number), 10)
+        if kind != "-real" and architecture <= (major, minor):
+            return True
+        if kind != "-virtual" and architecture[0] == major and architecture[1] <= minor:
+            return True
+    return not listed
 
 
 def device_for(flag: str, rasterizer: str) -> str:
@@ -86,7 +100,7 @@ def device_for(flag: str, rasterizer: str) -> str:
                 f"--device {flag}: the native rasterizer cannot use it: {problem}; "
                 "use --rasterizer gsplat or --device cpu"
             )
-        note(f"--device auto: on the CPU although there is a GPU, which the native rasterizer cannot use: {problem}")
+        warn(f"--device auto: on the CPU although there is a GPU, which the native rasterizer cannot use: {problem}")
         device = torch.device("cpu")
     use_device(device)
     return str(device)

@@ -30,7 +30,7 @@ from utils import record, rng
 from utils.compute import device_facts, set_threads, use_fixed_order
 from utils.errors import UserError
 from utils.folders import refuse_inside
-from utils.log import note
+from utils.log import note, warn
 
 ON_DEVICE = ("device", "instruction set")  # in a fingerprint
 UNUSED = ("ip", "port", "debug_from", "detect_anomaly", "disable_viewer")
@@ -177,7 +177,7 @@ def _moved(saved: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
     """What may differ where a run goes on on another kind of device: numbers are the same there but for rounding."""
     if saved.get("device") == now.get("device"):
         return frozenset()
-    note(f"the checkpoint was made on {saved.get('device')}, the run goes on on {now.get('device')}: not bit for bit")
+    warn(f"the checkpoint was made on {saved.get('device')}, the run goes on on {now.get('device')}: not bit for bit")
     return frozenset(ON_DEVICE)
 
 

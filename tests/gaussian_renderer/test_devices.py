@@ -7,7 +7,7 @@ from diff_gaussian_rasterization import _native
 from gaussian_renderer.backends import device_for, missing_on_gpu
 from utils.errors import UserError
 
-BUILT, NOT_BUILT = "sm_80 sm_90", "no: nvcc was not found"
+BUILT, NOT_BUILT = "80-real 86-real 89-real 90", "no: nvcc was not found"
 
 
 @pytest.fixture
@@ -53,11 +53,22 @@ def test_a_gpu_that_was_asked_for_is_not_replaced(machine):
         device_for("cuda:1", "native")
 
 
-def test_an_old_gpu_is_refused(machine):
-    machine(BUILT, capability=(7, 5))
-    assert missing_on_gpu(torch.device("cuda:0")) == "the GPU's compute capability 7.5 is below 8.0"
-    machine(BUILT, capability=(12, 0))
-    assert missing_on_gpu(torch.device("cuda:0")) is None
+@pytest.mark.parametrize(
+    ("build", "capability", "runs"),
+    [
+        *((BUILT, capability, True) for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (12, 1))),
+        *((BUILT, capability, False) for capability in ((7, 5), (6, 1))),
+        *(("86-real", capability, capability == (8, 9)) for capability in ((8, 0), (8, 9), (9, 0))),
+        ("native", (7, 5), True),
+        *(("80-virtual", capability, capability != (7, 5)) for capability in ((7, 5), (8, 0), (9, 0))),
+    ],
+)
+def test_a_gpu_needs_kernels_of_its_kind(machine, build, capability, runs):
+    machine(build, capability=capability)
+    why = missing_on_gpu(torch.device("cuda:0"))
+    assert (why is None) == runs
+    if why:
+        assert why.startswith(f"its CUDA kernels were built for {build}, this GPU has compute capability")
 
 
 def test_without_a_gpu_auto_is_the_cpu(machine, capsys):
