@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arguments.loading import CommonParams
+from arguments.loading import CommonParams, ModelParams, PipelineParams
+from arguments.render import RenderParams
 from evaluation.flight import flight_path, key_cameras
-from evaluation.rendering import depth_picture, find_model, scene_name
+from evaluation.rendering import depth_picture, find_model, load_job, scene_name
 from evaluation.saved import parse_with_saved, saved_settings
 from scene import load_scene
 from scene.ply import read_gaussians
@@ -57,6 +58,13 @@ def test_keep_names(model, scenes):
     render(model, scenes[0], keep_names=True, skip_train=True)
     assert sorted(p.name for p in (model / "test/ours_7/renders").iterdir()) == ["r_0.png", "r_1.png"]
     assert not (model / "train").exists()
+
+
+@pytest.mark.parametrize("pipeline", [PipelineParams(), PipelineParams(rasterizer="reference")])
+def test_half_precision_is_refused_where_nothing_draws_it(model, scenes, pipeline):
+    settings = ModelParams(source_path=str(scenes[0]), model_path=str(model))
+    with pytest.raises(UserError, match=f"--half_sh: .*--rasterizer {pipeline.rasterizer} on cpu"):
+        load_job(load_scene(scenes[0]), settings, pipeline, RenderParams(half_sh=True), "cpu")
 
 
 def test_output_path_leaves_the_model_alone(model, scenes, tmp_path):

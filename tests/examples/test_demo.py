@@ -129,7 +129,7 @@ def test_all_variants_end_to_end(tmp_path):
     config = re.sub(r"^iterations = .*$", "iterations = 30", config, flags=re.M)
     (tmp_path / "short.toml").write_text(config)
     out = tmp_path / "demo"
-    files = demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget())
+    files = demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget(), ["--device", "auto", "--threads", "0"])
     assert all(path.is_file() for path in files)
     table = read_json(out / "table.json")
     assert len(table["rows"]) == 8
@@ -140,5 +140,5 @@ def test_all_variants_end_to_end(tmp_path):
     assert list(results["ours_30"]) == ["SSIM", "PSNR", "LPIPS"]
     models = {path: path.stat().st_mtime_ns for path in out.glob("*/point_cloud/*/*.ply")}
     assert len(models) == 4
-    demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget())
+    demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget(), ["--device", "auto", "--threads", "0"])
     assert {path: path.stat().st_mtime_ns for path in models} == models
