@@ -113,10 +113,10 @@ class Ours:
 
     def stages(self) -> Times:
         """Of one step, by the kernels' own events."""
-        self.workspace.time_stages()
+        self.workspace.timing = True
         self.step()
         found = dict(self.workspace.facts["stage_ms"])
-        self.workspace.time_stages(False)
+        self.workspace.timing = False
         return found
 
     def counts(self) -> Counts:

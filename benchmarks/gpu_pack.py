@@ -1,14 +1,16 @@
 """Gather what scripts/gpu_check.sh needs on a machine without a network, beside the checkout, within 64 MiB.
 
-    python -m benchmarks.gpu_pack FOLDER       reads SEQSPLAT_DATA and the weights that this machine has
+    python -m benchmarks.gpu_pack FOLDER [--gsplat WHEEL]      reads SEQSPLAT_DATA and the weights that this machine has
 
 `data/`: lego's views; `weights/`: BasicVSR and LPIPS's AlexNet; `site/`: packages that such a machine may lack, none of
-which has code for one Python version only. They are used only where the machine has none of its own.
+which has code for one Python version only, and gsplat, which compiles itself there. They are used only where the
+machine has none of its own.
 """
 
 import os
 import shutil
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from utils.weights import resolve
 LIMIT_BYTES = 64 << 20
 DATA = ("nerf_synthetic_lego/lr_200", "nerf_synthetic_lego/hr_800", "colmap_fixture", "lpips_example")
 WEIGHTS = ("basicvsr_vimeo_bi", "lpips_alex")
+GLM_UNUSED = ("doc", "test", "util")
 PACKAGES = ("jaxtyping", "wadler_lindig", "tqdm", "safetensors")
 
 
@@ -54,12 +57,20 @@ def copy_packages(to: Path) -> None:
             shutil.copyfile(str(file.locate()), place)
 
 
+def copy_gsplat(wheel: Path, to: Path) -> None:
+    """Its sources, without the manuals and tests of a library that they carry along."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            if not any(f"third_party/glm/{unused}/" in name for unused in GLM_UNUSED):
+                archive.extract(name, to)
+
+
 def bytes_of(folder: Path) -> int:
     """Of all files below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def pack(folder: Path, data: Path) -> dict[str, int]:
+def pack(folder: Path, data: Path, gsplat: Path | None = None) -> dict[str, int]:
     """Fill `folder`, which must not be there yet; bytes of its parts.
 
     Raises
@@ -72,6 +83,8 @@ def pack(folder: Path, data: Path) -> dict[str, int]:
     copy_data(data, folder / "data")
     copy_weights(folder / "weights")
     copy_packages(folder / "site")
+    if gsplat:
+        copy_gsplat(gsplat, folder / "site")
     found = {part.name: bytes_of(part) for part in sorted(folder.iterdir())}
     if sum(found.values()) > LIMIT_BYTES:
         raise UserError(f"{folder}: {sum(found.values())} bytes, more than {LIMIT_BYTES}")
@@ -81,8 +94,9 @@ def pack(folder: Path, data: Path) -> dict[str, int]:
 def main() -> None:
     parser = Parser(prog="python -m benchmarks.gpu_pack", description="Gather data, weights and packages, <= 64 MiB.")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--gsplat", type=Path, metavar="WHEEL", help="carry this along, to be compared with")
     args = parser.parse_args(sys.argv[1:])
-    found = pack(args.folder, Path(os.environ.get("SEQSPLAT_DATA", "SEQSPLAT_DATA")))
+    found = pack(args.folder, Path(os.environ.get("SEQSPLAT_DATA", "SEQSPLAT_DATA")), args.gsplat)
     for name, count in found.items():
         print(f"{count:>10} {name}")
     print(f"{sum(found.values()):>10} bytes of {LIMIT_BYTES}")

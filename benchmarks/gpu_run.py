@@ -38,10 +38,21 @@ def case_of(text: str, kind: str, seed: int = 1) -> Case:
     return Case(kind, 1000 * thousands, width, height, seed)
 
 
-def peer() -> str:
-    """Which gsplat, with which loss and optimizer, or that there is none."""
+def peer_problem() -> str | None:
+    """Why there is no gsplat to compare with; None where there is. Its kernels are compiled when first imported."""
     if importlib.util.find_spec("gsplat") is None:
-        return "gsplat is not installed: not compared"
+        return "gsplat is not installed"
+    try:
+        from gsplat.cuda._backend import _C
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"gsplat cannot be used ({str(error).partition(chr(10))[0]})"
+    return None if _C is not None else "gsplat has no kernels here"
+
+
+def peer(problem: str | None) -> str:
+    """Which gsplat, with which loss and optimizer, or that there is none."""
+    if problem:
+        return f"{problem}: not compared"
     loss = gpu.loss_of_others()[1]
     return f"gsplat {importlib.metadata.version('gsplat')}, {loss}, torch.optim.Adam(fused=True), no statistics"
 
@@ -55,16 +66,16 @@ def run(kinds: list[str], texts: list[str], rounds: int, tell: Callable[[str], N
     """
     device.required("--device cuda")
     on = torch.device("cuda:0")
-    rates = floors.measured_rates(on)
+    rates, problem = floors.measured_rates(on), peer_problem()
     found: Report = {
         "gpu": device.facts(),
         "rates": {"copy_GB_per_s": rates.bytes_per_s / 1e9, "float32_TFLOP_per_s": rates.flops_per_s / 1e12},
-        "peer": peer(),
+        "peer": peer(problem),
         "cases": [],
     }
     tell(heading(found))
     for case in [case_of(text, kind) for kind in kinds for text in texts]:
-        entry = measured_case(case, on, rates, rounds)
+        entry = measured_case(case, on, rates, rounds, with_peer=problem is None)
         found["cases"].append(entry)
         tell(stages_table(entry) + "\n" + sums_table(entry))
     spread = [gpu.spread(case_of(text, kind, s), on) for kind in kinds for text in SPREAD_CASES for s in SEEDS]
@@ -73,11 +84,11 @@ def run(kinds: list[str], texts: list[str], rounds: int, tell: Callable[[str], N
     return found
 
 
-def measured_case(case: Case, on: torch.device, rates: floors.Rates, rounds: int) -> Report:
+def measured_case(case: Case, on: torch.device, rates: floors.Rates, rounds: int, *, with_peer: bool) -> Report:
     """Times of all runners on one scene, and the floors of its stages."""
     ours = gpu.Ours(case, on)
     runners: dict[str, gpu.Runner] = {OURS: ours, DETERMINISTIC: gpu.Ours(case, on, deterministic=True)}
-    if importlib.util.find_spec("gsplat"):
+    if with_peer:
         runners[GSPLAT] = gpu.Gsplat(case, on)
     ms = gpu.measure(runners, rounds)
     return case_entry(case, ours.counts(), ms, rates)

@@ -12,8 +12,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PARTS=(build gpu-tests suite-native suite-training suite-rest agreement memcheck racecheck rasterizer determinism knn vsr
-  lego100 hr25 report)
+PARTS=(build gpu-tests suite-native suite-training suite-rest agreement memcheck racecheck gsplat rasterizer determinism
+  knn vsr lego100 hr25 report)
+GSPLAT=1.5.3
 RESUMABLE=" determinism lego100 hr25 " # they go on where they were cut short
 UNFINISHED=75
 ATTEMPTS=12
@@ -45,6 +46,13 @@ part_suite_rest() {
 part_agreement() { limited "$python" -m tests.cuda.agreement --device cuda --json "$folder/result.json"; }
 part_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize --tool memcheck; }
 part_racecheck() { sanitize --tool racecheck; }
+part_gsplat() { # compiled by itself when first imported, by the packages that PyTorch brings
+  if ! "$python" -c 'import gsplat' > /dev/null 2>&1; then
+    echo "gsplat is not installed and not in the pack: nothing is compared with it"
+    return
+  fi
+  MAX_JOBS=$(nproc) limited "$python" -c 'from gsplat.cuda._backend import _C; assert _C is not None, "no kernels"'
+}
 part_rasterizer() { limited "$python" -m benchmarks.rasterizer --device cuda --json "$folder/result.json"; }
 part_knn() { limited "$python" -m benchmarks.knn --device cuda --json "$folder/result.json"; }
 part_vsr() { limited "$python" -m benchmarks.vsr --device cuda --json "$folder/result.json"; }
@@ -195,11 +203,15 @@ set -- "${words[@]}"
 
 [[ $out == /* ]] || out=$PWD/$out
 export PYTHONPATH="$PWD/build/native:$PWD:$out/site${PYTHONPATH:+:$PYTHONPATH}" OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
-export PATH="$PATH:/usr/local/cuda/bin"
+export PATH="$PATH:/usr/local/cuda/bin" TORCH_EXTENSIONS_DIR="$out/extensions"
 case ${1:-} in
   pack)
     (($# == 2)) || die "pack DIR is expected"
-    exec "$python" -m benchmarks.gpu_pack "$2"
+    wheels=$(mktemp -d)
+    "$python" -m pip download -q --no-deps -d "$wheels" "gsplat==$GSPLAT" ||
+      echo "gsplat $GSPLAT cannot be had from the package registry: the other machine compares with its own, or with none"
+    wheel=$(compgen -G "$wheels/gsplat-*.whl") || true
+    exec "$python" -m benchmarks.gpu_pack "$2" ${wheel:+--gsplat "$wheel"}
     ;;
   list)
     for name in "${PARTS[@]}"; do printf '%-16s %s\n' "$name" "$(state "$name")"; done

@@ -141,13 +141,31 @@ def test_the_spread_is_told_for_each_seed():
     assert "| random 1k/100x60, 2 | NO | yes | 1.0e-07 | 2.0e-07 | 3.0e-06 |" in text
 
 
-def test_gsplat_is_named_or_said_to_be_missing():
-    try:
-        import gsplat  # noqa: F401
-    except ImportError:
-        assert gpu_run.peer() == "gsplat is not installed: not compared"
-    else:
-        assert gpu_run.peer().startswith("gsplat ")
+def test_gsplat_is_named_or_said_to_be_missing(monkeypatch):
+    assert gpu_run.peer("gsplat is not installed") == "gsplat is not installed: not compared"
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.2.3")
+    assert gpu_run.peer(None).startswith("gsplat 1.2.3, L1")
+
+
+@pytest.mark.parametrize(
+    ("backend", "problem"),
+    [
+        (None, "gsplat is not installed"),
+        ("_C = None", "gsplat has no kernels here"),
+        ("raise RuntimeError('Ninja is required\\nand more')", "gsplat cannot be used (Ninja is required)"),
+        ("_C = 1", None),
+    ],
+)
+def test_a_gsplat_that_cannot_be_used_is_no_peer(monkeypatch, tmp_path, backend, problem):
+    if gpu_run.importlib.util.find_spec("gsplat"):
+        pytest.skip("gsplat is installed")
+    if backend:
+        (tmp_path / "gsplat/cuda").mkdir(parents=True)
+        (tmp_path / "gsplat/cuda/_backend.py").write_text(backend)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert gpu_run.peer_problem() == problem
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gsplat"]:
+        del sys.modules[name]
 
 
 def test_without_a_gpu_one_line_and_code_2():

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,16 @@ def test_results_of_another_commit_are_refused(check):
     code, _, errors = check("run", "vsr")
     assert code == 2
     assert "results of another commit" in errors
+
+
+def test_gsplat_travels_without_the_manuals_it_carries(tmp_path):
+    glm = "gsplat/cuda/csrc/third_party/glm"
+    with zipfile.ZipFile(tmp_path / "gsplat.whl", "w") as wheel:
+        for name in ("gsplat/__init__.py", f"{glm}/glm/vec3.hpp", f"{glm}/doc/manual.pdf", f"{glm}/test/a.cpp"):
+            wheel.writestr(name, "x")
+    gpu_pack.copy_gsplat(tmp_path / "gsplat.whl", tmp_path / "site")
+    kept = {str(p.relative_to(tmp_path / "site")) for p in (tmp_path / "site").rglob("*") if p.is_file()}
+    assert kept == {"gsplat/__init__.py", f"{glm}/glm/vec3.hpp"}
 
 
 def test_a_pack_has_what_is_needed_within_64_mib(data_dir, tmp_path):
