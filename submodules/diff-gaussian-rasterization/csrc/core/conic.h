@@ -36,16 +36,17 @@ SPLAT_HD EllipseBounds<V> ellipse_bounds(const Projection<V>& p, const Conic<V>&
 }
 
 /// Exact x-interval [left, right], relative to the centre, of the ellipse within dy in [low, high],
-/// a band that meets the ellipse. b_over_a = b / a.
+/// a band that meets the ellipse. b_over_a = b / a. Rounding is spelled out, see tiles.h.
 template <class V>
 SPLAT_HD void band_interval(V low, V high, V rightmost_dy, V extent, V c_squared, V inverse_a,
                             V b_over_a, V& left, V& right) {
   const V zero = 0.f;
   const V dy_right = min(max(rightmost_dy, low), high);
   const V dy_left = min(max(-rightmost_dy, low), high);
-  right =
-      sqrt(max(extent - c_squared * dy_right * dy_right, zero)) * inverse_a - b_over_a * dy_right;
-  left = -sqrt(max(extent - c_squared * dy_left * dy_left, zero)) * inverse_a - b_over_a * dy_left;
+  const V to_right = negative_multiply_add(c_squared * dy_right, dy_right, extent);
+  const V to_left = negative_multiply_add(c_squared * dy_left, dy_left, extent);
+  right = negative_multiply_add(b_over_a, dy_right, sqrt(max(to_right, zero)) * inverse_a);
+  left = negative_multiply_add(b_over_a, dy_left, -sqrt(max(to_left, zero)) * inverse_a);
 }
 
 }  // namespace splat

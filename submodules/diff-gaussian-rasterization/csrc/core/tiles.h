@@ -20,7 +20,8 @@ struct TileSplat {
 };
 
 /// x, y: the splat's centre, from the tile's first pixel [px]. Rounding is spelled out, here and in
-/// power_at: forward and backward pass must find the same bits.
+/// power_at, because compilers fuse a product and a sum as they like: forward and backward pass
+/// must find the same bits.
 template <class V>
 SPLAT_HD TileSplat<V> in_tile(V x, V y, const Conic<V>& q, V log2_opacity) {
   return {::fma(q.a, -x, q.b * -y), q.c * -y, q.a, q.b, q.c, log2_opacity};
@@ -42,10 +43,11 @@ constexpr float kFarAway = 1e9f;         // [px]: any image is smaller, and it f
 /// The extent within which pixels may pass, by their rounded log2(alpha).
 template <class V>
 SPLAT_HD V cull_extent(V extent) {
-  return extent + (kPowerRounding + kCullRounding * extent);
+  return extent + ::fma(V(kCullRounding), extent, V(kPowerRounding));
 }
 
-/// A splat's ellipse around (x, y) [px], with cull_extent.
+/// A splat's ellipse around (x, y) [px], with cull_extent. Rounding is spelled out here too: tiles
+/// are counted and listed by different kernels, which must find the same ones.
 template <class V>
 struct CullEllipse {
   V x, y, extent, half_height, rightmost_dy;
@@ -60,12 +62,13 @@ SPLAT_HD CullEllipse<V> cull_ellipse(V x, V y, const Conic<V>& q, V extent) {
   e.y = y;
   e.extent = cull_extent(extent);
   e.half_height = sqrt(e.extent) / q.c;
-  e.rightmost_dy = -e.half_height * (q.b / sqrt(q.b * q.b + q.c * q.c));
   e.c_squared = q.c * q.c;
+  e.rightmost_dy = -e.half_height * (q.b / sqrt(::fma(q.b, q.b, e.c_squared)));
   e.inverse_a = V(1.f) / q.a;
   e.b_over_a = q.b * e.inverse_a;
-  e.edge_x = kCullEdge + kCullRounding * (abs(x) + abs(e.b_over_a) * e.half_height);
-  e.edge_y = kCullEdge + kCullRounding * (abs(y) + e.half_height);
+  const V far_x = ::fma(abs(e.b_over_a), e.half_height, abs(x));
+  e.edge_x = ::fma(V(kCullRounding), far_x, V(kCullEdge));
+  e.edge_y = ::fma(V(kCullRounding), abs(y) + e.half_height, V(kCullEdge));
   return e;
 }
 
