@@ -32,11 +32,4 @@ __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWar
 __host__ __device__ inline int tile_pixel_x(int p) { return (p >> 5 & 1) * 8 + (p & 7); }
 __host__ __device__ inline int tile_pixel_y(int p) { return (p >> 6) * 4 + (p >> 3 & 3); }
 
-__device__ inline bool all_finite(const Guard& guard) {
-  for (int k = 0; k < guard.count; k++) {
-    if (!isfinite(guard.values[k])) return false;
-  }
-  return true;
-}
-
 }  // namespace splat::cuda

@@ -188,6 +188,7 @@ __global__ void __launch_bounds__(kTilePixels) blend_kernel(const Blend b) {
 
 template <Level kLevel>
 void launch(const Blend& b, int64_t tiles, bool keep, cudaStream_t stream) {
+  if (tiles == 0) return;
   const auto kernel = keep ? blend_kernel<kLevel, true> : blend_kernel<kLevel, false>;
   kernel<<<static_cast<unsigned>(tiles), kTilePixels, 0, stream>>>(b);
   check_launch("blending");
@@ -197,8 +198,7 @@ void launch(const Blend& b, int64_t tiles, bool keep, cudaStream_t stream) {
 
 void blend_forward(Workspace& w, const Images& out, bool keep, cudaStream_t stream) {
   const int64_t tiles = int64_t{w.tiles_x} * w.tiles_y;
-  w.has_checkpoints = keep;
-  if (tiles == 0) return;
+  w.has_checkpoints = false;  // until they are, should memory run out below
   Blend b{};
   b.records = w.records.data();
   b.surfaces = w.surfaces.data();
@@ -217,14 +217,14 @@ void blend_forward(Workspace& w, const Images& out, bool keep, cudaStream_t stre
   b.width = w.camera.width;
   b.height = w.camera.height;
   b.tiles_x = w.tiles_x;
-  switch (w.level) {
-    case kColour:
-      return launch<kColour>(b, tiles, keep, stream);
-    case kInverse:
-      return launch<kInverse>(b, tiles, keep, stream);
-    case kFull:
-      return launch<kFull>(b, tiles, keep, stream);
+  if (w.level == kFull) {
+    launch<kFull>(b, tiles, keep, stream);
+  } else if (w.level == kInverse) {
+    launch<kInverse>(b, tiles, keep, stream);
+  } else {
+    launch<kColour>(b, tiles, keep, stream);
   }
+  w.has_checkpoints = keep;
 }
 
 void forward(Workspace& w, const Scene& scene, const Camera& camera, const Images& out,
