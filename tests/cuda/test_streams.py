@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from diff_gaussian_rasterization import fused, rasterize_extended, release_memory, set_memory_limit
+from diff_gaussian_rasterization import fused, ops, rasterize_extended, release_memory, set_memory_limit
+from diff_gaussian_rasterization.cameras import view_of
 from torch import Tensor
 
 from tests.cuda.scenes import deterministic
@@ -201,6 +202,55 @@ def test_a_memory_limit_is_kept_or_refused_with_what_is_needed(cuda: Any) -> Non
             rasterize_extended(case.raster_camera, **values_on(cuda, case))
     finally:
         set_memory_limit(0)
+
+
+def test_a_way_back_that_found_no_room_does_not_believe_in_what_it_lacked(cuda: Any) -> None:
+    """Twice the same refusal: what the blending would have kept for it is not there the second time either."""
+    case = make_case(27, n=5000, width=300, height=200)
+    rows, view = view_of(case.raster_camera)
+    v = {name: value.detach() for name, value in values_on(cuda, case).items()}
+    splats = (v["means"], v["opacities"], v["sh"], None, v["scales"], v["quats"], None, None)
+
+    def draw(limit: int) -> tuple[Tensor, ...]:
+        return ops.render(rows, *splats, None, None, view, 0, limit, False)
+
+    def go_back(drawn: tuple[Tensor, ...], limit: int) -> list[Tensor]:
+        slopes = (torch.ones_like(drawn[0]), None, None, None, None)
+        return ops.render_backward(rows, *splats, drawn[1], drawn[6], *slopes, view, 0, limit, 2)
+
+    (wanted,) = go_back(draw(0), 0)
+    first, last = needed_bytes(draw), needed_bytes(lambda limit: go_back(draw(limit), limit))
+    assert first < last
+    for limit in range(first, last, (last - first) // 10):
+        drawn = draw(limit)
+        for _ in range(2):
+            with pytest.raises(MemoryError, match=f"limit of {limit} bytes"):
+                go_back(drawn, limit)
+    (found,) = go_back(draw(last), last)
+    assert torch.equal(found, wanted)
+
+
+def test_a_workspace_that_outgrows_a_graph_leaves_it_its_memory(cuda: Any) -> None:
+    case, big = make_case(28, n=2000, width=120, height=90), make_case(29, n=20_000, width=400, height=300)
+    six, many = there(case.six, cuda), there(big.six, cuda)
+    workspace = fused.Workspace(device=cuda)
+    workspace.forward(case.raster_camera, *six)
+    workspace.fix_capacity()
+    workspace.forward(case.raster_camera, *six)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        image, transmittance, _ = workspace.forward(case.raster_camera, *six)
+    graph.replay()
+    wanted = [image.clone(), transmittance.clone()]
+    workspace.fix_capacity(False)
+    large = [t.clone() for t in workspace.forward(big.raster_camera, *many)[:2]]
+    others = [torch.zeros(1 << 20, device=cuda) for _ in range(64)]  # to whom such memory would go
+    graph.replay()
+    assert torch.equal(image, wanted[0])
+    assert torch.equal(transmittance, wanted[1])
+    assert not any(t.any() for t in others)
+    again = workspace.forward(big.raster_camera, *many)
+    assert all(torch.equal(a, b) for a, b in zip(again[:2], large, strict=True))
 
 
 def test_memory_goes_back_to_pytorch(cuda: Any) -> None:

@@ -67,6 +67,8 @@ class DeviceMemory:
         self.pinned = torch.empty(_native.CudaRasterization.PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
         self.stream = torch.cuda.current_stream(device)
         self._tensors: dict[int, Tensor] = {}
+        self._captured = False  # a graph knows addresses from here
+        self._outgrown: list[Tensor] = []  # which it may go on using
 
     def allocate(self, count: int) -> int:
         """Address of `count` bytes, on the current stream of the device.
@@ -92,8 +94,10 @@ class DeviceMemory:
         return tensor.data_ptr()
 
     def release(self, address: int) -> None:
-        """Give it back to PyTorch."""
-        del self._tensors[address]
+        """Give it back to PyTorch; where a graph may know it, together with the workspace."""
+        tensor = self._tensors.pop(address)
+        if self._captured:
+            self._outgrown.append(tensor)
 
     def follow(self, stream: torch.cuda.Stream) -> None:
         """The workspace works on `stream` from now on: after what it did on another one.
@@ -101,7 +105,9 @@ class DeviceMemory:
         A stream that is being captured does not wait: a graph begins when everything before it is done.
         """
         last, self.stream = self.stream, stream
-        if last == stream or torch.cuda.is_current_stream_capturing():
+        capturing = torch.cuda.is_current_stream_capturing()
+        self._captured = self._captured or capturing
+        if last == stream or capturing:
             return
         stream.wait_stream(last)
         for tensor in self._tensors.values():

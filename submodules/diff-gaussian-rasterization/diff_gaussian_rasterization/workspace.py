@@ -64,7 +64,8 @@ class Workspace:
         once more afterwards, for all else that grows with the capacity. Then capture `train_step(..., workspace=this)`,
         or calls of this class, with torch.cuda.graph; the camera, learning rates and the number of the step are
         constants of the graph. A replay runs where graph.replay() is called: order it with other uses of the workspace,
-        and keep the workspace as long as the graph. On the CPU nothing changes.
+        and keep the workspace as long as the graph; memory that it outgrows meanwhile goes with it. On the CPU nothing
+        changes.
 
         Raises
         ------
