@@ -58,7 +58,8 @@ def test_engines_agree_with_filters(root):
         assert abs(a - other) > 1e-3, "the filter has no effect"
 
 
-def test_the_ply_looks_as_it_was_trained(root, tmp_path):
+@pytest.mark.parametrize("drawing", [{}, {"antialiasing": True, "dilation": 0.1}])
+def test_the_ply_looks_as_it_was_trained(root, tmp_path, drawing):
     run = trainer(root, densify_from_iter=1000)
     run.state.gaussians.log_scales -= 2.0
     for _ in range(3):
@@ -66,11 +67,11 @@ def test_the_ply_looks_as_it_was_trained(root, tmp_path):
     camera = next(iter(run.views.views.values())).camera
     saved = read_gaussians(save_ply(tmp_path, 3, run.drawn))
     with torch.no_grad():
-        image = render(camera, saved, background=(0.0, 0.0, 0.0), sh_degree=0).color
-        bare = render(camera, run.state.gaussians, background=(0.0, 0.0, 0.0), sh_degree=0).color
-    pinhole = fused.RasterCamera(
-        camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, camera.world_to_camera, sh_degree=0
-    )
+        image = render(camera, saved, background=(0.0, 0.0, 0.0), sh_degree=0, **drawing).color
+        bare = render(camera, run.state.gaussians, background=(0.0, 0.0, 0.0), sh_degree=0, **drawing).color
+    c = camera
+    pose = (c.width, c.height, c.fx, c.fy, c.cx, c.cy, c.world_to_camera)
+    pinhole = fused.RasterCamera(*pose, sh_degree=0, **drawing)
     parameters = list(run.state.parameters().values())
     trained = fused.render(pinhole, parameters, filter_3d=run.state.filter_3d, workspace=run.engine.workspace).image
     torch.testing.assert_close(image, trained, rtol=0, atol=2e-5)
