@@ -94,17 +94,32 @@ def test_lists_of_many_buckets_at_any_size(cuda: Any, size: tuple[int, int], ord
     close_to_cpu(cuda, case, six, ordered)
 
 
+def stack(n: int, opacity: float) -> tuple[Case, list[Tensor]]:
+    """One behind the other, each over all of a tile."""
+    case = make_case(0, n=n, width=16, height=16, sh_degree=0)
+    six = case.six
+    six[0] = torch.tensor([[0.0, 0.0, 0.0]]) + torch.linspace(2, 6, n)[:, None] * torch.tensor([[0.0, 0.0, 1.0]])
+    six[1][:] = torch.tensor([1.5, 1.3, 1.1])
+    six[3][:] = torch.logit(torch.tensor(opacity))
+    return case, six
+
+
 @BOTH
 @pytest.mark.parametrize(("opacity", "most"), [(0.01, 600), (0.1, 200), (0.97, 8)])
 def test_stacks_over_a_whole_tile(cuda: Any, opacity: float, most: int, ordered: bool) -> None:
     """600 splats: the pixels end never, in a later bucket, or in the first one."""
-    case = make_case(0, n=600, width=16, height=16, sh_degree=0)
-    six = case.six
-    six[0] = torch.tensor([[0.0, 0.0, 0.0]]) + torch.linspace(2, 6, 600)[:, None] * torch.tensor([[0.0, 0.0, 1.0]])
-    six[1][:] = torch.tensor([1.5, 1.3, 1.1])
-    six[3][:] = torch.logit(torch.tensor(opacity))
-    grads = close_to_cpu(cuda, case, six, ordered)[4:]
+    grads = close_to_cpu(cuda, *stack(600, opacity), ordered)[4:]
     assert most / 4 < torch.count_nonzero(grads[3]) <= most
+
+
+@BOTH
+@pytest.mark.parametrize("n", [31, 32, 33, 255, 256, 257, 512, 32 * 1024])
+def test_lists_that_just_fill_buckets_and_batches(cuda: Any, n: int, ordered: bool) -> None:
+    case, six = stack(n, 0.01)
+    close_to_cpu(cuda, case, six, ordered)
+    workspace = Workspace(device=cuda)
+    workspace.forward(case.raster_camera, *moved(six, cuda))
+    assert workspace.facts["instances"] == n
 
 
 @BOTH
