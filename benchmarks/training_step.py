@@ -170,7 +170,7 @@ def whole(run: Run, repeats: int) -> dict[str, float]:
 
 def torch_shares(run: Run, repeats: int) -> Shares:
     """Share of each PyTorch operator in the time of the iterations; our own kernels are no part of it."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:  # else torch 2.11 warns
         start = time.perf_counter()
         run.iterate(repeats)
         run.wait()

@@ -11,7 +11,6 @@ from tests.submodules.rasterizer_scenes import FIELDS, make_case, relative
 from tests.submodules.rasterizer_view import BETAS, NOTHING, RATES, View, filter_of, map_gradients
 
 
-@torch.sparse.check_sparse_tensor_invariants()  # torch 2.11 warns where nobody says whether to check
 def adam_by_torch(
     six: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], rows: Sequence[Tensor] | None, eps: float
 ):
@@ -27,7 +26,7 @@ def adam_by_torch(
                 leaf.grad = dense
             else:
                 index = rows[step].nonzero()[:, 0]
-                leaf.grad = torch.sparse_coo_tensor(index[None], dense[index], dense.shape)
+                leaf.grad = torch.sparse_coo_tensor(index[None], dense[index], dense.shape, check_invariants=True)
         optimizer.step()
     states = [optimizer.state[leaf] for leaf in leaves]
     return leaves, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
