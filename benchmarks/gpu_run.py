@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import device, floors, gpu, report
+from benchmarks import device, floors, gpu
 from benchmarks.cases import Measured
 from benchmarks.gpu import DETERMINISTIC, GSPLAT, OURS, Case
 from utils.errors import UserError
@@ -101,7 +101,7 @@ def case_entry(case: Case, counts: floors.Counts, ms: Measured, rates: floors.Ra
     return {
         "scene": str(case),
         **{name: getattr(counts, name) for name in ("n", "drawn", "instances", "pairs", "width", "height")},
-        "ms": report.rounded(ms),
+        "ms": ms,
         "floors": {
             name: {
                 "MB": work[name].bytes / 1e6,
