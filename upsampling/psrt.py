@@ -30,7 +30,7 @@ TOKENS = DEPTH * SIDE * SIDE
 SHIFT = SIDE // 2
 APART = -100.0  # added to the score of tokens that a shift brought together from two ends of the image
 HEAD_MULTIPLE = 8  # fused attention kernels of GPUs want the width of a head so; 20 is filled up with zeros
-WINDOW_BATCH = 1024  # windows that share a call of attention
+WINDOW_BATCH = 256  # windows that share a call of attention: its copies of them take 50 MB in half precision
 
 
 def relative_positions(device: torch.device) -> Int64[Tensor, "n n"]:
@@ -77,10 +77,7 @@ def attend(
     """softmax(q k^T / sqrt(d) + bias) v for n windows, m heads, by torch's fused kernels where the device has them."""
     d = q.shape[-1]
     q, k, v = (F.pad(part, (0, -d % HEAD_MULTIPLE)) for part in (q, k, v))
-    mask = bias.to(q.dtype)[None]
-    parts = zip(q.split(WINDOW_BATCH), k.split(WINDOW_BATCH), v.split(WINDOW_BATCH), strict=True)
-    done = [F.scaled_dot_product_attention(a, b, c, attn_mask=mask, scale=d**-0.5) for a, b, c in parts]
-    return torch.cat(done)[..., :d]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None], scale=d**-0.5)[..., :d]
 
 
 class _Attention(nn.Module):
@@ -99,21 +96,28 @@ class _Attention(nn.Module):
         x = F.pad(x, (0, 0, 0, cols * SIDE - w, 0, rows * SIDE - h))
         x = x.roll((-SHIFT, -SHIFT), (1, 2)) if shifted else x
         x = x.view(DEPTH, rows, SIDE, cols, SIDE, WIDTH).permute(1, 3, 0, 2, 4, 5)
-        qkv = self.qkv(x.reshape(rows, cols, TOKENS, WIDTH)).view(rows, cols, TOKENS, 3, HEADS, WIDTH // HEADS)
+        x = self.qkv(x.reshape(rows, cols, TOKENS, WIDTH))
+        x = self._mixed(x.view(rows, cols, TOKENS, 3, HEADS, WIDTH // HEADS), windows, shifted)
+        x = x.view(rows, cols, DEPTH, SIDE, SIDE, WIDTH).permute(2, 0, 3, 1, 4, 5)
+        x = x.reshape(DEPTH, rows * SIDE, cols * SIDE, WIDTH)
+        x = x.roll((SHIFT, SHIFT), (1, 2)) if shifted else x
+        return self.proj(x[:, :h, :w])
+
+    def _mixed(
+        self, qkv: Float[Tensor, "rows cols k 3 m d"], windows: Windows, shifted: bool
+    ) -> Float[Tensor, "rows cols k c"]:
+        """Values mixed within each window; a few windows at a time, those of one kind together."""
         bias = self.relative_position_bias_table.float()[windows.positions].permute(2, 0, 1)  # [6, 192, 192]
-        out = x.new_empty(rows, cols, TOKENS, WIDTH)
+        out = qkv.new_empty(*qkv.shape[:3], WIDTH)
+        at_once = max(WINDOW_BATCH // windows.cols, 1)  # rows of windows
         for part_rows, part_cols, apart in windows.kinds if shifted else ((slice(None), slice(None), None),):
-            part = qkv[part_rows, part_cols]
-            if not part.numel():
-                continue
-            r, c = part.shape[:2]
-            q, k, v = part.reshape(r * c, TOKENS, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
-            mixed = attend(q, k, v, bias if apart is None else bias + apart)
-            out[part_rows, part_cols] = mixed.transpose(1, 2).reshape(r, c, TOKENS, WIDTH)
-        out = out.view(rows, cols, DEPTH, SIDE, SIDE, WIDTH).permute(2, 0, 3, 1, 4, 5)
-        out = out.reshape(DEPTH, rows * SIDE, cols * SIDE, WIDTH)
-        out = out.roll((SHIFT, SHIFT), (1, 2)) if shifted else out
-        return self.proj(out[:, :h, :w])
+            kind = bias if apart is None else bias + apart
+            parts = qkv[part_rows, part_cols].split(at_once), out[part_rows, part_cols].split(at_once)
+            for part, target in zip(*parts, strict=True):
+                if part.numel():
+                    q, k, v = part.flatten(0, 1).permute(2, 0, 3, 1, 4)
+                    target.copy_(attend(q, k, v, kind).transpose(1, 2).reshape(target.shape))
+        return out
 
 
 class _Perceptron(nn.Module):
@@ -230,7 +234,8 @@ class PSRT(VideoNetwork):
         size, pixels = self.dtype.itemsize, (h + SIDE) * (w + SIDE)
         per_frame = h * w * (12 + 2 * 8 + WIDTH * size)
         stream = DEPTH * WIDTH * pixels  # values of a stack
-        branch = stream * (4 * 4 + 10 * size)
+        part = min(pixels, (WINDOW_BATCH + w // SIDE) * SIDE**2) * DEPTH * WIDTH  # values that attention takes at once
+        branch = stream * (3 * 4 + 6 * size) + part * 9 * size
         flow = t * 16 * padded_pixels(h, w) + flow_bytes(h, w, size)  # the pyramid goes before features come
         return t * per_frame + max(branch, flow, self.tail_bytes(h, w))
 

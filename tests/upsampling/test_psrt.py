@@ -51,11 +51,14 @@ def test_attention_is_softmax(n, heads, tokens, width, seed):
             assert torch.allclose(result[i, head].double(), slow.attention(*parts, bias[head].double()), atol=1e-4)
 
 
-def test_windows_that_do_not_fit_one_call_are_all_attended(monkeypatch):
-    q, k, v = torch.randn(3, 7, 2, 12, 20)
-    whole = attend(q, k, v, torch.zeros(2, 12, 12))
-    monkeypatch.setattr("upsampling.psrt.WINDOW_BATCH", 3)
-    assert torch.allclose(attend(q, k, v, torch.zeros(2, 12, 12)), whole, atol=1e-6)
+@pytest.mark.parametrize("number", [0, 1])
+def test_windows_that_do_not_fit_one_call_are_all_attended(net, monkeypatch, number):
+    block = net.get_submodule(f"patch_align.forward_1.layers.1.residual_group.blocks.{number}")
+    x = torch.randn(3, 40, 20, 120, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = block(x, Windows.of(40, 20, CPU), bool(number))
+        monkeypatch.setattr("upsampling.psrt.WINDOW_BATCH", 6)
+        assert torch.allclose(block(x, Windows.of(40, 20, CPU), bool(number)), whole, atol=1e-5)
 
 
 def test_the_index_of_positions_is_its_definition():

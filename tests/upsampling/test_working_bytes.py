@@ -1,0 +1,54 @@
+"""What a network says it needs is what its tensors take, on any device: the bound of --max_memory rests on it."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.upsampling.test_networks import moving_texture
+from upsampling.basicvsr import BasicVSR
+from upsampling.basicvsr_pp import BasicVSRpp
+from upsampling.psrt import PSRT
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators returned and that still exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
+                self.known[key] = tensor.untyped_storage().nbytes()
+                self.now += self.known[key]
+                weakref.finalize(tensor.untyped_storage(), self._gone, key)
+                self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.known.pop(key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("make", "t", "h", "w"),
+    [(BasicVSR, 3, 64, 72), (BasicVSRpp, 3, 64, 72), (BasicVSRpp, 6, 40, 48), (PSRT, 1, 64, 48)],
+)
+def test_what_is_said_is_enough_and_not_far_more(make, t, h, w, dtype):
+    net = make().eval().requires_grad_(False).in_precision(dtype)
+    frames = moving_texture(t, h, w)
+    with Alive() as alive:
+        for _ in net.upsample(frames):
+            pass
+    assert 0.4 * net.working_bytes(t, h, w) < alive.peak < net.working_bytes(t, h, w)
+    assert alive.now < 0.1 * alive.peak  # nothing stays behind
