@@ -19,7 +19,7 @@ TAPS = 9
 GROUPS = 16
 LARGEST_OFFSET = 10.0  # px beyond the flow
 # Pixels sampled at a time: each takes 5 kB. More on a GPU, to keep it busy.
-STRIP_PIXELS = {"cpu": 16384, "cuda": 65536}
+STRIP_PIXELS = {"cpu": 16384, "cuda": 32768}
 
 
 def deform_conv(

@@ -66,10 +66,12 @@ def to_host(
         if not frame.is_cuda:
             yield position, frame
             continue
+        stream = torch.cuda.current_stream(frame.device)
         copy = torch.empty(frame.shape, dtype=frame.dtype, pin_memory=True)
         copy.copy_(frame, non_blocking=True)
+        del frame  # its memory may serve the next one: both happen on the same stream
         done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(frame.device))
+        done.record(stream)
         if waiting:
             yield _arrived(*waiting)
         waiting = position, copy, done

@@ -76,9 +76,9 @@ class VideoNetwork(nn.Module):
         return self
 
     def tail_bytes(self, h: int, w: int) -> int:
-        """Memory that `_tail` needs for a frame of h x w LR px."""
+        """Memory that `_tail` needs for a frame of h x w LR px, with the one before it, still on its way out."""
         strip = min(h * w, self._tail_pixels() + 4 * w)
-        return strip * 16 * CHANNELS * 4 * self.dtype.itemsize + 2 * 16 * 12 * h * w
+        return strip * 16 * CHANNELS * 4 * self.dtype.itemsize + 4 * 16 * 12 * h * w
 
     def _tail_pixels(self) -> int:
         return TAIL_PIXELS[self.conv_hr.weight.device.type]
