@@ -209,18 +209,8 @@ __global__ void __launch_bounds__(kThreads)
   out.keys[i] = s.drawn ? __float_as_uint(s.p.camera[2]) : ~0u;
   out.tiles[i] = tiles;
   if (!s.drawn) return;
-  out.records[i] = {s.p.x,
-                    s.p.y,
-                    s.conic.a,
-                    s.conic.b,
-                    s.conic.c,
-                    s.log2_opacity,
-                    ellipse.rightmost_dy,
-                    s.p.inverse_z,
-                    s.colour[0],
-                    s.colour[1],
-                    s.colour[2],
-                    s.extent};
+  out.records[i] = {s.p.x, s.p.y,         s.conic.a,   s.conic.b,   s.conic.c,   s.log2_opacity,
+                    0.f,   s.p.inverse_z, s.colour[0], s.colour[1], s.colour[2], s.extent};
   if (out.surfaces) write_surface(scene, camera, raw, s, out.surfaces[i]);
 }
 

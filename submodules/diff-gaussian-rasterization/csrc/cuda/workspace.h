@@ -27,7 +27,7 @@ struct alignas(16) Record {
   float x, y;     // [px]
   float a, b, c;  // whitened conic
   float log2_opacity;
-  float rightmost_dy;
+  float unused;  // 0
   float inverse_depth;
   float red, green, blue;
   float extent;  // log2(255 opacity)
