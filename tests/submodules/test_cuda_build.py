@@ -55,6 +55,31 @@ def test_what_is_installed_has_kernels_for_every_gpu(native, package: Path) -> N
     assert native.cuda_build == (EVERY_GPU if sources else "no: no CUDA sources")
 
 
+def spills(log: str) -> dict[str, int]:
+    """Bytes of spill stores by kernel, the most on any GPU; CUB's kernels, which are not ours, left out."""
+    found: dict[str, int] = {}
+    for name, stored in re.findall(r"Function properties for (\S+)\n.*?(\d+) bytes spill stores", log):
+        if "3cub" not in name:
+            found[name] = max(found.get(name, 0), int(stored))
+    return found
+
+
+@pytest.mark.parametrize("package", [RASTERIZER, KNN], ids=["rasterizer", "knn"])
+def test_no_kernel_of_ours_spills(package: Path) -> None:
+    """Also where CUB is included and the compiler was not told to warn. Of what the last build compiled."""
+    kernels = {k: n for log in package.glob("build/*/cuda.log") for k, n in spills(log.read_text()).items()}
+    if not kernels:
+        pytest.skip("no log of a build that compiled kernels; remove the package's build folder and build again")
+    assert {name: stored for name, stored in kernels.items() if stored} == {}
+
+
+def test_spills_are_read_from_the_log() -> None:
+    kernel = "ptxas info    : Function properties for {}\n    8 bytes stack frame, {} bytes spill stores, 4 bytes "
+    kernel += "spill loads\n"
+    log = kernel.format("_Z4fillPf", 0) + kernel.format("_Z4fillPf", 4) + kernel.format("_ZN3cub4sortEv", 8)
+    assert spills(log) == {"_Z4fillPf": 4}
+
+
 @pytest.mark.parametrize("native", [rasterizer, knn], ids=["rasterizer", "knn"])
 def test_what_is_installed_loads_on_any_machine(native) -> None:
     """Neither a driver nor a CUDA runtime nor a folder of this machine is asked for, and none of them is shown."""
