@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scene.lr_kernel import LRKernel
 from tests.submodules.rasterizer_scenes import Case, make_case
-from tests.submodules.rasterizer_view import RATES
+from tests.submodules.rasterizer_view import RATES, filter_of
 from tests.submodules.test_rasterizer_robustness import poisoned
 
 SIZES = ((61, 45), (1, 1), (300, 5), (40, 130), (0, 7))  # tiles are cut off on every side
@@ -38,13 +38,24 @@ def scene(seed: int, on: torch.device) -> tuple[Case, RasterCamera, list[Tensor]
 def blend(seed: int, on: torch.device) -> None:
     """Forward and backward pass, contributions."""
     _, camera, six = scene(seed, on)
+    there_and_back(camera, six, on)
+
+
+def wide(on: torch.device) -> None:
+    """Hundreds of splats over hundreds of tiles: warps and blocks share their work, lists are longer than a batch."""
+    case = make_case(2, n=800, width=330, height=210, sigma_px=80.0)
+    case.gaussians["logit_opacities"] -= 4
+    there_and_back(case.raster_camera, [p.to(on) for p in case.six], on)
+
+
+def there_and_back(camera: RasterCamera, six: list[Tensor], on: torch.device) -> None:
     workspace = Workspace(device=on)
     image, transmittance, depth = workspace.forward(camera, *six, aux=True)
     gradient, grads = torch.empty_like(image), [torch.empty_like(p) for p in six]
     workspace.l1_ssim(image, torch.zeros_like(image), gradient)
     ones, means2d = torch.ones_like(transmittance), torch.empty_like(six[0])
     workspace.backward(gradient, six, grads, grad_transmittance=ones, grad_inverse_depth=ones, grad_means2d=means2d)
-    sums = [torch.zeros(SPLATS, device=on) for _ in range(3)]
+    sums = [torch.zeros(len(six[0]), device=on) for _ in range(3)]
     workspace.contributions(*sums)
     check("blend", image, transmittance, depth, gradient, means2d, *grads, *sums)
 
@@ -79,6 +90,25 @@ def train(seed: int, on: torch.device) -> None:
     both = train_step(views, six, losses=[terms, terms], sparse=True, **common)
     one = train_step(camera, six, losses=terms, workspace=Workspace(device=on), **common)
     check("train", both.image, one.image, *mean, *square, *stats)
+
+
+def given(on: torch.device) -> None:
+    """Colours and covariances instead of harmonics and shapes; the 3D filter."""
+    case = make_case(3, n=300, sh_degree=2)
+    six = [p.to(on) for p in case.six]
+    means, opacities, colors = six[0], six[3].sigmoid(), six[4][:, 0] + 0.5
+    covariances = torch.tensor([0.02, 0.01, 0, 0.02, 0, 0.02], device=on).repeat(len(means), 1)
+    shapes, sh = {"scales": six[1].exp(), "quats": six[2]}, torch.cat([six[4], six[5][:, :8]], dim=1)
+    for kind in (
+        {"colors": colors, "covariances": covariances},
+        {"colors": colors, **shapes},
+        {"sh": sh, "covariances": covariances},
+        {"sh": sh, **shapes, "filter_3d": filter_of(case).to(on)},
+    ):
+        leaves = {k: v.detach().clone().requires_grad_(k != "filter_3d") for k, v in kind.items()}
+        out = rasterize_extended(case.raster_camera, means, opacities, **leaves)
+        (out.color.sum() + out.alpha.sum()).backward()
+        check("given", out.color, *(leaf.grad for leaf in leaves.values()))
 
 
 def nothing(on: torch.device) -> None:
@@ -118,7 +148,8 @@ def everything(on: torch.device) -> None:
             for seed in range(len(SIZES)):
                 for part in per_scene:
                     part(seed, on)
-            nothing(on)
+            for once in (wide, given, nothing):
+                once(on)
     finally:
         torch.use_deterministic_algorithms(before)
     halves(on)

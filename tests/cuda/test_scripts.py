@@ -24,7 +24,9 @@ def test_the_exercise_runs(seed, device):
     exercise.train(seed, device)
 
 
-def test_the_exercise_of_nothing_and_of_neighbours_runs(device):
+def test_the_exercise_of_other_inputs_runs(device):
+    exercise.wide(device)
+    exercise.given(device)
     exercise.nothing(device)
     exercise.halves(device)
     exercise.neighbours(device)
