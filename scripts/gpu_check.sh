@@ -9,6 +9,7 @@
 # Options: --out DIR (progress and results of one commit, default build/gpu_check), --pack DIR (from `pack`; default:
 # what SEQSPLAT_DATA and SEQSPLAT_WEIGHTS name), --limit SECONDS (of a part, default 570). PYTHON names the interpreter.
 # Exit code: 0 done; 1 a part failed; 2 no GPU, or wrong words; 75 a part needs more time: call again.
+# shellcheck disable=SC2329  # parts are called by their names
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -75,7 +76,9 @@ part_hr25() { scene "$lego/hr_800" --eval --steps train render metrics; }
 
 part_report() { # into benchmarks/results/gpu and docs/; the archive is for another checkout's benchmarks.gpu_pages
   "$python" -m benchmarks.gpu_pages "$out"
-  (cd "$out" && tar -czf report/results.tar.gz -- */state */log.txt $(compgen -G '*/result.json'))
+  cd "$out"
+  find . -mindepth 2 -maxdepth 2 \( -name state -o -name log.txt -o -name result.json \) -print0 |
+    tar -czf report/results.tar.gz --null -T -
 }
 
 # --- what parts share ---
@@ -118,11 +121,11 @@ state() { # PART: done, cut short, failed, or not run
 
 run_part() { # PART: its exit code. Not in a condition: there the shell would not stop a part where it fails
   local name=$1 folder=$out/$1 code=0
-  if [[ $name != report && $(state "$name") == done ]]; then
+  if [[ $name != report && $(state "$name") == "done" ]]; then
     echo "$name: done before"
     return 0
   fi
-  if [[ $name != build && $name != report && $(state build) != done ]]; then
+  if [[ $name != build && $name != report && $(state build) != "done" ]]; then
     echo "$name: the part build comes first"
     return 1
   fi
