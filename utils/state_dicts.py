@@ -5,6 +5,7 @@ A state dict maps key paths ("trunk.main.0.weight") to tensors. Containers diffe
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections import defaultdict
 from typing import Any
@@ -44,7 +45,9 @@ def read_state_dict(weights: ResolvedWeights) -> dict[str, torch.Tensor]:
         if weights.path.suffix == ".safetensors":
             content: Any = safetensors.torch.load(data)
         else:
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of unknown pickle protocols: what comes out is checked below
+                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _BROKEN as error:
         first = str(error).strip().partition("\n")[0][:200]
         raise UserError(f"{where}: refused, not a plain file of tensors ({first})") from error

@@ -289,6 +289,14 @@ def test_mutated_files_raise_nothing_but_user_errors(tmp_path):
     assert refused > 300  # the others changed values, not structure
 
 
+def test_torch_does_not_warn_of_a_pickle_protocol_that_a_damaged_file_claims(tmp_path):
+    data = bytearray(_saved({"a": torch.ones(2)}))
+    at = data.index(b"\x80\x02")  # the opcode of the protocol, and its number
+    data[at + 1] = 107
+    (tmp_path / "x.pth").write_bytes(data)
+    assert torch.equal(read_state_dict(_trusted(tmp_path / "x.pth"))["a"], torch.ones(2))
+
+
 def test_containers_and_prefixes_are_unwrapped(tmp_path):
     w = torch.ones(2, 3)
     for content in (
