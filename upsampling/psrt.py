@@ -107,7 +107,8 @@ class _Attention(nn.Module):
         self, qkv: Float[Tensor, "rows cols k 3 m d"], windows: Windows, shifted: bool
     ) -> Float[Tensor, "rows cols k c"]:
         """Values mixed within each window; a few windows at a time, those of one kind together."""
-        bias = self.relative_position_bias_table.float()[windows.positions].permute(2, 0, 1)  # [6, 192, 192]
+        bias = self.relative_position_bias_table.float()[windows.positions].permute(2, 0, 1)
+        bias = bias.contiguous()  # [6, 192, 192]; fused kernels of GPUs take no mask whose last axis has gaps
         out = qkv.new_empty(*qkv.shape[:3], WIDTH)
         at_once = max(WINDOW_BATCH // windows.cols, 1)  # rows of windows
         for part_rows, part_cols, apart in windows.kinds if shifted else ((slice(None), slice(None), None),):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from diff_gaussian_rasterization import release_memory
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -47,8 +48,9 @@ VIDEO = ("basicvsr", "basicvsr_pp", "psrt")
 
 @pytest.fixture(scope="module", autouse=True)
 def gpu(cuda):
-    """float32 convolutions multiply float32 on it."""
+    """float32 convolutions multiply float32 on it, and no workspaces of other tests count in bounds of memory."""
     use_device(cuda)
+    release_memory()
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +260,15 @@ def test_attention_is_the_cpus_and_a_fused_kernel_takes_it(cuda, dtype):
         result = attend(q.to(cuda), k.to(cuda), v.to(cuda), bias.to(cuda))
     bound = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.004}[dtype]
     assert float((result.float().cpu() - expected).abs().max()) < bound
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_psrt_attends_by_a_fused_kernel(network, cuda, precision):
+    """Both kinds of windows: no kernel may be left that takes what the network hands over only unfused."""
+    frames = moving_texture(*SIZES["psrt"]).to(cuda)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]):
+        output = _output(network("psrt", cuda, precision), frames)
+    assert bool(torch.isfinite(output).all())
 
 
 def test_lpips_is_the_cpus(cuda):

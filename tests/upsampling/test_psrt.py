@@ -61,6 +61,24 @@ def test_windows_that_do_not_fit_one_call_are_all_attended(net, monkeypatch, num
         assert torch.allclose(block(x, Windows.of(40, 20, CPU), bool(number)), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_masks_have_no_gaps_along_their_last_axis(net, monkeypatch, shifted, dtype):
+    """Fused kernels of GPUs refuse others, and attention would be computed unfused without a word."""
+    seen = []
+    fused = F.scaled_dot_product_attention
+
+    def attention(*args, attn_mask, **options):
+        seen.append(attn_mask.stride(-1))
+        return fused(*args, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    attention_of = net.get_submodule("patch_align.forward_1.layers.1.residual_group.blocks.0.attn")
+    qkv = torch.randn(3, 2, 192, 3, 6, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    attention_of._mixed(qkv, Windows.of(24, 16, CPU), shifted)
+    assert seen == [1] * (4 if shifted else 1)
+
+
 def test_the_index_of_positions_is_its_definition():
     assert torch.equal(relative_positions(CPU), slow.position_index())
 
