@@ -13,6 +13,7 @@ from diff_gaussian_rasterization import (
     fused,
     ops,
     rasterize_extended,
+    release_memory,
     step_ops,
 )
 from torch import Tensor
@@ -27,7 +28,10 @@ from tests.submodules.test_rasterizer_gradients import original_settings
 from tests.submodules.test_rasterizer_train_step import target
 
 pytestmark = pytest.mark.gpu
-INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
+# It recommends TF32 on any GPU that has it.
+INDUCTOR = pytest.param(
+    "inductor", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +174,22 @@ def test_the_pose_may_be_on_the_gpu(cuda: Any) -> None:
         gradients.append(pose.grad)
     assert gradients[1].device == cuda
     assert torch.equal(gradients[0], gradients[1].cpu())
+
+
+def test_another_default_device_changes_nothing(cuda: Any) -> None:
+    """Users of GPUs set it: what the kernels read in main memory stays there, on both devices."""
+    case, found = make_case(9), []
+    losses = {device: [fused.L1SSIM(target().to(device))] for device in ("cpu", cuda)}
+    release_memory()  # so that workspaces are made anew
+    for default in ("cpu", cuda):
+        mine = [Trained(case, device) for device in ("cpu", cuda)]
+        with torch.device(default):
+            for trained, of in zip(mine, losses.values(), strict=True):
+                trained.step(case.raster_camera, losses=of)
+                trained.step(case.raster_camera, 2, losses=of, workspace=fused.Workspace(device=trained.six[0].device))
+        found.append([t for trained in mine for t in trained.tensors])
+        release_memory()
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_many_python_threads_render_at_once(cuda: Any) -> None:

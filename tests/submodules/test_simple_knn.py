@@ -92,6 +92,13 @@ def test_order_of_the_points_does_not_matter() -> None:
     assert torch.equal(distCUDA2(points[order]), distCUDA2(points)[order])
 
 
+def test_another_default_device_changes_nothing() -> None:
+    points = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+    with torch.device("meta"):
+        found = distCUDA2(points)
+    assert torch.equal(found, distCUDA2(points))
+
+
 def test_strided_input() -> None:
     wide = torch.rand(500, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(distCUDA2(wide[:, ::2]), distCUDA2(wide[:, ::2].contiguous()))

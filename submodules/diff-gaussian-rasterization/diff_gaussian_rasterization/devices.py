@@ -64,7 +64,8 @@ class DeviceMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.pinned = torch.empty(_native.CudaRasterization.PINNED_BYTES, dtype=torch.uint8, pin_memory=True)
+        count = _native.CudaRasterization.PINNED_BYTES
+        self.pinned = torch.empty(count, dtype=torch.uint8, device="cpu", pin_memory=True)
         self.stream = torch.cuda.current_stream(device)
         self._tensors: dict[int, Tensor] = {}
         self._captured = False  # a graph knows addresses from here

@@ -42,7 +42,7 @@ def distCUDA2(points: Tensor) -> Tensor:
 
 def _on_cpu(rows: Tensor) -> Tensor:
     _refuse_if(_native.first_not_finite(rows.data_ptr(), len(rows)), rows)
-    out = torch.empty(len(rows), dtype=torch.float32)
+    out = torch.empty(len(rows), dtype=torch.float32, device="cpu")
     _native.mean_squared_distance_3(rows.data_ptr(), len(rows), out.data_ptr(), torch.get_num_threads())
     return out
 
