@@ -46,8 +46,8 @@ def write_model(out: Path, scene: Path, iteration: int = 7, **model: object) -> 
 
 
 def render(out: Path, scene: Path, **options: object) -> Path:
-    """Render a model with the native rasterizer; `options` are RenderParams or `overwrite`."""
-    common = CommonParams(overwrite=bool(options.pop("overwrite", False)), quiet=True)
+    """Render a model with the native rasterizer on the CPU; `options` are RenderParams or `overwrite`."""
+    common = CommonParams(device="cpu", overwrite=bool(options.pop("overwrite", False)), quiet=True)
     model = ModelParams(source_path=str(scene), model_path=str(out), eval=True)
     return render_model(common, model, PipelineParams(), RenderParams(**options))
 

@@ -63,7 +63,7 @@ def not_json(scene: Path) -> None:
 
 def train(folder: Path, scene: Path, *words: str, setup: Callable[[], None] | None = None) -> tuple[int, str]:
     (folder / "words.txt").unlink(missing_ok=True)
-    argv = ["-s", str(scene), "-m", str(folder / "out"), "--iterations", "5", *words]
+    argv = ["-s", str(scene), "-m", str(folder / "out"), "--iterations", "5", "--device", "cpu", *words]
     process = ScriptProcess(argv, folder / "words.txt", setup)
     return process.wait(), process.text()
 

@@ -36,7 +36,7 @@ def scene(tmp_path) -> Path:
 
 @pytest.fixture
 def words(scene, tmp_path) -> list[object]:
-    return ["-s", scene, "-m", tmp_path / "out", "--eval"]
+    return ["-s", scene, "-m", tmp_path / "out", "--eval", "--device=cpu"]
 
 
 def upsample(monkeypatch, words, upsampler: str, out: Path, *more: str) -> dict[str, str]:
@@ -62,7 +62,7 @@ def test_no_frame_of_other_settings_survives_a_killed_run(words, tmp_path, monke
     out, lanczos = tmp_path / "out", tmp_path / "lanczos"
     call(monkeypatch, align_sequence, *words, "--ordering", "file")
     shutil.copytree(out, lanczos)
-    expected = upsample(monkeypatch, [*words[:3], lanczos, "--eval"], "lanczos", lanczos)
+    expected = upsample(monkeypatch, [*words[:3], lanczos, *words[4:]], "lanczos", lanczos)
     assert upsample(monkeypatch, words, "bicubic", out) != expected
     with monkeypatch.context() as patch:
         patch.setattr("upsampling.write_png", dying(1))

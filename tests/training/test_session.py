@@ -252,7 +252,7 @@ def _few(seed):
         ({"start_checkpoint": "latest"}, "no checkpoint in"),
         ({"start_checkpoint": "chkpnt7000.pth"}, "--init_ply"),
         ({"init_ply": "missing.ply"}, "missing.ply"),
-        ({"device": "cuda"}, "no NVIDIA GPU"),
+        ({"device": "cuda:99"}, "--device cuda:99: torch sees"),
     ],
 )
 def test_bad_input_is_one_line(root, run, flags, words):
