@@ -97,12 +97,12 @@ def rounded(measured: Measured) -> Measured:
 
 
 def rounded_values(value: Any) -> Any:
-    """Any JSON value with its numbers to five decimals: times in ms to ten nanoseconds, shares to 0.001 %."""
+    """Any JSON value with six digits of its numbers, small ones as well: distances of 1e-7 are results too."""
     if isinstance(value, dict):
         return {k: rounded_values(v) for k, v in value.items()}
     if isinstance(value, list):
         return [rounded_values(v) for v in value]
-    return round(value, 5) if isinstance(value, float) else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def table(case: Case, results: Measured, ratios: list[Ratio]) -> str:

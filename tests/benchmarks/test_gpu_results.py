@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import gpu_pages, gpu_parts, knn, vsr
+from benchmarks import gpu_pages, gpu_parts, knn, report, vsr
 from utils.errors import UserError
 
 GPU = {"name": "A GPU", "driver": "1.2", "torch": "2.11", "cuda": "13.0"}
@@ -84,6 +84,13 @@ def test_every_part_with_a_result_has_its_place_on_the_page():
     script = (gpu_pages.Path(__file__).resolve().parents[2] / "scripts/gpu_check.sh").read_text()
     parts = set(script.partition("PARTS=(")[2].partition(")")[0].split())
     assert set(gpu_pages.PARTS) == parts - {"build", "gsplat", "report"}
+
+
+def test_small_distances_keep_their_digits():
+    found = {"errors": [{"color": 1.2345678e-7}], "ms": 12.3456789, "bytes": 123456789, "equal": True}
+    kept = {"errors": [{"color": 1.23457e-7}], "ms": 12.3457, "bytes": 123456789, "equal": True}
+    assert report.rounded_values(found) == kept
+    assert "1.23457e-07" in report.json_text(report.rounded_values(found))
 
 
 def test_tables_of_agreement_and_neighbours():
