@@ -3,6 +3,7 @@
 On a processor all of this does nothing.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,10 +41,10 @@ def session(device: torch.device, max_bytes: int) -> Iterator[dict[str, Any]]:
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(max_bytes / total, 1.0), device)
+    flags = {"benchmark": not deterministic, "deterministic": deterministic}
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=not deterministic, deterministic=deterministic, allow_tf32=False
-        ):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, **flags), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Plan failed with")  # a kernel for which there is no room: not taken
             yield {
                 "cudnn": torch.backends.cudnn.version(),
                 "autotuned": not deterministic,
