@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PARTS=(build gpu-tests suite-native suite-training suite-rest agreement memcheck racecheck gsplat rasterizer determinism
+PARTS=(build gsplat gpu-tests suite-native suite-training suite-rest agreement memcheck racecheck rasterizer determinism
   knn vsr lego100 hr25 report)
 GSPLAT=1.5.3
 RESUMABLE=" determinism lego100 hr25 " # they go on where they were cut short
@@ -47,7 +47,7 @@ part_suite_rest() {
 part_agreement() { limited "$python" -m tests.cuda.agreement --device cuda --json "$folder/result.json"; }
 part_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize --tool memcheck --report-api-errors no; }
 part_racecheck() { sanitize --tool racecheck; }
-part_gsplat() { # compiled by itself when first imported, by the packages that PyTorch brings
+part_gsplat() { # compiled by itself when first used, for minutes: here, before tests and benchmarks use it
   if ! "$python" -c 'import gsplat' > /dev/null 2>&1; then
     echo "gsplat is not installed and not in the pack: nothing is compared with it"
     return
