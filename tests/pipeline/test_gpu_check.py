@@ -127,6 +127,19 @@ def test_a_part_stops_at_its_first_command_that_fails(check):
     assert check.states()["determinism"] == "failed"
 
 
+def test_warnings_of_the_machines_own_compilers_are_told_and_stop_nothing(check):
+    check.tell("fail", "SPLAT_WERROR=ON")
+    code, output, _ = check("run", "build")
+    assert code == 0
+    assert output.count("broken on purpose") == output.count("built again with warnings left alone") == 2
+    builds = [call for call in check.calls() if " pip install " in call]
+    assert [re.findall(r"SPLAT_WERROR=(\w+)", call) for call in builds] == [["ON"], ["OFF"]] * 2
+    check.tell("fail", "pip install")
+    (check.out / "build/state").unlink()
+    assert check("run", "build")[0] == 1
+    assert check.states()["build"] == "failed"
+
+
 def test_a_training_that_is_cut_short_goes_on(check):
     check("run", "build")
     check.tell("slow", "run.py")
