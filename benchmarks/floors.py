@@ -7,6 +7,7 @@ pairs of a pixel and a Gaussian; P pixels; T tiles of 16 x 16 pixels.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ PARAMETERS = GEOMETRY_FLOATS + SH_FLOATS
 STATISTICS = 3
 RADIX_BITS = 8
 CHANNELS = 3
+OTHERS = "others"
 COPY_BYTES, PRODUCT_SIDE, ROUNDS = 1 << 30, 8192, 10
 
 # Operations of a blended pair: alpha of it is 5 multiply-adds and one exponential, then the colours; back again the
@@ -31,10 +33,11 @@ FLOPS_PAIR_BACKWARD = 2 * 15 + 11 + 2
 FLOPS_PROJECT = 400  # of a Gaussian: covariance, projection, ellipse
 FLOPS_SH = 2 * SH_FLOATS + 40
 FLOPS_ADAM = 12  # of a parameter
-# Of a channel of a pixel: filters of 11 taps along both axes, for x, y, x^2 + y^2, x y, then for three derivatives of
-# SSIM; SSIM and these derivatives.
-FLOPS_LOSS = 2 * 11 * 2 * (4 + 3) + 60
-LOSS_FLOATS = 2 + 3 + 3 + 2 + 1  # image and target in, derivatives out and in, image and target in, gradient out
+# Of a channel of a pixel: filters of 11 taps along both axes, for x, y, x^2 + y^2, x y, SSIM and its derivatives; then
+# for three derivatives of SSIM.
+FLOPS_SLOPES, FLOPS_GRADIENT = 2 * 11 * 2 * 4 + 60, 2 * 11 * 2 * 3
+SLOPES_FLOATS = 2 + 3  # image and target in, derivatives out
+GRADIENT_FLOATS = 3 + 2 + 1  # derivatives, image and target in, gradient out
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,17 @@ def _preprocess(c: Counts) -> Work:
     return Work(read + written, c.n * FLOPS_PROJECT + c.drawn * FLOPS_SH)
 
 
-def _sort_bin(c: Counts) -> Work:
+def _sort_bin(c: Counts) -> dict[str, Work]:
     selected = c.n * FLOAT + c.drawn * 4 * FLOAT  # keys; the drawn ones' indices, and their keys side by side
     slots = c.drawn * (2 * FLOAT + 3 * 8)  # tiles of each; offsets of 8 bytes, made, and summed up
+    sorts = sort_bytes(c.drawn, 32) + sort_bytes(c.instances, c.tiles.bit_length())
     emitted = c.drawn * (RECORD + 4 * FLOAT + 8) + c.instances * 3 * FLOAT  # tile, slot, and the Gaussian of it
-    by_tile = sort_bytes(c.instances, c.tiles.bit_length())
-    lists = 4 * c.instances * FLOAT + 10 * c.tiles * FLOAT  # ranges cleared, written, read; buckets
-    return Work(selected + sort_bytes(c.drawn, 32) + slots + emitted + by_tile + lists, 0)
+    ranges = 10 * c.tiles * FLOAT  # cleared, written, read; buckets
+    return {
+        "emit_kernel": Work(emitted, 0),
+        "list_kernel": Work(4 * c.instances * FLOAT, 0),
+        OTHERS: Work(selected + slots + sorts + ranges, 0),
+    }
 
 
 def _checkpoints(c: Counts) -> int:
@@ -109,17 +116,25 @@ def _forward(c: Counts) -> Work:
     return Work(gathered + images + _checkpoints(c), c.pairs * FLOPS_PAIR_FORWARD)
 
 
-def _loss(c: Counts) -> Work:
-    return Work(c.pixels * CHANNELS * LOSS_FLOATS * FLOAT, c.pixels * CHANNELS * FLOPS_LOSS)
+def _loss(c: Counts) -> dict[str, Work]:
+    values = c.pixels * CHANNELS
+    return {
+        "ssim_slopes": Work(values * SLOPES_FLOATS * FLOAT, values * FLOPS_SLOPES),
+        "loss_gradient": Work(values * GRADIENT_FLOATS * FLOAT, values * FLOPS_GRADIENT),
+    }
 
 
-def _blend_backward(c: Counts, deterministic: bool) -> Work:
+def _blend_backward(c: Counts, deterministic: bool) -> dict[str, Work]:
     behind = c.buckets * TILE_PIXELS * 2 * FLOAT  # transmittance, and the rest of the image times its gradient
-    states = _checkpoints(c) + 2 * behind  # written once, read once
     images = c.pixels * (CHANNELS + 2 + CHANNELS + 1) * FLOAT  # read, and put side by side with where each pixel ended
     gathered = c.instances * (2 * FLOAT + RECORD)
-    sums = c.instances * SUMS * 2 + c.drawn * SUMS if deterministic else c.instances * SUMS + c.n * SUMS
-    return Work(states + images + gathered + sums, c.pairs * FLOPS_PAIR_BACKWARD)
+    found = {
+        "find_states": Work(_checkpoints(c) + behind + images, 0),
+        "differentiate_buckets": Work(behind + gathered + c.instances * SUMS, c.pairs * FLOPS_PAIR_BACKWARD),
+    }
+    if deterministic:
+        return {**found, "sum_slots": Work(c.instances * SUMS + c.drawn * SUMS, 0)}
+    return {**found, OTHERS: Work(c.n * SUMS, 0)}  # zeros to add to
 
 
 def _geometry(c: Counts) -> Work:
@@ -128,18 +143,27 @@ def _geometry(c: Counts) -> Work:
     return Work(updated + beside, c.n * (2 * FLOPS_PROJECT + FLOPS_SH + PARAMETERS * FLOPS_ADAM))
 
 
-def work(c: Counts, *, deterministic: bool = False) -> dict[str, Work]:
-    """What each stage moves and computes; `whole` is the sum."""
-    stages = {
-        "preprocess": _preprocess(c),
+def kernel_work(c: Counts, *, deterministic: bool = False) -> dict[str, dict[str, Work]]:
+    """What each kernel of each stage moves and computes; OTHERS = those of CUB and of the runtime."""
+    return {
+        "preprocess": {"preprocess_kernel": _preprocess(c)},
         "sort_bin": _sort_bin(c),
-        "forward": _forward(c),
+        "forward": {"blend_kernel": _forward(c)},
         "loss": _loss(c),
         "blend_backward": _blend_backward(c, deterministic),
-        "geometry": _geometry(c),
+        "geometry": {"differentiate_gaussians": _geometry(c)},
     }
-    whole = Work(sum(w.bytes for w in stages.values()), sum(w.flops for w in stages.values()))
-    return {**stages, "whole": whole}
+
+
+def _sum(parts: Iterable[Work]) -> Work:
+    each = list(parts)
+    return Work(sum(w.bytes for w in each), sum(w.flops for w in each))
+
+
+def work(c: Counts, *, deterministic: bool = False) -> dict[str, Work]:
+    """What each stage moves and computes; `whole` is the sum."""
+    stages = {name: _sum(of.values()) for name, of in kernel_work(c, deterministic=deterministic).items()}
+    return {**stages, "whole": _sum(stages.values())}
 
 
 def floor_ms(what: Work, rates: Rates) -> float:

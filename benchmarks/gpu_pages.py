@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_run, vsr
+from benchmarks import gpu_run, kernel_times, vsr
 from utils import errors
 from utils.atomic import read_json, write_text
 from utils.command_line import Parser
@@ -36,7 +36,9 @@ def agreement(found: Found) -> str:
 def rasterizer(found: Found) -> str:
     head, cases = gpu_run.heading(found), found["cases"]
     wanted = [entry for entry in cases if entry["scene"].endswith(("100k/800x800", "1M/1920x1080"))]
-    tables = [gpu_run.summary_table(cases), *map(gpu_run.stages_table, wanted), gpu_run.spread_table(found["spread"])]
+    kernels = [kernel_times.table(entry["scene"], entry["kernels"]) for entry in wanted]
+    stages = map(gpu_run.stages_table, wanted)
+    tables = [gpu_run.summary_table(cases), *stages, *kernels, gpu_run.spread_table(found["spread"])]
     return head + "\n" + "\n".join(tables).replace("### ", "")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import device, floors, gpu
+from benchmarks import device, floors, gpu, kernel_times
 from benchmarks.cases import Measured
 from benchmarks.gpu import DETERMINISTIC, GSPLAT, OURS, Case
 from utils.errors import UserError
@@ -77,7 +77,7 @@ def run(kinds: list[str], texts: list[str], rounds: int, tell: Callable[[str], N
     for case in [case_of(text, kind) for kind in kinds for text in texts]:
         entry = measured_case(case, on, rates, rounds, with_peer=problem is None)
         found["cases"].append(entry)
-        tell(stages_table(entry) + "\n" + sums_table(entry))
+        tell("\n".join([stages_table(entry), sums_table(entry), kernel_times.table(entry["scene"], entry["kernels"])]))
     spread = [gpu.spread(case_of(text, kind, s), on) for kind in kinds for text in SPREAD_CASES for s in SEEDS]
     found["spread"] = spread
     tell(summary_table(found["cases"]) + "\n" + spread_table(spread))
@@ -90,8 +90,9 @@ def measured_case(case: Case, on: torch.device, rates: floors.Rates, rounds: int
     runners: dict[str, gpu.Runner] = {OURS: ours, DETERMINISTIC: gpu.Ours(case, on, deterministic=True)}
     if with_peer:
         runners[GSPLAT] = gpu.Gsplat(case, on)
-    ms = gpu.measure(runners, rounds)
-    return case_entry(case, ours.counts(), ms, rates)
+    ms, counts = gpu.measure(runners, rounds), ours.counts()
+    kernels = kernel_times.table_of(kernel_times.profiled(ours.step), kernel_times.STEPS, counts, rates)
+    return {**case_entry(case, counts, ms, rates), "kernels": kernels}
 
 
 def case_entry(case: Case, counts: floors.Counts, ms: Measured, rates: floors.Rates) -> Report:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import device, floors, gen, gpu, gpu_run
+from benchmarks import device, floors, gen, gpu, gpu_pages, gpu_run, kernel_times
 from benchmarks.floors import Counts, Rates, Work
 from benchmarks.gpu import DETERMINISTIC, GSPLAT, OURS, Case
 from utils.errors import UserError
@@ -139,6 +139,26 @@ def test_the_spread_is_told_for_each_seed():
     row = {"case": "random 1k/100x60", "seed": 2, "deterministic_equal": False, "fast_image_equal": True}
     text = gpu_run.spread_table([{**row, "fast": {"means": 1e-7, "shN": 2e-7}, "largest": 3e-6}])
     assert "| random 1k/100x60, 2 | NO | yes | 1.0e-07 | 2.0e-07 | 3.0e-06 |" in text
+
+
+def test_the_page_tells_stages_and_kernels_of_the_largest_scene():
+    launches = [kernel_times.Launches("splat::cuda::preprocess_kernel(int)", 10, 500.0)]
+    kernels = kernel_times.table_of(launches, 10, COUNTS, RATES)
+    large = {**entry(with_peer=True), "scene": "random 1M/1920x1080", "kernels": kernels}
+    row = {"case": "random 1k/100x60", "seed": 1, "deterministic_equal": True, "fast_image_equal": True}
+    found = {
+        "gpu": {"name": "A GPU", "driver": "1", "torch": "2", "cuda": "13"},
+        "rates": {"copy_GB_per_s": 1000.0, "float32_TFLOP_per_s": 10.0},
+        **{"peer": "gsplat 1", "cases": [large], "spread": [{**row, "fast": {"means": 0.0}, "largest": 0.0}]},
+    }
+    text = gpu_pages.rasterizer(found)
+    assert text.startswith(
+        "A GPU, driver 1, torch 2, CUDA 13; copy 1000 GB/s, float32 product 10.0 TFLOP/s; gsplat 1\n"
+    )
+    assert "\nrandom 1M/1920x1080, ms\n" in text
+    assert "\nrandom 1M/1920x1080, kernels\n" in text
+    assert "| preprocess_kernel | preprocess | 1 | 0.0500 |" in text
+    assert "| random 1k/100x60, 1 | yes | yes |" in text
 
 
 def test_gsplat_is_named_or_said_to_be_missing(monkeypatch):
