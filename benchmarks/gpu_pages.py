@@ -79,6 +79,7 @@ PARTS: dict[str, tuple[str, Callable[[Found], str]]] = {
     "determinism": ("Determinism of training", determinism),
     "knn": ("simple-knn", knn),
     "vsr": ("Networks", networks),
+    "vsr-others": ("Networks, with random weights", networks),
     "lego100": ("lego, 100 LR views, 200 -> 800", scene),
     "hr25": ("lego, 25 HR views", scene),
 }

@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PARTS=(build gsplat gpu-tests suite-native suite-training suite-rest agreement memcheck racecheck rasterizer determinism
-  knn vsr lego100 hr25 report)
+  knn vsr vsr-others lego100 hr25 report)
 GSPLAT=1.5.3
 RESUMABLE=" determinism lego100 hr25 " # they go on where they were cut short
 UNFINISHED=75
@@ -59,6 +59,10 @@ part_gsplat() { # compiled by itself when first used, for minutes: here, before 
 part_rasterizer() { limited "$python" -m benchmarks.rasterizer --device cuda --json "$folder/result.json"; }
 part_knn() { limited "$python" -m benchmarks.knn --device cuda --json "$folder/result.json"; }
 part_vsr() { limited "$python" -m benchmarks.vsr --device cuda --json "$folder/result.json"; }
+part_vsr_others() { # their weights are not carried; values do not change the time
+  limited "$python" -m benchmarks.vsr --device cuda --upsampler basicvsr_pp psrt --random_weights \
+    --json "$folder/result.json"
+}
 
 part_determinism() {
   local name
