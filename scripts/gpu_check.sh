@@ -191,7 +191,12 @@ one_commit() { # results of different code must not lie side by side
 
 carried() { # packages of the pack that this interpreter has not, put where it looks last
   local package name
-  for package in "$pack"/site/*; do
+  if [[ ! -d $out/packages ]]; then
+    rm -rf "$out/unpacking" && mkdir "$out/unpacking"
+    tar -xzf "$pack/site.tar.gz" -C "$out/unpacking"
+    mv "$out/unpacking" "$out/packages"
+  fi
+  for package in "$out"/packages/*; do
     name=${package##*/}
     [[ $name == *.dist-info ]] && continue
     "$python" -c "import $name" 2> /dev/null && continue
