@@ -18,9 +18,10 @@ from ordering.compat import (
     released_pose_cost,
     released_thresholds,
 )
-from ordering.costs import COSTS, Background, measured, pose_angles, viewing_axes
+from ordering.costs import COSTS, Background, measured
 from ordering.paths import ORDERINGS, Call, Problem, check_cost
 from scene import SEQUENCE_MATTERS, Scene
+from scene.angles import pose_angles, viewing_axes
 from scene.sequences import Sequences, Subsequence, check_sequences
 from utils.errors import UserError
 from utils.rng import numpy_generator
