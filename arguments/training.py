@@ -88,6 +88,12 @@ class TrainingParams:
     frames: str = opt(
         "", "folder of pseudo-HR frames; default: OUT/hr where it is; none = train on the scene's own", result=False
     )
+    confidence: str = opt(
+        "",
+        "folder of 8-bit grey maps NAME.png of the frames' size, which multiply each pixel's part in the frames' loss:"
+        " 255 = weight 1, 0 = left to the LR views",
+        result=False,
+    )
     scale: int = opt(0, "HR size over LR size; 0 = from the frames; with --lambda_tex 0 no frames are needed")
     init_points: str = opt(
         "scene",

@@ -35,12 +35,12 @@ class Engine(Protocol):
         ...
 
 
-def choose(pipeline: PipelineParams, device: str, absolute: bool = False) -> Engine:
+def choose(pipeline: PipelineParams, device: str, absolute: bool = False, weighted: bool = False) -> Engine:
     """Return the engine for a rasterizer and a device: the fused kernels wherever they apply.
 
     Parameters
     ----------
-    absolute : steps will ask for absolute gradients.
+    absolute : steps will ask for absolute gradients. weighted : targets will have weights of pixels.
 
     Raises
     ------
@@ -48,26 +48,26 @@ def choose(pipeline: PipelineParams, device: str, absolute: bool = False) -> Eng
     """
     if pipeline.rasterizer == "native":
         backends.instruction_set()  # a UserError where there is none
-    if _fuses(pipeline):
+    if _fuses(pipeline, weighted):
         from training.fused import FusedEngine
 
         return FusedEngine(pipeline, device)
     if absolute:
         raise UserError(
-            "--abs_grad: only the native rasterizer's own kernels sum absolute gradients; leave away "
+            "--abs_grad: only the native rasterizer's own kernels sum absolute gradients; leave away --confidence, "
             f"--rasterizer {pipeline.rasterizer}, --convert_SHs_python and --compute_cov3D_python"
         )
     return AutogradEngine(pipeline)
 
 
-def _fuses(pipeline: PipelineParams) -> bool:
+def _fuses(pipeline: PipelineParams, weighted: bool) -> bool:
     in_python = pipeline.convert_SHs_python or pipeline.compute_cov3D_python
-    return pipeline.rasterizer == "native" and not in_python
+    return pipeline.rasterizer == "native" and not in_python and not weighted
 
 
-def instruction_set(pipeline: PipelineParams, device: str) -> str:
+def instruction_set(pipeline: PipelineParams, device: str, weighted: bool = False) -> str:
     """Return what a result's last bits depend on beside the code: the kernels' instruction set, or who renders."""
-    if device != "cpu" or not _fuses(pipeline):
+    if device != "cpu" or not _fuses(pipeline, weighted):
         return f"{pipeline.rasterizer} {device.partition(':')[0]}"
     return backends.instruction_set()
 

@@ -52,7 +52,7 @@ def estimate(views: TrainingViews, gaussians: Gaussians, max_gaussians: int) -> 
 
 def _decoded_bytes(views: TrainingViews) -> int:
     total = 0
-    for store in filter(None, (views.hr, views.lr)):
+    for store in filter(None, (views.hr, views.lr, views.confidence)):
         for name in views.views:
             width, height = store.size(name)
             total += width * height * (4 if store.has_alpha(name) else 3)

@@ -52,6 +52,11 @@ class Job:
         """Of measurements; training on random backgrounds is measured on black."""
         return WHITE if self.settings.model.white_background else BLACK
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the frames' pixels have weights."""
+        return self.views.confidence is not None
+
     def gaussians(self) -> Gaussians:
         """The start of the optimisation."""
         model = self.settings.model
@@ -61,7 +66,7 @@ class Job:
         """A trainer before its first iteration."""
         settings = self.settings
         world = World(self.scene.extent, settings.model.sh_degree, settings.model.white_background)
-        engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad)
+        engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad, self.weighted)
         state = TrainState.start(self.gaussians())
         generators = Generators.seeded(settings.common.seed)
         return Trainer(self.views, engine, state, settings.optimisation, world, generators)
@@ -70,8 +75,9 @@ class Job:
         """Files that the result is made from, by group."""
         names = self.scene.train
         groups = scene_inputs(self.scene, names)
-        if self.frames is not None and self.views.hr is not None:
-            groups["frames"] = [frame_path(self.frames, n) for n in names]
+        # empty groups too: a run with frames is none without them
+        groups["frames"] = [frame_path(self.frames, n) for n in names if self.frames and self.views.hr is not None]
+        groups["confidence"] = [self.views.confidence.path(n) for n in names if self.views.confidence is not None]
         if self.settings.training.init_ply:
             groups["init_ply"] = [Path(self.settings.training.init_ply)]
         return groups
@@ -81,7 +87,7 @@ class Job:
         hashes = {f"{name} files": hash_files(paths)["sha256"] for name, paths in self.inputs().items()}
         facts = {"seed": self.settings.common.seed, "device": self.device.split(":")[0]}
         facts |= {
-            "instruction set": instruction_set(self.settings.pipeline, self.device),
+            "instruction set": instruction_set(self.settings.pipeline, self.device, self.weighted),
             "code": hash_code(STEPS["train"].code),
         }
         return {"settings": self.settings.results} | hashes | facts

@@ -3,6 +3,11 @@
 R render, V pseudo-HR frame, I LR view, A the LR kernel, d = lambda_dssim. Ko et al., "Sequence Matters", AAAI 2025,
 equations 3 to 5; L is that of Kerbl et al. 2023, equation 7. Without an LR view only the first term is left, without a
 frame only the second.
+
+With weights c of pixels, 0-1 (--confidence), the frames' term is
+L_c(a, b) = (1 - d) mean(c |a - b|) + d mean(c (1 - SSIM map(a, b))), means over all pixels and channels: what is not
+trusted is left to the LR term alone. It is not divided by mean(c). So a pixel counts the same in every view, and a
+frame that is hardly trusted counts little; with c = 1 it is L. Asthana et al., "SplatSuRe", CVPR 2026, weight so too.
 """
 
 import math
@@ -14,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from training.views import Targets, View
-from utils.ssim import ssim
+from utils.ssim import ssim, ssim_map
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Terms:
 
     Attributes
     ----------
-    loss : the weighted sum. l1, ssim : of the HR term. lr_l1, lr_ssim : of the LR term.
+    loss : the weighted sum. l1, ssim : of the HR term, see `similarity_terms`. lr_l1, lr_ssim : of the LR term.
     """
 
     loss: float
@@ -55,9 +60,16 @@ class Terms:
 Outcome = Callable[[], Terms]  # what a step came to; asking for it may wait for the device
 
 
-def similarity_terms(a: Float[Tensor, "3 H W"], b: Float[Tensor, "3 H W"]) -> tuple[Tensor, Tensor]:
-    """Return mean |a - b| and SSIM, both scalars and differentiable."""
-    return (a - b).abs().mean(), ssim(a, b)
+def similarity_terms(
+    a: Float[Tensor, "3 H W"], b: Float[Tensor, "3 H W"], weight: Float[Tensor, "1 H W"] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return mean |a - b| and SSIM, both scalars and differentiable.
+
+    With `weight` c, 0-1: mean(c |a - b|) and 1 - mean(c (1 - SSIM map)).
+    """
+    if weight is None:
+        return (a - b).abs().mean(), ssim(a, b)
+    return (weight * (a - b).abs()).mean(), 1 - (weight * (1 - ssim_map(a, b))).mean()
 
 
 def objective(
@@ -72,7 +84,7 @@ def objective(
     hr_weight, lr_weight = weights.of(targets)
     loss, parts = render.new_zeros(()), dict[str, Tensor]()
     if targets.hr is not None and hr_weight > 0:
-        l1, similarity = similarity_terms(render, targets.hr)
+        l1, similarity = similarity_terms(render, targets.hr, targets.weight)
         loss = loss + hr_weight * ((1 - weights.dssim) * l1 + weights.dssim * (1 - similarity))
         parts |= {"l1": l1, "ssim": similarity}
     if targets.lr is not None and lr_weight > 0:

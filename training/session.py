@@ -64,7 +64,8 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
     elif scene.points is None:
         scene.points = random_points(seed=common.seed)
     frames = frames_folder(settings.training.frames, out)
-    views = training_views(scene, frames, model, optimisation, settings.training.scale, device)
+    confidence = Path(settings.training.confidence) if settings.training.confidence else None
+    views = training_views(scene, frames, model, optimisation, settings.training.scale, device, confidence)
     job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
     if common.dry_run:
         describe(job.trainer(), estimate(views, job.gaussians(), optimisation.max_gaussians), out)

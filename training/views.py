@@ -41,10 +41,14 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The images of one step, [3, H, W] and [3, h, w] float32 in 0-1; None where the objective has no such term."""
+    """The images of one step, [3, H, W] and [3, h, w] float32 in 0-1; None where the objective has no such term.
+
+    weight : of the HR image's pixels, [1, H, W] in 0-1; None = 1 everywhere.
+    """
 
     hr: Float[Tensor, "3 H W"] | None
     lr: Float[Tensor, "3 h w"] | None
+    weight: Float[Tensor, "1 H W"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,7 @@ class TrainingViews:
 
     Attributes
     ----------
+    hr, lr : what the HR and the LR term compare with. confidence : grey maps, the weights of the HR images' pixels.
     device : where the images are delivered. stay : whether they may stay on it where it is a GPU.
     """
 
@@ -61,6 +66,7 @@ class TrainingViews:
     lr: ImageStore | None
     device: torch.device
     stay: bool = True
+    confidence: ImageStore | None = None
     _images: DeviceImages | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -70,7 +76,9 @@ class TrainingViews:
 
     def targets(self, name: str, background: Background) -> Targets:
         """Images of view `name`; where they have alpha, all are composed on the one `background` (RGB 0-1)."""
-        return Targets(self._load(self.hr, name, background), self._load(self.lr, name, background))
+        maps = self._load(self.confidence, name, (0.0, 0.0, 0.0))
+        weight = None if maps is None else maps[:1]
+        return Targets(self._load(self.hr, name, background), self._load(self.lr, name, background), weight)
 
     def _load(self, store: ImageStore | None, name: str, background: Background) -> Tensor | None:
         if store is None or self._images is None:
@@ -84,7 +92,13 @@ class TrainingViews:
 
 
 def training_views(
-    scene: Scene, frames: Path | None, model: ModelParams, optimisation: OptimizationParams, scale: int, device: str
+    scene: Scene,
+    frames: Path | None,
+    model: ModelParams,
+    optimisation: OptimizationParams,
+    scale: int,
+    device: str,
+    confidence: Path | None = None,
 ) -> TrainingViews:
     """Decide what is trained on, and check every image's presence and size.
 
@@ -92,16 +106,19 @@ def training_views(
     ----------
     frames : folder of pseudo-HR frames NAME.png, or None.
     scale : HR size / LR size; 0 = what the frames say, 1 without frames.
+    confidence : folder of the weights of the frames' pixels, NAME.png, or None.
 
     Raises
     ------
-    UserError : a frame is missing or not `scale` times its LR view, no LR kernel is known where one is needed, or no
-        frames are there although the objective needs them.
+    UserError : a frame is missing or not `scale` times its LR view, no LR kernel is known where one is needed, no
+        frames are there although the objective needs them, or a weight map does not fit its frame.
     """
     if not scene.train:
         raise UserError(f"{scene.root}: no training views")
     uses_frames = optimisation.lambda_tex > 0 or optimisation.lambda_tex_final > 0
     place, stay = torch.device(device), model.data_device != "cpu"
+    if confidence is not None and (frames is None or not uses_frames):
+        raise UserError(f"--confidence {confidence}: weights of pseudo-HR frames, but none are used; leave it out")
     if frames is None and scale in (0, 1):
         return TrainingViews({n: View(scene.cameras[n], None) for n in scene.train}, scene.images, None, place, stay)
     if frames is None and uses_frames:
@@ -118,12 +135,40 @@ def training_views(
         views[name] = View(camera.resized(width, height), kernel)
     paths = {} if frames is None or not uses_frames else {n: frame_path(frames, n) for n in scene.train}
     store = ImageStore(paths, truncate=scene.images.truncate) if paths else None
-    return TrainingViews(views, store, scene.images if uses_lr else None, place, stay)
+    maps = None if confidence is None else confidence_maps(confidence, sizes)
+    return TrainingViews(views, store, scene.images if uses_lr else None, place, stay, maps)
 
 
 def frame_path(frames: Path, name: str) -> Path:
     """Where the pseudo-HR frame of view `name` lies."""
     return frames / f"{name}.png"
+
+
+def confidence_maps(folder: Path, sizes: dict[str, tuple[int, int]]) -> ImageStore:
+    """The weight maps NAME.png of all views, each decoded and checked.
+
+    Parameters
+    ----------
+    sizes : width and height of the views' frames [px].
+
+    Raises
+    ------
+    UserError : no such folder, or a map is missing, of another size than its frame, or not grey.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--confidence {folder}: no such folder")
+    store = ImageStore({name: frame_path(folder, name) for name in sizes})
+    for name, (width, height) in sizes.items():
+        path = store.path(name)
+        if not path.is_file():
+            raise UserError(f"{path}: no such weight map; --confidence needs one for each training view")
+        pixels = store.raw(name)
+        if pixels.shape[:2] != (height, width):
+            found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            raise UserError(f"{path}: {found} px, but its frame has {width}x{height}; make the weight maps again")
+        if pixels.shape[2] != 3 or (pixels != pixels[..., :1]).any():
+            raise UserError(f"{path}: a grey image is expected, 8 bit without alpha, 255 = weight 1")
+    return store
 
 
 def _hr_size(camera: Camera, frames: Path | None, name: str, scale: int) -> tuple[int, int]:

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from arguments.loading import PipelineParams
 from benchmarks.training_step import make_trainer
 from scene import load_scene
 from scene.gaussians import FIELDS
-from tests.training_factory import random_state, settings, write_scene
+from tests.training_factory import LR_SIZE, SCALE, VIEWS, random_state, settings, write_scene
 from training.adam import BETAS, EPS, update
 from training.engines import choose
 from training.job import Job
@@ -38,11 +40,11 @@ def scene_root(tmp_path_factory):
     return write_scene(tmp_path_factory.mktemp("scene"))
 
 
-def trainer(root, rasterizer, pipeline=None, **optimisation):
+def trainer(root, rasterizer, pipeline=None, confidence=None, **optimisation):
     given = settings(root, rasterizer, **optimisation)
     given = replace(given, pipeline=replace(given.pipeline, **pipeline or {}))
     scene = load_scene(root / "lr")
-    views = training_views(scene, root / "out" / "hr", given.model, given.optimisation, 0, "cpu")
+    views = training_views(scene, root / "out" / "hr", given.model, given.optimisation, 0, "cpu", confidence)
     return Job(given, root / "out", scene, views, root / "out" / "hr", "cpu").trainer()
 
 
@@ -101,6 +103,36 @@ def test_engines_agree(scene_root, tex):
     for name in ("view_count", "max_radius"):
         assert torch.equal(getattr(runs[0].state, name), getattr(runs[1].state, name)), name
     torch.testing.assert_close(runs[0].state.grad_norm_sum, runs[1].state.grad_norm_sum, rtol=1e-2, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def maps(scene_root):
+    """Weights of the frames' pixels: random ones in maps/, ones in ones/."""
+    rng, size = np.random.default_rng(0), SCALE * LR_SIZE
+    for i in range(VIEWS):
+        for kind, grey in (("maps", rng.integers(0, 256, (size, size))), ("ones", np.full((size, size), 255))):
+            (scene_root / kind / "train").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey.astype(np.uint8)).save(scene_root / kind / f"train/r_{i}.png")
+    return scene_root
+
+
+def test_weighted_pixels_train_alike_with_both_rasterizers(maps):
+    names = ("native", "reference")
+    runs = [trainer(maps, name, confidence=maps / "maps", densify_from_iter=1000) for name in names]
+    plain = trainer(maps, "native", densify_from_iter=1000)
+    for _ in range(4):
+        a, b, unweighted = (run.step() for run in (*runs, plain))
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+        assert a.l1 < 0.9 * unweighted.l1, "the weights have no effect"
+        assert a.lr_l1 == pytest.approx(unweighted.lr_l1, rel=0.05), "the LR term has no weights"
+
+
+def test_weights_of_one_train_like_the_fused_engine(maps):
+    runs = [trainer(maps, "native", confidence=folder, densify_from_iter=1000) for folder in (maps / "ones", None)]
+    assert [type(run.engine).__name__ for run in runs] == ["AutogradEngine", "FusedEngine"]
+    for _ in range(4):
+        a, b = (run.step() for run in runs)
+        assert vars(a) == pytest.approx(vars(b), rel=1e-4)
 
 
 @pytest.mark.parametrize("pipeline", [{"dilation": 1.5}, {"antialiasing": True, "dilation": 0.1}])

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import train
 from arguments.flags import parse_groups
 from arguments.steps import STEPS
 from scene.ply import read_gaussians
 from tests.scene_factory import write_blender
-from tests.training_factory import POINTS, command, write_scene
+from tests.training_factory import LR_SIZE, POINTS, SCALE, VIEWS, command, write_scene
 from training.output_folder import output_folder
 from training.session import fix_order
 from training.signals import SIGNALS
@@ -229,6 +230,21 @@ def test_lr_views_alone(root, run):
     said = run([word for word in argv if word not in ("--frames", str(root / "out/hr"))])
     assert "Evaluating lr" in said.out
     assert "Evaluating train" not in said.out
+
+
+def test_weights_of_pixels_are_an_input(root, run):
+    """With them, then without: each time the step knows that its result was made from something else."""
+    out, maps = root / "weighted", root / "weights"
+    (maps / "train").mkdir(parents=True)
+    for i in range(VIEWS):
+        Image.new("L", (SCALE * LR_SIZE, SCALE * LR_SIZE), 30 * i).save(maps / f"train/r_{i}.png")
+    argv = [*command(root, out, iterations=10), "--skip_done"]
+    run([*argv, "--confidence", str(maps)])
+    weighted = model(out, 10)
+    assert json.loads((out / "run.json").read_text())["steps"]["train"]["inputs"]["confidence"]["files"] == VIEWS
+    assert "up to date" in run([*argv, "--confidence", str(maps)]).err
+    assert "its input confidence changed" in run(argv).err
+    assert model(out, 10) != weighted
 
 
 def test_plain_training_on_a_scene_without_points(tmp_path, run, monkeypatch):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from arguments.loading import ModelParams
 from arguments.training import OptimizationParams
 from scene import load_scene
-from tests.training_factory import LR_SIZE, write_scene
+from tests.training_factory import LR_SIZE, VIEWS, write_scene
 from training.views import training_views
 from utils.errors import UserError
 
@@ -22,9 +23,9 @@ def root(tmp_path):
     return write_scene(tmp_path)
 
 
-def views(root, frames="hr", model=MODEL, optimisation=SR, scale=0):
-    scene = load_scene(root / "lr")
-    return training_views(scene, root / "out" / frames if frames else None, model, optimisation, scale, "cpu")
+def views(root, frames="hr", model=MODEL, optimisation=SR, scale=0, confidence=None):
+    scene, folder = load_scene(root / "lr"), root / "out" / frames if frames else None
+    return training_views(scene, folder, model, optimisation, scale, "cpu", confidence)
 
 
 def test_frames_and_lr_views_are_paired(root):
@@ -98,3 +99,48 @@ def test_a_missing_lr_view_is_named(root):
     shutil.move(root / "lr/train/r_4.png", root / "gone.png")
     with pytest.raises(UserError, match="r_4"):
         views(root)
+
+
+@pytest.fixture
+def maps(root):
+    """A weight map for each view: its left half full, its right half 51 / 255."""
+    grey = np.full((2 * LR_SIZE, 2 * LR_SIZE), 255, np.uint8)
+    grey[:, LR_SIZE:] = 51
+    (root / "maps/train").mkdir(parents=True)
+    for i in range(VIEWS):
+        Image.fromarray(grey).save(root / f"maps/train/r_{i}.png")
+    return root / "maps"
+
+
+def test_weights_do_not_depend_on_the_background(root, maps):
+    found = views(root, confidence=maps)
+    for background in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.5)):
+        weight = found.targets("train/r_1", background).weight
+        assert weight.shape == (1, 2 * LR_SIZE, 2 * LR_SIZE)
+        assert weight[0, 5].tolist() == pytest.approx([1.0] * LR_SIZE + [0.2] * LR_SIZE)
+    assert views(root).targets("train/r_1", (0.0, 0.0, 0.0)).weight is None
+
+
+@pytest.mark.parametrize("frames", [None, "hr"])
+def test_weights_need_frames_that_are_used(root, maps, frames):
+    alone = OptimizationParams(lambda_tex=0.0)
+    with pytest.raises(UserError, match=r"--confidence .*: weights of pseudo-HR frames, but none are used"):
+        views(root, frames=frames, optimisation=alone, scale=2, confidence=maps)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (None, "no such weight map"),
+        (Image.new("L", (32, 31)), "32x31 px, but its frame has 32x32"),
+        (Image.new("RGB", (32, 32), (1, 2, 1)), "a grey image is expected"),
+        (Image.new("LA", (32, 32)), "a grey image is expected"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_named(root, maps, image, words):
+    path = maps / "train/r_6.png"
+    path.unlink() if image is None else image.save(path)
+    with pytest.raises(UserError, match=rf"r_6\.png: .*{words}"):
+        views(root, confidence=maps)
+    with pytest.raises(UserError, match="no such folder"):
+        views(root, confidence=root / "nowhere")
