@@ -1,6 +1,6 @@
 """Settings of training: the optimiser of the original 3DGS code (2023 defaults) and the super-resolution objective."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from arguments.flags import opt
 from utils.errors import UserError
@@ -8,8 +8,10 @@ from utils.errors import UserError
 NOT_NEGATIVE = (
     *("position_lr_init", "position_lr_final", "feature_lr", "opacity_lr", "scaling_lr", "rotation_lr"),
     *("percent_dense", "densify_grad_threshold", "min_opacity", "prune_screen_px", "max_gaussians"),
-    *("densify_from_iter", "densify_until_iter"),
+    *("densify_from_iter", "densify_until_iter", "noise_lr", "opacity_reg", "scale_reg"),
 )
+OF_MCMC = ("noise_lr", "opacity_reg", "scale_reg")
+OF_ADC = ("abs_grad", "prune_screen_px")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class OptimizationParams:
     rotation_lr: float = opt(0.001, "learning rate of the quaternions")
     percent_dense: float = opt(0.01, "size that separates cloning from splitting, as a fraction of the extent")
     lambda_dssim: float = opt(0.2, "weight of 1 - SSIM in each loss; L1 has the rest")
+    densification: str = opt(
+        "adc",
+        "adc: clone, split and prune as 3DGS does; mcmc: 3DGS-MCMC, 5 % more Gaussians a time up to --max_gaussians,"
+        " dead ones moved to live ones, noise on the means, no opacity resets",
+        choices=("adc", "mcmc"),
+    )
+    noise_lr: float = opt(5e5, "mcmc: factor on the noise, times the means' learning rate")
+    opacity_reg: float = opt(0.01, "mcmc: weight of the mean opacity in the loss")
+    scale_reg: float = opt(0.01, "mcmc: weight of the mean scale [world units] in the loss")
     densification_interval: int = opt(100, "iterations between densifications")
     opacity_reset_interval: int = opt(3000, "iterations between opacity resets")
     densify_from_iter: int = opt(500, "no densification up to this iteration")
@@ -77,8 +88,19 @@ class OptimizationParams:
         for name in ("lambda_dssim", "lambda_tex", "lambda_tex_anneal"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: a number from 0 to 1 is expected")
+        self._check_density()
         if self.lambda_tex_final != -1 and not 0 <= self.lambda_tex_final <= 1:
             raise UserError(f"--lambda_tex_final {self.lambda_tex_final}: -1 or a number from 0 to 1 is expected")
+
+    def _check_density(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        mcmc = self.densification == "mcmc"
+        for name in OF_ADC if mcmc else OF_MCMC:
+            if getattr(self, name) != defaults[name]:
+                other = "adc" if mcmc else "mcmc"
+                raise UserError(f"--{name}: only --densification {other} uses it; leave one of the two away")
+        if mcmc and not self.max_gaussians:
+            raise UserError("--densification mcmc: needs --max_gaussians, the number that it grows to")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ SOURCES = (".py", ".toml", ".sh", ".md", ".h", ".inl", ".cpp")
 
 # Flags of other programs, and of the original 3DGS code, that pages name to say what they are.
 FOREIGN_FLAGS = {
+    "--cap_max",
+    "--init_type",
     *("--depths", "--train_test_exp", "--exposure_*", "--depth_l1_weight_*"),
     *("--no-deps", "--against"),
 }

@@ -26,7 +26,7 @@ KIND = "seqsplat training checkpoint"
 SCHEMA = 1
 ROLLING_KEPT = 2
 NAME = re.compile(r"iteration_(\d+)\.safetensors")
-GENERATORS = ("rng.torch", "generator.views", "generator.split", "generator.background")
+GENERATORS = ("rng.torch", "generator.views", "generator.split", "generator.background", "generator.noise")
 TAILS = {"means": (3,), "log_scales": (3,), "quats": (4,), "logit_opacities": (1,), "sh0": (1, 3)}  # [N, ...]
 SH_REST = tuple((degree + 1) ** 2 - 1 for degree in range(4))
 

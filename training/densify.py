@@ -21,7 +21,7 @@ RESET_OPACITY = 0.01
 
 def opacity_reset(state: TrainState) -> Change:
     """Return the change that cuts all opacities back to 0.01 and lets Adam forget their moments."""
-    logits = state.gaussians.logit_opacities.clamp(max=_logit(RESET_OPACITY))
+    logits = state.gaussians.logit_opacities.clamp(max=logit(RESET_OPACITY))
     return Change(values={"logit_opacities": (None, logits)}, forget=("logit_opacities",))
 
 
@@ -52,7 +52,7 @@ def densification(
 
     largest = state.gaussians.log_scales.amax(dim=1)[source]
     largest[first_child:] = log_scales.amax(dim=1)
-    pruned = state.gaussians.logit_opacities[source, 0] < _logit(settings.min_opacity)
+    pruned = state.gaussians.logit_opacities[source, 0] < logit(settings.min_opacity)
     if prune_large:
         pruned |= largest > math.log(LARGE * extent)
         if settings.prune_screen_px > 0:
@@ -91,11 +91,11 @@ def _children(
     """Means and log scales of both children of each parent: drawn from the parent, and smaller."""
     log_scales = state.gaussians.log_scales[parents].repeat(CHILDREN, 1)
     drawn = torch.randn(log_scales.shape, generator=noise).to(log_scales)
-    offset = _rotated(state.gaussians.quats[parents].repeat(CHILDREN, 1), drawn * log_scales.exp())
+    offset = rotated(state.gaussians.quats[parents].repeat(CHILDREN, 1), drawn * log_scales.exp())
     return state.gaussians.means[parents].repeat(CHILDREN, 1) + offset, log_scales - SHRINK
 
 
-def _rotated(quats: Float[Tensor, "R 4"], vectors: Float[Tensor, "R 3"]) -> Float[Tensor, "R 3"]:
+def rotated(quats: Float[Tensor, "R 4"], vectors: Float[Tensor, "R 3"]) -> Float[Tensor, "R 3"]:
     """Vectors turned by quaternions w x y z of any length; sums are spelled out, so their order is fixed."""
     w, x, y, z = quats.unbind(1)
     a, b, c = vectors.unbind(1)
@@ -110,7 +110,8 @@ def _rotated(quats: Float[Tensor, "R 4"], vectors: Float[Tensor, "R 3"]) -> Floa
     return torch.stack(turned, dim=1)
 
 
-def _logit(p: float) -> float:
+def logit(p: float) -> float:
+    """Log of p / (1 - p); infinite at 0 and 1."""
     return math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
 
 

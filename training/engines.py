@@ -13,6 +13,7 @@ from arguments.loading import PipelineParams
 from gaussian_renderer import backends, render
 from scene.gaussians import Gaussians
 from training.adam import update
+from training.mcmc import REGULARISED
 from training.objective import Outcome, objective
 from training.smoothing import baked
 from training.state import TrainState
@@ -112,7 +113,10 @@ class AutogradEngine:
             visible = output.radii > 0 if step.visible_only else None
             for name, rate in step.learning_rates.items():
                 gradient = leaves[name].grad
-                update(state, name, torch.zeros_like(leaves[name]) if gradient is None else gradient, rate, visible)
+                gradient = torch.zeros_like(leaves[name]) if gradient is None else gradient
+                if step.regularisers and name in REGULARISED:
+                    gradient = gradient + step.regularisers.gradient(name, getattr(state.gaussians, name))
+                update(state, name, gradient, rate, visible)
         return lambda: terms
 
 

@@ -7,6 +7,7 @@ result. On a GPU the order is fixed with --deterministic; the step never waits f
 from functools import lru_cache, partial
 from typing import TypeAlias
 
+import torch
 from diff_gaussian_rasterization.fused import (
     L1SSIM,
     LowResolution,
@@ -16,11 +17,13 @@ from diff_gaussian_rasterization.fused import (
     Workspace,
     train_step,
 )
+from torch import Tensor
 
 from arguments.loading import PipelineParams
 from scene.gaussians import FIELDS
 from scene.lr_kernel import LRKernel
-from training.adam import BETAS, EPS, bias_correction
+from training.adam import BETAS, EPS, bias_correction, update
+from training.mcmc import REGULARISED
 from training.objective import Outcome, Terms, Weights
 from training.reading import Reading
 from training.state import TrainState
@@ -63,12 +66,13 @@ class FusedEngine:
         norms = {"absolute_norm" if step.absolute else "gradient_norm": state.grad_norm_sum}
         statistics = Statistics(count=state.view_count, max_radius=state.max_radius, **norms)
         updates = bool(step.learning_rates)
+        own = _held_back(state, step)
         result = train_step(
             self._camera(view, step),
             list(state.parameters().values()),
-            exp_avg=[state.exp_avg[name] for name in FIELDS],
-            exp_avg_sq=[state.exp_avg_sq[name] for name in FIELDS],
-            learning_rates=_rates(state, step) if updates else None,
+            exp_avg=[own.get(name, state.exp_avg[name]) for name in FIELDS],
+            exp_avg_sq=[torch.zeros_like(own[name]) if name in own else state.exp_avg_sq[name] for name in FIELDS],
+            learning_rates=_rates(state, step, own) if updates else None,
             step=_next(state, step) if updates else 1,
             betas=BETAS,
             eps=EPS,
@@ -78,8 +82,9 @@ class FusedEngine:
             stats=statistics if step.statistics else None,
             workspace=self.workspace,
         )
-        for name in step.learning_rates:  # also where a loss is not finite: this state is then given up
+        for name in step.learning_rates.keys() - own.keys():  # also where a loss is not finite: the state is given up
             state.steps[name] += 1
+        _regularised(state, step, own, result.radii)
         weights = {name: loss.weight for name, loss in losses.items()}
         return partial(self._terms, weights, Reading(result.report))
 
@@ -126,12 +131,30 @@ def _next(state: TrainState, step: Step) -> int:
     return 1 + max(state.steps[name] for name in step.learning_rates)
 
 
-def _rates(state: TrainState, step: Step) -> list[float | None]:
+def _rates(state: TrainState, step: Step, own: dict[str, Tensor]) -> list[float | None]:
     """Learning rates, None where a field rests; one that is behind gets the ratio of the bias corrections."""
     now = bias_correction(_next(state, step))
-    return [
-        step.learning_rates[name] * bias_correction(state.steps[name] + 1) / now
-        if name in step.learning_rates
-        else None
-        for name in FIELDS
-    ]
+    rates: dict[str, float | None] = dict.fromkeys(FIELDS)
+    for name, rate in step.learning_rates.items():
+        rates[name] = 0.0 if name in own else rate * bias_correction(state.steps[name] + 1) / now
+    return list(rates.values())
+
+
+def _held_back(state: TrainState, step: Step) -> dict[str, Tensor]:
+    """Zeros for the fields that get a regulariser's gradient too.
+
+    The kernels update their fields at once and give out no gradient. But with empty moments and a rate of zero all
+    that they do to a field is to leave (1 - beta_1) times its gradient in the first moment.
+    """
+    if step.regularisers is None:
+        return {}
+    return {name: torch.zeros_like(state.exp_avg[name]) for name in REGULARISED if name in step.learning_rates}
+
+
+def _regularised(state: TrainState, step: Step, own: dict[str, Tensor], radii: Tensor) -> None:
+    """Update the fields that were held back."""
+    visible = radii > 0 if step.visible_only else None
+    for name, first_moment in own.items():
+        assert step.regularisers is not None
+        gradient = first_moment / (1 - BETAS[0]) + step.regularisers.gradient(name, getattr(state.gaussians, name))
+        update(state, name, gradient, step.learning_rates[name], visible)

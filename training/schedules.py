@@ -56,15 +56,19 @@ def texture_weight(settings: OptimizationParams, iteration: int) -> float:
     return (1 - t) * settings.lambda_tex + t * settings.lambda_tex_final
 
 
-def gathers_statistics(settings: OptimizationParams, iteration: int) -> bool:
-    """Tell whether densification statistics are gathered at `iteration`."""
+def _density_changes(settings: OptimizationParams, iteration: int) -> bool:
     return iteration < settings.densify_until_iter
 
 
+def gathers_statistics(settings: OptimizationParams, iteration: int) -> bool:
+    """Tell whether densification statistics are gathered at `iteration`; 3DGS-MCMC asks for none."""
+    return _density_changes(settings, iteration) and settings.densification == "adc"
+
+
 def densifies(settings: OptimizationParams, iteration: int) -> bool:
-    """Tell whether Gaussians are cloned, split and pruned after the gradients of `iteration`."""
+    """Tell whether Gaussians are cloned, split, pruned or moved after the gradients of `iteration`."""
     due = iteration > settings.densify_from_iter and iteration % settings.densification_interval == 0
-    return due and gathers_statistics(settings, iteration)
+    return due and _density_changes(settings, iteration)
 
 
 def prunes_large(settings: OptimizationParams, iteration: int) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from training.mcmc import Regularisers
 from training.objective import Weights
 from training.views import Background
 
@@ -17,6 +18,7 @@ class Step:
     statistics : whether densification statistics are gathered.
     visible_only : Gaussians that this view does not see keep their parameters and moments.
     absolute : the statistic is the norm of the sums over pixels of absolute gradients.
+    regularisers : terms of the loss that do not depend on the view; None = there are none.
     """
 
     background: Background
@@ -26,3 +28,4 @@ class Step:
     statistics: bool
     visible_only: bool = False
     absolute: bool = False
+    regularisers: Regularisers | None = None

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from arguments.training import OptimizationParams
 from scene.gaussians import Gaussians
-from training import schedules
+from training import mcmc, schedules
 from training.densify import densification, opacity_reset
 from training.engines import Engine
+from training.mcmc import Regularisers
 from training.morton import reordered
 from training.objective import Outcome, Terms, Weights
 from training.reading import Reading
@@ -87,11 +88,12 @@ class Generators:
     views: torch.Generator
     split: torch.Generator
     background: torch.Generator
+    noise: torch.Generator
 
     @classmethod
     def seeded(cls, seed: int) -> "Generators":
         """Streams derived from one seed."""
-        return cls(*(rng.generator(seed, "training", name) for name in ("views", "split", "background")))
+        return cls(*(rng.generator(seed, "training", name) for name in ("views", "split", "background", "noise")))
 
 
 @dataclass
@@ -158,16 +160,29 @@ class Trainer:
         self.view, background = self.sampler.next(), self._background()
         made = None if now in self.skipped else self._optimise(now, background)
         if schedules.densifies(self.settings, now):
-            large = schedules.prunes_large(self.settings, now)
-            change = densification(self.state, self.settings, self.world.extent, large, self.generators.split)
-            apply(self.state, reordered(self.state.gaussians.means, change))
+            self._change_density(now)
         if schedules.resets_opacity(self.settings, now, self.world.white_background):
             apply(self.state, opacity_reset(self.state))
+        if self.settings.densification == "mcmc" and now < self.settings.iterations:
+            rate = schedules.learning_rates(self.settings, now, self.world.extent)["means"]
+            mcmc.diffuse(self.state, self.settings.noise_lr * rate, self.generators.noise)
         if self.state.filter_3d is None or now % INTERVAL == 0:
             self._smooth()
         self.iteration = now
         if made:
             made.gaussians, made.seconds = self.state.gaussians.num, time.perf_counter() - begin
+
+    def _change_density(self, now: int) -> None:
+        settings, draws = self.settings, self.generators.split
+        if settings.densification == "mcmc":
+            for kind in (mcmc.relocation, mcmc.growth):
+                moved = kind(self.state, settings, draws)
+                if moved:
+                    apply(self.state, reordered(self.state.gaussians.means, moved))
+            return
+        large = schedules.prunes_large(settings, now)
+        change = densification(self.state, settings, self.world.extent, large, draws)
+        apply(self.state, reordered(self.state.gaussians.means, change))
 
     def _smooth(self) -> None:
         if self.settings.filter_3d:
@@ -204,6 +219,7 @@ class Trainer:
             statistics=schedules.gathers_statistics(self.settings, now),
             visible_only=self.settings.optimizer_type == "sparse_adam",
             absolute=self.settings.abs_grad,
+            regularisers=self._regularisers(),
         )
         targets = self.views.targets(self.view, background)
         outcome = self.engine.step(self.state, self.views.views[self.view], targets, step)
@@ -212,6 +228,10 @@ class Trainer:
         self.pending.append(made)
         self.settle(self.lag)
         return made
+
+    def _regularisers(self) -> Regularisers | None:
+        settings = self.settings
+        return Regularisers(settings.opacity_reg, settings.scale_reg) if settings.densification == "mcmc" else None
 
     def _learning_rates(self, now: int) -> dict[str, float]:
         """Rates of the fields that this iteration updates."""
