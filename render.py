@@ -17,6 +17,8 @@ def main() -> None:
         return
     if render.geometry:
         say(f"wrote {out}/geometry")
+    elif render.sampling_weights:
+        say(f"wrote {out}/sampling\nnext: python train.py --confidence {out}/sampling")
     elif render.flight:
         say(f"wrote {out}/flight.mp4" if (out / "flight.mp4").is_file() else f"wrote {out}/flight/")
     else:

@@ -123,8 +123,8 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W C"]:
     return pixels
 
 
-def write_png(path: str | Path, image: UInt8[np.ndarray, "H W C"], compress_level: int = 4) -> None:
-    """Write uint8 [H, W, 3|4] as a PNG, atomically."""
+def write_png(path: str | Path, image: UInt8[np.ndarray, "H W *C"], compress_level: int = 4) -> None:
+    """Write uint8 [H, W, 3|4], or [H, W] in grey, as a PNG, atomically."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", compress_level=compress_level)
     atomic.write_bytes(path, buffer.getvalue())
