@@ -1,4 +1,4 @@
-"""Render test and train views, depth, geometry or a flight from a trained model: render.py -m MODEL."""
+"""Render test and train views, depth, geometry, HR frames or a flight from a trained model: render.py -m MODEL."""
 
 import sys
 
@@ -15,10 +15,8 @@ def main() -> None:
     out = render_model(common, model, pipeline, render)
     if common.dry_run:
         return
-    if render.geometry:
-        say(f"wrote {out}/geometry")
-    elif render.sampling_weights:
-        say(f"wrote {out}/sampling\nnext: python train.py --confidence {out}/sampling")
+    if render.geometry or render.hr_frames:
+        say(f"wrote {out}/{'geometry' if render.geometry else 'hr_frames'}")
     elif render.flight:
         say(f"wrote {out}/flight.mp4" if (out / "flight.mp4").is_file() else f"wrote {out}/flight/")
     else:

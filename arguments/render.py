@@ -22,15 +22,11 @@ class RenderParams:
     output_path: str = opt("", "folder to write to; default: the model's", result=False)
     depth: bool = opt(False, "also write the depth of each view: depth/*.npy (z) and depth/*.png (near = bright)")
     geometry: bool = opt(False, "write geometry/NAME.npz (z-depth and alpha of every view at LR size), nothing else")
-    sampling_weights: bool = opt(
-        False,
-        "write sampling/NAME.png, nothing else: SplatSuRe's weights of the frames' pixels, from an LR-trained model;"
-        " for train.py --confidence",
+    hr_frames: int = opt(
+        0,
+        "write hr_frames/NAME.png, each train view at this many times its LR size (RGBA where the scene has alpha),"
+        " nothing else: frames of a model, for vsr_upsample.py --internal and train.py --frames; 0 = off",
     )
-    sampling_ratio: float = opt(
-        1.1, "largest over smallest size in the views from which --sampling_weights trusts the LR views alone"
-    )
-    map_scale: int = opt(0, "size of the maps of --sampling_weights over that of the LR views; 0 = as the HR truth has")
     flight: bool = opt(False, "write flight.mp4, a smooth flight through the train cameras, nothing else")
     flight_seconds: float = opt(8.0, "length of the flight [s]")
     flight_fps: int = opt(30, "frames per second of the flight")
@@ -42,11 +38,11 @@ class RenderParams:
     def __post_init__(self) -> None:
         if self.iteration < -1:
             raise UserError(f"--iteration {self.iteration}: -1 (latest) or a number of steps is expected")
+        if not 0 <= self.hr_frames <= 16:
+            raise UserError(f"--hr_frames {self.hr_frames}: HR size over LR size, 1 to 16, is expected; 0 = off")
+        if (self.hr_frames > 0) + self.geometry + self.flight > 1:
+            raise UserError("--hr_frames, --geometry and --flight each write nothing else: one at a time")
         if not 0 < self.flight_seconds <= 3600 or not 1 <= self.flight_fps <= 240:
             raise UserError("--flight_seconds up to 3600 and --flight_fps from 1 to 240 are expected")
-        if not self.sampling_ratio >= 1:  # written so that NaN is refused
-            raise UserError(f"--sampling_ratio {self.sampling_ratio}: 1 or more is expected")
-        if self.map_scale < 0:
-            raise UserError(f"--map_scale {self.map_scale}: 0 (as the HR truth) or a whole number is expected")
         if not 0 < self.scale_modifier < 1e6:
             raise UserError(f"--scale_modifier {self.scale_modifier}: a positive number is expected")

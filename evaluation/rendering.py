@@ -5,7 +5,7 @@ A view with an HR truth is rendered at that truth's size, so the metrics never c
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from scene import Scene
 from scene.cameras import Camera
 from scene.gaussians import FIELDS, Gaussians
 from scene.image_files import read_header, write_png
-from scene.images import composite
+from scene.images import composite, straight
 from scene.ply import read_gaussians
 from utils.atomic import writing
 from utils.errors import UserError
@@ -64,20 +64,10 @@ class Job:
     @torch.no_grad()
     def draw(self, camera: Camera) -> RenderOutput:
         """Render one view."""
-        return self.rasterize(camera)
-
-    def rasterize(
-        self,
-        camera: Camera,
-        colours: Float[Tensor, "N 3"] | None = None,
-        background: tuple[float, float, float] | None = None,
-    ) -> RenderOutput:
-        """Render one view, differentiable; with `colours` of the Gaussians instead of their own."""
         return rasterize(
             camera,
             self.gaussians,
-            background=COLOURS[self.background] if background is None else background,
-            override_color=colours,
+            background=COLOURS[self.background],
             rasterizer=self.pipeline.rasterizer,
             scale_modifier=self.scale_modifier,
             antialiasing=self.pipeline.antialiasing,
@@ -272,6 +262,38 @@ def render_geometry(job: Job, out: Path, keep: bool = False) -> Iterator[Path]:
             with writing(path) as tmp, open(tmp, "xb") as file:
                 z, alpha = (x.cpu().numpy().astype(np.float32) for x in (output.depth, output.alpha))
                 np.savez_compressed(file, z=z, alpha=alpha)
+        yield path
+        progress.update(i + 1)
+    progress.close()
+
+
+def hr_frame_paths(scene: Scene, out: Path) -> dict[str, Path]:
+    """Files of `render_hr_frames` by the names of their views."""
+    return {name: out / "hr_frames" / f"{name}.png" for name in scene.train}
+
+
+def render_hr_frames(job: Job, out: Path, scale: int, keep: bool = False) -> Iterator[Path]:
+    """Write OUT/hr_frames/NAME.png for every train view at `scale` times its LR size, as pseudo-HR frames are stored.
+
+    Views with alpha are drawn on black, whatever the background: that is their premultiplied colour.
+
+    Yields
+    ------
+    Each path, written.
+    """
+    paths = hr_frame_paths(job.scene, out)
+    on_black = replace(job, background="black")
+    progress = Progress("hr_frames", len(paths), "view")
+    for i, (name, path) in enumerate(paths.items()):
+        if not (keep and path.is_file()):
+            lr = job.scene.cameras[name]
+            camera = lr.resized(scale * lr.width, scale * lr.height)
+            if job.scene.images.has_alpha(name):
+                output = on_black.draw(camera)
+                planes = torch.cat([output.color, output.alpha[None]])
+                write_png(path, straight(planes.permute(1, 2, 0).cpu().numpy()))
+            else:
+                write_png(path, to_8bit(job.draw(camera).color))
         yield path
         progress.update(i + 1)
     progress.close()

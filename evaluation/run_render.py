@@ -19,13 +19,14 @@ from evaluation.rendering import (
     describe,
     find_model,
     geometry_paths,
+    hr_frame_paths,
     load_job,
     render_geometry,
+    render_hr_frames,
     render_split,
     to_8bit,
     view_camera,
 )
-from evaluation.sampling import render_sampling_weights, sampling_paths
 from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
 from utils.compute import device_facts, set_threads
@@ -77,8 +78,8 @@ def _step(scene: Scene, ply: Path, render: RenderParams) -> tuple[str, dict[str,
     """Name the step and its inputs. Splits are inputs, so that asking for one more split is more work, no conflict."""
     if render.geometry:
         return "geometry", {"model": [ply]}
-    if render.sampling_weights:
-        return "sampling", {"model": [ply]}
+    if render.hr_frames:
+        return "hr_frames", {"model": [ply]}
     if render.flight:
         return "flight", {"model": [ply]}
     groups = {"model": [ply]}
@@ -99,11 +100,9 @@ def _splits(scene: Scene, render: RenderParams) -> list[str]:
 
 def _clear(name: str, job: Job, out: Path, render: RenderParams) -> None:
     """Remove what `_work` would keep of an earlier attempt."""
-    if name == "geometry":
-        for path in geometry_paths(job.scene, out).values():
-            path.unlink(missing_ok=True)
-    elif name == "sampling":
-        for path in sampling_paths(job.scene, out).values():
+    if name in ("geometry", "hr_frames"):
+        paths = geometry_paths if name == "geometry" else hr_frame_paths
+        for path in paths(job.scene, out).values():
             path.unlink(missing_ok=True)
     elif name == "render":
         for split in _splits(job.scene, render):
@@ -118,9 +117,8 @@ def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run, earlie
     }
     if name == "geometry":
         run.outputs += render_geometry(job, out, keep=run.resume)
-    elif name == "sampling":
-        ratio, scale = render.sampling_ratio, render.map_scale
-        run.outputs += render_sampling_weights(job, out, ratio, scale, run.notes)
+    elif name == "hr_frames":
+        run.outputs += render_hr_frames(job, out, render.hr_frames, keep=run.resume)
     elif name == "flight":
         camera = view_camera(job.scene, job.scene.train[0])
         cameras = [job.scene.cameras[view] for view in job.scene.train]

@@ -13,12 +13,13 @@ from PIL import Image
 from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.render import RenderParams
 from evaluation.flight import flight_path, key_cameras
-from evaluation.rendering import depth_picture, find_model, load_job, scene_name
+from evaluation.rendering import COLOURS, depth_picture, find_model, load_job, scene_name
 from evaluation.saved import parse_with_saved, saved_settings
 from scene import load_scene
+from scene.images import composite
 from scene.ply import read_gaussians
 from tests.evaluation_factory import HR_PX, LR_PX, render, write_model, write_scenes
-from tests.scene_factory import picture
+from tests.scene_factory import picture, write_blender
 from utils.errors import UserError
 from utils.record import step
 
@@ -102,6 +103,39 @@ def test_geometry_of_every_view_at_lr_size(model, scenes):
         assert ((z > 0) == (alpha > 0.5)).all()
         assert (z > 0).any()
         assert z[z > 0].min() > 4.03 - 1.3 * 3**0.5 - 0.1  # the splats' cube, seen from radius 4.03
+
+
+def test_hr_frames_are_the_train_views_as_frames_are_stored(model, scenes):
+    """On any background the RGBA frame is what the model shows, but for rounding colour and opacity to 8 bit."""
+    render(model, scenes[0], hr_frames=3, background="white")
+    files = sorted((model / "hr_frames").rglob("*.png"))
+    assert [str(p.relative_to(model / "hr_frames")) for p in files] == [f"train/r_{i}.png" for i in range(4)]
+    scene = load_scene(scenes[0])
+    for background in ("white", "black"):
+        settings = ModelParams(source_path=str(scenes[0]), model_path=str(model))
+        job = load_job(scene, settings, PipelineParams(), RenderParams(background=background), "cpu")
+        shown = job.draw(scene.cameras["train/r_2"].resized(3 * LR_PX, 3 * LR_PX)).color.clamp(0, 1)
+        frame = read(files[2])
+        assert frame.shape == (3 * LR_PX, 3 * LR_PX, 4)
+        error = np.abs(composite(frame, COLOURS[background]) * 255 - shown.permute(1, 2, 0).numpy() * 255)
+        assert error.max() < 1.6  # alpha, colour and the composed picture are each rounded once
+    assert (read(files[2])[..., 3] > 0).mean() > 0.2
+
+
+def test_hr_frames_of_a_scene_without_alpha_are_plain_pictures(tmp_path):
+    scene = write_blender(tmp_path / "scene", views=2, test_views=1, size=LR_PX, rgba=False)
+    model = write_model(tmp_path / "model", scene)
+    render(model, scene, hr_frames=2, background="white")
+    render(model, scene, background="white", skip_test=True)
+    assert read(model / "hr_frames/train/r_1.png").shape == (2 * LR_PX, 2 * LR_PX, 3)
+    small = np.asarray(Image.open(model / "hr_frames/train/r_1.png").resize((LR_PX, LR_PX), Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - read(model / "train/ours_7/renders/00001.png").astype(int)).mean() < 12
+
+
+@pytest.mark.parametrize("wrong", [{"hr_frames": -1}, {"hr_frames": 17}, {"hr_frames": 4, "geometry": True}])
+def test_hr_frames_are_asked_for_alone_and_in_sensible_sizes(wrong):
+    with pytest.raises(UserError, match="--hr_frames"):
+        RenderParams(**wrong)
 
 
 def test_depth_files(model, scenes):
