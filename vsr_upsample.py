@@ -19,7 +19,7 @@ def main() -> None:
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
     from scene.sequences import FILE_NAME
-    from upsampling import Job, clear, describe, load, resolve_weights, run
+    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run
     from upsampling.precision import precision
     from upsampling.sources import folder_source, scene_source
     from utils.compute import choose_device, device_facts, set_threads, use_device, use_fixed_order
@@ -31,8 +31,9 @@ def main() -> None:
     else:
         folder = out / "hr"
         source = scene_source(model, Path(flags.sequences or out / FILE_NAME), common.compat)
-    refuse_inside(folder, flags.frames or model.source_path, source.hr_root)
+    refuse_inside(folder, flags.frames or model.source_path, source.hr_root, flags.internal)
     weights, device = resolve_weights(flags), choose_device(common.device)
+    inputs = {**source.inputs, **internal_inputs(flags, source), "weights": [weights.path] if weights else []}
     set_threads(common.threads)
     if flags.deterministic and device.type == "cuda":
         use_fixed_order()
@@ -43,7 +44,6 @@ def main() -> None:
     kept = {k: v for k, v in settings(common, model, flags).items() if k not in settings(model)}
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
     kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
-    inputs = {**source.inputs, "weights": [weights.path] if weights else []}
     removes = partial(clear, folder, source)
     with record.step(out, "upsample", kept, inputs, STEPS["upsample"].code, common, clear=removes) as attempt:
         if not attempt.up_to_date:

@@ -34,6 +34,23 @@ class UpsamplingParams:
         "how an alpha channel is upsampled: network (a second pass) or bicubic",
         choices=("network", "bicubic"),
     )
+    ensemble: int = opt(
+        1,
+        "4 = mean over the frames upsampled as they are and mirrored, four times the work; how far the four differ is"
+        " written to hr/confidence",
+        choices=(1, 4),
+    )
+    internal: str = opt(
+        "",
+        "folder of renders of an LR-trained model (render.py --hr_frames): they replace the frames where both disagree",
+        result=False,
+    )
+    internal_threshold: float = opt(
+        0.6, "relative difference from which a pixel is taken from --internal (IE-SRGS: 0.6, real scenes 0.9); 0 = all"
+    )
+    project: bool = opt(
+        False, "move each frame the least that makes its LR version equal the LR view, before it is rounded to 8 bit"
+    )
     max_memory: float = opt(
         0.0,
         "GB of working memory, on a GPU of its memory; larger clips are cut into tiles and chunks that overlap; "
@@ -48,6 +65,8 @@ class UpsamplingParams:
     def __post_init__(self) -> None:
         if self.scale < 1:
             raise UserError(f"--scale {self.scale}: a whole number from 1 is expected")
+        if not 0 <= self.internal_threshold < float("inf"):
+            raise UserError(f"--internal_threshold {self.internal_threshold}: a number from 0 is expected")
         if not self.max_memory >= 0:
             raise UserError(f"--max_memory {self.max_memory}: gigabytes, 0 or more, are expected")
         if bool(self.frames) != bool(self.output_path):

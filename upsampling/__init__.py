@@ -3,15 +3,16 @@
 Letters: a *call* is one pass of an upsampler over the frames of a subsequence; of its results those at `save` are kept.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from arguments.upsampling import UpsamplingParams
@@ -20,19 +21,23 @@ from scene.lr_kernel import LRKernel
 from scene.sequences import Subsequence
 from upsampling import basicvsr, basicvsr_pp, interpolation, psrt, rlfn, span  # noqa: F401 (each registers its networks)
 from upsampling.consistency import FILE_NAME as REPORT_NAME
-from upsampling.consistency import consistency_db, write_report
+from upsampling.consistency import consistency_db, projected, refuse_unknown, write_report
+from upsampling.ensemble import Flip, Frames, confidence, mean_over_flips
+from upsampling.fusion import fused, internal_files, internal_planes
 from upsampling.gpu import memory_bound, session, to_host
 from upsampling.interpolation import Interpolation
-from upsampling.planes import alpha_plane, colour_plane, joined
+from upsampling.planes import alpha_plane, colour_plane, joined, stored
 from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
 from upsampling.sources import Source
 from upsampling.tiling import Plan, plan, upsample
 from utils.errors import UserError
 from utils.log import Progress
 
-__all__ = ["Job", "clear", "describe", "load", "resolve_weights", "run"]
+__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run"]
 
 SEQUENCE_MATTERS = "sequence_matters"
+CONFIDENCE = "confidence"  # folders beside the frames: how far several estimates agree,
+DISAGREEMENT = "disagreement"  # and where the internal frame was taken
 
 
 def frame_path(folder: Path, name: str) -> Path:
@@ -42,8 +47,25 @@ def frame_path(folder: Path, name: str) -> Path:
 
 def clear(folder: Path, source: Source) -> None:
     """Remove the frames that a run over `source` would write, so that none of other settings is kept."""
-    for path in (*(frame_path(folder, name) for name in source.sequences.saved), folder / REPORT_NAME):
+    folders = (folder, folder / CONFIDENCE, folder / DISAGREEMENT)
+    for path in (*(frame_path(f, name) for f in folders for name in source.sequences.saved), folder / REPORT_NAME):
         path.unlink(missing_ok=True)
+
+
+def internal_inputs(settings: UpsamplingParams, source: Source) -> dict[str, list[Path]]:
+    """Files of --internal as inputs of the step.
+
+    Raises
+    ------
+    UserError : one is missing or of the wrong size, or --project asks for an LR kernel that nobody knows.
+    """
+    if settings.project:
+        refuse_unknown(source.kernel)
+    if not settings.internal:
+        return {}
+    names = source.sequences.saved
+    files = internal_files(Path(settings.internal), names, source.views, settings.scale)
+    return {"internal": list(files.values())}
 
 
 @dataclass(frozen=True)
@@ -102,22 +124,36 @@ def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
     names = [name for call in calls for name in call.saved]
     kept = {name for name in names if job.resume and job.path(name).is_file()}
     values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
-    progress = Progress(f"upsample {job.settings.upsampler}", len(names), "frame", len(kept))
+    n = job.settings.ensemble
+    progress = Progress(f"upsample {job.settings.upsampler}", n * len(names), "frame", n * len(kept))
+    made = count(n * len(kept) + 1)
     for number, call in enumerate(calls, 1):
         wanted = [name for name in call.saved if name not in kept]
         cut = _plan(job, call) if wanted else None
-        for name, image in _images(job, call, frozenset(wanted)) if wanted else ():
-            write_png(job.path(name), image)
+        fields = {"sequence": f"{number} of {len(calls)}"}
+        if cut and cut.tiles != (1, 1):
+            fields["tiles"] = f"{cut.tiles[0]}x{cut.tiles[1]}"
+
+        def tick(fields: dict[str, str] = fields) -> None:
+            progress.update(next(made), **fields)
+
+        for name, planes, deviation in _images(job, call, frozenset(wanted), tick) if wanted else ():
+            if deviation is not None:
+                write_png(frame_path(job.folder / CONFIDENCE, name), confidence(deviation))
+            image = _finished(job, name, planes)
+            write_png(job.path(name), image)  # last: a frame that is there is complete
             values[name] = _measured(job, name, image)
-            fields = {"sequence": f"{number} of {len(calls)}"}
-            if cut and cut.tiles != (1, 1):
-                fields["tiles"] = f"{cut.tiles[0]}x{cut.tiles[1]}"
-            progress.update(len(values), **fields)
     progress.close()
     stamp = RANDOM if job.settings.random_weights else ""
     report = write_report(job.folder, job.source.kernel, {name: values[name] for name in names}, stamp)
     notes: dict[str, Any] = {"frames": len(names), "kept_from_before": len(kept)}
-    return [*map(job.path, names), report], notes | ({"stamp": stamp} if stamp else {})
+    beside = [frame_path(job.folder / kind, name) for kind in _kinds(job) for name in names]
+    return [*map(job.path, names), *beside, report], notes | ({"stamp": stamp} if stamp else {})
+
+
+def _kinds(job: Job) -> list[str]:
+    """Folders of what is written beside each frame."""
+    return [CONFIDENCE] * (job.settings.ensemble > 1) + [DISAGREEMENT] * bool(job.settings.internal)
 
 
 def describe(job: Job) -> str:
@@ -161,8 +197,24 @@ def _passes(job: Job, call: Subsequence) -> int:
 def _measured(job: Job, name: str, image: np.ndarray) -> float | None:
     if job.source.kernel is None:
         return None
-    kernel = LRKernel(*job.source.kernel, (image.shape[1], image.shape[0]), job.source.views.size(name))
-    return consistency_db(kernel, image, job.source.views.raw(name))
+    return consistency_db(_kernel(job, name, image.shape[:2]), image, job.source.views.raw(name))
+
+
+def _kernel(job: Job, name: str, shape: tuple[int, ...]) -> LRKernel:
+    """The operator from a frame of `shape` (rows, columns) to its LR view."""
+    assert job.source.kernel is not None
+    return LRKernel(*job.source.kernel, (shape[1], shape[0]), job.source.views.size(name))
+
+
+def _finished(job: Job, name: str, planes: Float[Tensor, "c H W"]) -> UInt8[np.ndarray, "H W c"]:
+    """A frame as it is stored: with --internal fused with that one, with --project moved onto its LR view."""
+    if job.settings.internal:
+        internal = internal_planes(read_image(frame_path(Path(job.settings.internal), name)))
+        planes, believed = fused(planes, internal, job.settings.internal_threshold)
+        write_png(frame_path(job.folder / DISAGREEMENT, name), believed.numpy().astype(np.uint8) * np.uint8(255))
+    if job.settings.project:
+        planes = projected(_kernel(job, name, planes.shape[-2:]), planes, job.source.views.raw(name))
+    return stored(planes)
 
 
 def _check(job: Job, call: Subsequence) -> None:
@@ -175,30 +227,48 @@ def _check(job: Job, call: Subsequence) -> None:
             raise UserError(f"frame {name} ({w}x{h} px) and {first} ({w0}x{h0} px) differ in size or alpha in one call")
 
 
-def _images(job: Job, call: Subsequence, wanted: frozenset[str]) -> Iterator[tuple[str, UInt8[np.ndarray, "H W c"]]]:
-    """Finished images of one call, by name, in its order."""
+def _images(
+    job: Job, call: Subsequence, wanted: frozenset[str], tick: Callable[[], None]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Name, planes [c, H, W] and deviation of the estimates [H, W] of each frame of one call, in its order.
+
+    `tick` is called after each estimate.
+    """
     _check(job, call)
     names = (call.frames[0], *call.frames, call.frames[-1]) if call.padded else call.frames
     save = [i for i in call.save if call.frames[i] in wanted]
     positions = frozenset(i + call.padded for i in save)
     raw = [job.source.views.raw(name) for name in names]
     bgr = job.compat == SEQUENCE_MATTERS  # quirk Q01: the released networks see BGR
-    colour = torch.stack([colour_plane(image) for image in raw])
+    planes = torch.stack([colour_plane(image) for image in raw])
+    colour = planes.flip(1) if bgr else planes
     has_alpha = job.source.views.has_alpha(names[0])
     alphas = [alpha_plane(image) for image in raw] if has_alpha else [None] * len(raw)
     budget = _budget(job, call)
-    colours = to_host(upsample(job.net, (colour.flip(1) if bgr else colour).to(job.device), positions, budget))
+
+    def estimate(flip: Flip) -> Frames:
+        for item in to_host(upsample(job.net, flip(colour).to(job.device), positions, budget)):
+            tick()
+            yield item
+
+    colours = mean_over_flips(estimate, job.settings.ensemble, job.folder)
     opacities = _alphas(job, alphas, positions, budget) if has_alpha else iter([None] * len(positions))
-    for (position, hr), alpha in zip(colours, opacities, strict=True):
+    for (position, hr, deviation), alpha in zip(colours, opacities, strict=True):
         hr = hr.flip(0) if bgr else hr
-        yield names[position], joined(hr, alpha, alphas[position])
+        yield names[position], joined(hr, alpha, alphas[position]), deviation
 
 
 def _alphas(job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: int) -> Iterator[Tensor]:
     """HR alphas [H, W] at `positions`; opaque calls cost nothing."""
     planes = torch.stack(list(alphas))[:, None].expand(-1, 3, -1, -1).contiguous()  # [T, 3, h, w]
     net: Any = job.net
-    if job.settings.alpha == "bicubic" or bool((planes == 1).all()):
+    filtered = job.settings.alpha == "bicubic" or bool((planes == 1).all())
+    if filtered:
         net = Interpolation("bicubic", job.net.scale, job.device)
-    for _, frame in to_host((i, frame.mean(0)) for i, frame in upsample(net, planes.to(job.device), positions, budget)):
-        yield frame
+
+    def estimate(flip: Flip) -> Frames:
+        made = upsample(net, flip(planes).to(job.device), positions, budget)
+        return to_host((i, frame.mean(0, keepdim=True)) for i, frame in made)
+
+    for _, frame, _ in mean_over_flips(estimate, 1 if filtered else job.settings.ensemble, job.folder):
+        yield frame[0]

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from scene.alpha import premultiplied
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils.atomic import write_json
+from utils.errors import UserError
 from utils.log import note, warn
 
 FILE_NAME = "consistency.json"
@@ -35,6 +37,29 @@ def consistency_db(kernel: LRKernel, hr: UInt8[np.ndarray, "H W c"], lr: UInt8[n
         return None
     mse = float(error.mean())
     return BEST_DB if mse < 10 ** (-BEST_DB / 10) else float(-10 * np.log10(mse))
+
+
+def projected(
+    kernel: LRKernel, frame: Float[Tensor, "c H W"], lr: UInt8[np.ndarray, "h w c"]
+) -> Float[Tensor, "c H W"]:
+    """The frame nearest to `frame` whose LR version is the LR view: x + A^+ (y - A x), premultiplied, not clipped.
+
+    With alpha only LR pixels speak whose whole HR support has alpha 0 or 1, and alpha stays as it is. Computed in
+    float64. What clipping and rounding to 8 bit undo of it, the stored frame's `consistency_db` shows.
+    """
+    x = frame.double()
+    y = torch.from_numpy(premultiplied(lr)).permute(2, 0, 1).to(x)
+    mask = opaque_support_mask(kernel, x[3]) if len(x) == 4 else None
+    return torch.cat([kernel.project(x[:3], y[:3], mask), x[3:]]).float()
+
+
+def refuse_unknown(kernel: tuple[str, str] | None) -> None:
+    """Raise UserError where frames are to be projected and nothing says how the LR views were made."""
+    if kernel is None:
+        raise UserError(
+            "--project: no LR kernel is known; say with --lr_kernel how the LR views were made: bicubic, area or a "
+            "JSON file"
+        )
 
 
 def write_report(folder: Path, kernel: tuple[str, str] | None, values: Mapping[str, float | None], stamp: str) -> Path:

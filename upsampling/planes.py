@@ -28,8 +28,8 @@ def alpha_plane(image: UInt8[np.ndarray, "h w 4"]) -> Float[Tensor, "h w"]:
 
 def joined(
     colour: Float[Tensor, "3 H W"], alpha: Float[Tensor, "H W"] | None, lr_alpha: Float[Tensor, "h w"] | None
-) -> UInt8[np.ndarray, "H W c"]:
-    """An HR image as it is stored: RGB, or RGBA with straight alpha.
+) -> Float[Tensor, "c H W"]:
+    """The planes of an HR image: RGB, or premultiplied RGB and alpha, which is settled to 8 bit here.
 
     Parameters
     ----------
@@ -38,14 +38,19 @@ def joined(
     lr_alpha : alpha of the LR view; its size divides the image's.
     """
     if alpha is None or lr_alpha is None:
-        return straight(colour.permute(1, 2, 0).numpy())
+        return colour
     scale = alpha.shape[0] // lr_alpha.shape[0]
     highest, lowest = _highest(lr_alpha), -_highest(-lr_alpha)
     flat, value = (_repeated(x, scale) for x in (highest == lowest, lr_alpha))
     alpha = torch.where(flat, value, alpha)
     # Quantised before the division: colour x stored alpha then is the network's colour to half a grey level.
     alpha = torch.round(alpha * 255) / 255
-    return straight(torch.cat([colour, alpha[None]]).permute(1, 2, 0).numpy())
+    return torch.cat([colour, alpha[None]])
+
+
+def stored(planes: Float[Tensor, "c H W"]) -> UInt8[np.ndarray, "H W c"]:
+    """An HR image as it lies on disk: RGB, or RGBA with straight alpha, clipped and rounded once."""
+    return straight(planes.permute(1, 2, 0).numpy())
 
 
 def _highest(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from tests.scene_factory import picture, write_blender
 from upsampling import Job, describe, load, run
 from upsampling.alignment import Alignment
 from upsampling.consistency import consistency_db
-from upsampling.planes import joined
+from upsampling.planes import joined, stored
 from upsampling.sources import FolderViews, Source, folder_source
 from utils.errors import UserError
 
@@ -148,7 +148,7 @@ def test_one_set_of_frames_is_clean_on_black_and_white(tmp_path, alpha):
     kernel = LRKernel("bicubic", "renormalise", (96, 96), lr_size)
     straight = torch.from_numpy(hr.astype(np.float64) / 255).permute(2, 0, 1)
     small = kernel.down(torch.cat([straight[:3] * straight[3:], straight[3:]])).clamp(0, 1)
-    write_png(tmp_path / "lr" / "a.png", joined(small[:3].float(), small[3].float(), small[3].float()))
+    write_png(tmp_path / "lr" / "a.png", stored(joined(small[:3].float(), small[3].float(), small[3].float())))
     flags = UpsamplingParams(upsampler="bicubic", alpha=alpha)
     outputs, _ = run(replace(_job(tmp_path, load(flags, None, CPU)), settings=flags))
     frame = read_image(outputs[0])
@@ -162,10 +162,10 @@ def test_flat_alpha_is_kept_exactly():
     lr_alpha = torch.zeros(10, 10)
     lr_alpha[:, 4:] = 1
     noisy = lr_alpha.repeat_interleave(4, 0).repeat_interleave(4, 1).add(0.02 * torch.rand(40, 40) - 0.01).clamp(0, 1)
-    stored = joined(torch.full((3, 40, 40), 0.5), noisy, lr_alpha)
-    assert (stored[:, :8, 3] == 0).all()
-    assert (stored[:, 24:, 3] == 255).all()
-    assert (stored[:, :8, :3] == 0).all()
+    image = stored(joined(torch.full((3, 40, 40), 0.5), noisy, lr_alpha))
+    assert (image[:, :8, 3] == 0).all()
+    assert (image[:, 24:, 3] == 255).all()
+    assert (image[:, :8, :3] == 0).all()
 
 
 def test_consistency_is_the_psnr_of_the_downscaled_frame(folder):

@@ -1,0 +1,176 @@
+"""The flip ensemble: mirror images, streamed mean and variance against NumPy's, and what a run leaves on disk."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from arguments.upsampling import UpsamplingParams
+from scene.image_files import read_image, write_png
+from scene.lr_kernel import LRKernel
+from tests.scene_factory import picture
+from tests.upsampling.test_run import Recorder
+from upsampling import Job, load, resolve_weights, run
+from upsampling.alignment import Alignment
+from upsampling.ensemble import FLIPS, confidence, mean_over_flips
+from upsampling.sources import folder_source
+from upsampling.spynet import warp
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Lopsided(Recorder):
+    """Not flip-equivariant: brighter to the right and to the bottom."""
+
+    def upsample(self, frames: Tensor, alignment: Alignment | None = None) -> Iterator[Tensor]:
+        for frame in super().upsample(frames, alignment):
+            h, w = frame.shape[-2:]
+            yield 0.5 * frame + 0.2 * torch.linspace(0, 1, w) + 0.1 * torch.linspace(0, 1, h)[:, None]
+
+
+def test_flips_mirror_images_and_undo_themselves():
+    image = torch.arange(12.0).reshape(1, 3, 4)
+    expected = [
+        image,
+        image[..., ::1, range(3, -1, -1)],
+        image[:, [2, 1, 0]],
+        image[:, [2, 1, 0]][..., range(3, -1, -1)],
+    ]
+    assert all(torch.equal(flip(image), e) for flip, e in zip(FLIPS, expected, strict=True))
+    assert all(torch.equal(flip(flip(image)), image) for flip in FLIPS)
+    assert len({tuple(flip(image).flatten().tolist()) for flip in FLIPS}) == 4
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_a_mirrored_flow_warps_mirrored_images_to_the_mirrored_result(flip):
+    draw = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 9, 13, generator=draw)
+    flow = 3 * torch.randn(1, 2, 9, 13, generator=draw)
+    assert torch.allclose(warp(flip(image), flip.flow(flow)), flip(warp(image, flow)), atol=1e-5)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_mean_and_deviation_are_numpys(tmp_path_factory, count, frames, seed):
+    draw = torch.Generator().manual_seed(seed)
+    truth = torch.rand(count, frames, 3, 5, 7, generator=draw)
+    folder = tmp_path_factory.mktemp("sums")
+    made = iter(truth)
+
+    def estimate(flip):
+        return ((10 * i, flip(x)) for i, x in enumerate(next(made)))
+
+    results = list(mean_over_flips(estimate, count, folder))
+    assert [position for position, _, _ in results] == [10 * i for i in range(frames)]
+    for i, (_, mean, deviation) in enumerate(results):
+        np.testing.assert_allclose(mean, truth[:, i].numpy().mean(0), atol=1e-6)
+        if count == 1:
+            assert deviation is None
+        else:
+            expected = np.sqrt(truth[:, i].double().numpy().var(0).mean(0))
+            np.testing.assert_allclose(deviation, expected, atol=1e-6)
+    assert list(folder.iterdir()) == []
+
+
+def test_confidence_falls_linearly_from_255_to_0():
+    deviation = torch.tensor([[0.0, 0.04, 0.1, 0.3]])
+    assert confidence(deviation).tolist() == [[255, 153, 0, 0]]
+
+
+def test_sums_that_cannot_be_kept_are_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write into .*file.*--ensemble"):
+        next(mean_over_flips(lambda flip: iter([(0, torch.zeros(3, 2, 2))]), 2, tmp_path / "file"))
+
+
+def _job(folder: Path, net: object, **flags: object) -> Job:
+    return Job(net, UpsamplingParams(alpha="bicubic", **flags), folder_source(folder / "lr", "bicubic"), folder / "hr")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(3):
+        write_png(tmp_path / "lr" / f"f{i}.png", picture(i, 24, 20))
+    return tmp_path
+
+
+def test_a_run_writes_the_mean_of_four_and_its_confidence(folder):
+    net = Lopsided()
+    outputs, notes = run(_job(folder, net, ensemble=4))
+    names = [f"f{i}" for i in range(3)]
+    assert [str(p.relative_to(folder / "hr")) for p in outputs] == [
+        *(f"{n}.png" for n in names),
+        *(f"confidence/{n}.png" for n in names),
+        "consistency.json",
+    ]
+    assert len(net.clips) == 4
+    assert notes["frames"] == 3
+    # The mean over flips of a ramp is flat: half the frame and half of 0.3; the deviation is that of the ramps.
+    lr = read_image(folder / "lr" / "f1.png").astype(float)
+    inside = lr[10, 12, :3].repeat(1) / 255
+    assert read_image(outputs[1])[42, 50, :3] == pytest.approx(255 * (0.5 * inside + 0.15), abs=1.5)
+    x, y = np.meshgrid(np.linspace(-0.1, 0.1, 96), np.linspace(-0.05, 0.05, 80))
+    expected = 255 * (1 - np.sqrt(x**2 + y**2) / 0.1).clip(0, 1)
+    np.testing.assert_allclose(read_image(outputs[4])[..., 0], expected, atol=1.01)
+
+
+def test_a_killed_ensemble_leaves_frames_that_are_complete_and_goes_on(folder):
+    whole = folder / "whole"
+    run(replace(_job(folder, Lopsided(), ensemble=4), folder=whole))
+
+    class Interrupted(Lopsided):
+        def upsample(self, frames: Tensor, alignment: Alignment | None = None) -> Iterator[Tensor]:
+            self.fail_at = 1 if len(self.clips) == 3 else -1
+            yield from super().upsample(frames, alignment)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(_job(folder, Interrupted(), ensemble=4))
+    assert sorted(os.listdir(folder / "hr")) == ["confidence", "f0.png"]
+    net = Lopsided()
+    _, notes = run(replace(_job(folder, net, ensemble=4), resume=True))
+    assert notes["kept_from_before"] == 1
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    assert len(files) == 7
+    assert all((folder / "hr" / p).read_bytes() == (whole / p).read_bytes() for p in files)
+
+
+def test_an_equivariant_filter_is_as_sure_as_can_be(folder):
+    flags = {"upsampler": "bicubic", "scale": 2}
+    net = load(UpsamplingParams(**flags), None, CPU)
+    run(replace(_job(folder, net, **flags), folder=folder / "one"))
+    run(_job(folder, net, ensemble=4, **flags))
+    for i in range(3):
+        assert (read_image(folder / "hr" / "confidence" / f"f{i}.png") == 255).all()
+        one, four = (read_image(folder / kind / f"f{i}.png").astype(int) for kind in ("one", "hr"))
+        assert np.abs(one - four).max() <= 1
+
+
+def test_basicvsr_gains_on_a_real_clip_and_knows_where_it_errs(data_dir, tmp_path):
+    """Mean of four against one on three frames of Vid4; the deviation says where the error is."""
+    files = sorted((data_dir / "vid4_calendar_crop" / "hr").glob("*.png"))[:3]
+    hr = torch.from_numpy(np.stack([read_image(p) for p in files])).permute(0, 3, 1, 2)[..., :192, :192].double() / 255
+    lr = LRKernel("bicubic", "mirror", (192, 192), (48, 48)).down(hr).clamp(0, 1).float()
+    flags = UpsamplingParams()
+    net = load(flags, resolve_weights(flags), CPU)
+
+    def estimate(flip):
+        return enumerate(frame.clamp(0, 1) for frame in net.upsample(flip(lr)))
+
+    errors = {}
+    for count in (1, 4):
+        made = list(mean_over_flips(estimate, count, tmp_path))
+        errors[count] = torch.stack([((mean - hr[i]) ** 2).mean(0) for i, mean, _ in made])
+    gain = float(10 * torch.log10(errors[1].mean() / errors[4].mean()))
+    assert gain > 0.05  # dB, measured 0.07
+    deviation = torch.stack([d for _, _, d in made])
+    unsure = deviation > deviation.quantile(0.8)
+    ratio = float(errors[4][unsure].mean() / errors[4][~unsure].mean())
+    assert ratio > 1.5  # measured 1.9

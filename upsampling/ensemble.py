@@ -1,0 +1,134 @@
+"""Several estimates of the same views: the network over flipped frames, their mean, and how far they differ.
+
+Letters: x_k the estimate number k of a frame, k = 1..n; mean = sum x_k / n; m2 = sum (x_k - mean)^2, summed over the
+channels as well. Both are streamed (Welford 1962): an estimate is folded in and forgotten. What waits between two
+passes over the frames lies in a file, so that memory does not grow with the number of frames.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from utils.errors import UserError
+
+FULL_DEVIATION = 0.1  # standard deviation, in units of the image's range, from which confidence is 0
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One of the four mirror images of a view: left and right exchanged, or up and down, both or neither."""
+
+    horizontal: bool = False
+    vertical: bool = False
+
+    def __call__(self, image: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
+        """The mirrored image; twice gives it back."""
+        axes = [-1] * self.horizontal + [-2] * self.vertical
+        return image.flip(axes) if axes else image
+
+    def flow(self, flow: Float[Tensor, "*batch 2 h w"]) -> Float[Tensor, "*batch 2 h w"]:
+        """The flow (x, y in px) between mirrored images: its field is mirrored, and so is its direction."""
+        signs = flow.new_tensor([-1.0 if self.horizontal else 1.0, -1.0 if self.vertical else 1.0])
+        return self(flow) * signs[:, None, None]
+
+
+FLIPS = (Flip(), Flip(horizontal=True), Flip(vertical=True), Flip(True, True))
+Frames = Iterator[tuple[int, Float[Tensor, "c H W"]]]
+
+
+def mean_over_flips(
+    estimate: Callable[[Flip], Frames], count: int, folder: Path
+) -> Iterator[tuple[int, Float[Tensor, "c H W"], Float[Tensor, "H W"] | None]]:
+    """The mean of `count` estimates of each frame.
+
+    Parameters
+    ----------
+    estimate : (position, frame) of all frames, in the same order for every flip: made from mirrored views with
+        mirrored flows, and mirrored themselves. On the CPU.
+    count : 1 (frames pass through) or up to 4.
+    folder : what waits between two passes is kept there, [c + 1, H, W] float32 a frame, in a file without a name: it
+        is gone afterwards, also after a kill.
+
+    Returns
+    -------
+    Iterator of (position, mean, standard deviation over the estimates, root mean square over channels; None of one
+    estimate). Frames come during the last pass.
+
+    Raises
+    ------
+    UserError : the folder cannot be written.
+    """
+    if count == 1:
+        yield from ((position, frame, None) for position, frame in estimate(FLIPS[0]))
+        return
+    with _Waiting(folder) as waiting:
+        for k, flip in enumerate(FLIPS[:count], 1):
+            for slot, (position, mirrored) in enumerate(estimate(flip)):
+                frame = flip(mirrored)
+                if k == 1:
+                    state = torch.cat([frame, torch.zeros_like(frame[:1])])
+                else:
+                    state = folded(waiting.read(slot, (len(frame) + 1, *frame.shape[-2:])), frame, k)
+                if k < count:
+                    waiting.write(slot, state)
+                else:
+                    yield position, state[:-1], (state[-1] / (len(frame) * count)).sqrt()
+
+
+def folded(state: Float[Tensor, "c+1 H W"], frame: Float[Tensor, "c H W"], k: int) -> Float[Tensor, "c+1 H W"]:
+    """Mean and m2 of k estimates, from those of k - 1 and the k-th."""
+    before = frame - state[:-1]
+    mean = state[:-1] + before / k
+    m2 = state[-1] + (before * (frame - mean)).sum(0)
+    return torch.cat([mean, m2[None]])
+
+
+def confidence(deviation: Float[Tensor, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """8-bit confidence: 255 where all estimates agree, falling linearly to 0 at a standard deviation of 0.1."""
+    level = 1 - deviation.double() / FULL_DEVIATION
+    return (level.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+class _Waiting:
+    """Arrays of one size in a file without a name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file: IO[bytes]
+
+    def __enter__(self) -> "_Waiting":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file = TemporaryFile(dir=self.folder)
+        except OSError as error:
+            raise self._failed(error) from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):  # what could not be written is not needed any more
+            self.file.close()
+
+    def write(self, slot: int, state: Float[Tensor, "n H W"]) -> None:
+        try:
+            self.file.seek(slot * state.nbytes)
+            self.file.write(state.contiguous().numpy().tobytes())
+            self.file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def read(self, slot: int, shape: tuple[int, ...]) -> Float[Tensor, "n H W"]:
+        state = torch.empty(shape)
+        self.file.seek(slot * state.nbytes)
+        self.file.readinto(state.numpy())  # type: ignore[attr-defined]
+        return state
+
+    def _failed(self, error: OSError) -> UserError:
+        return UserError(f"cannot write into {self.folder}: {error.strerror}; --ensemble keeps its sums there")
