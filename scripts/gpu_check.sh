@@ -60,7 +60,7 @@ part_rasterizer() { limited "$python" -m benchmarks.rasterizer --device cuda --j
 part_knn() { limited "$python" -m benchmarks.knn --device cuda --json "$folder/result.json"; }
 part_vsr() { limited "$python" -m benchmarks.vsr --device cuda --json "$folder/result.json"; }
 part_vsr_others() { # their weights are not carried; values do not change the time
-  limited "$python" -m benchmarks.vsr --device cuda --upsampler basicvsr_pp psrt --random_weights \
+  limited "$python" -m benchmarks.vsr --device cuda --upsampler iconvsr basicvsr_pp psrt --random_weights \
     --json "$folder/result.json"
 }
 

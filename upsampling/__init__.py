@@ -19,7 +19,15 @@ from arguments.upsampling import UpsamplingParams
 from scene.images import read_image, write_png
 from scene.lr_kernel import LRKernel
 from scene.sequences import Subsequence
-from upsampling import basicvsr, basicvsr_pp, interpolation, psrt, rlfn, span  # noqa: F401 (each registers its networks)
+from upsampling import (  # noqa: F401 (each registers its networks)
+    basicvsr,
+    basicvsr_pp,
+    iconvsr,
+    interpolation,
+    psrt,
+    rlfn,
+    span,
+)
 from upsampling.consistency import FILE_NAME as REPORT_NAME
 from upsampling.consistency import consistency_db, projected, refuse_unknown, write_report
 from upsampling.ensemble import Flip, Frames, confidence, mean_over_flips

@@ -21,6 +21,8 @@ LARGEST_OFFSET = 10.0  # px beyond the flow
 # Pixels sampled at a time: each takes 5 kB. More on a GPU, to keep it busy.
 STRIP_PIXELS = {"cpu": 16384, "cuda": 32768}
 
+Positions = tuple[Tensor, Tensor]  # offsets and masks as `deform_conv` takes them
+
 
 def deform_conv(
     x: Float[Tensor, "1 c h w"],
@@ -67,6 +69,31 @@ def torchvision_operator() -> Callable[..., Tensor] | None:
     return deform_conv2d
 
 
+def deformed(
+    x: Float[Tensor, "1 c h w"],
+    positions: Callable[[slice], Positions],
+    weight: Float[Tensor, "d c 3 3"],
+    bias: Float[Tensor, " d"],
+) -> Float[Tensor, "1 d h w"]:
+    """A whole deformable 3x3 convolution: by torchvision's operator on a GPU that has it, else strip by strip.
+
+    Parameters
+    ----------
+    positions : gives offsets and masks of the rows asked for; made as they are needed, since they outgrow the image.
+    """
+    operator = torchvision_operator() if x.is_cuda else None
+    if operator is not None:
+        offset, mask = positions(slice(None))
+        return operator(x.float().contiguous(), offset, weight.float(), bias.float(), padding=1, mask=mask).to(x.dtype)
+    h, w = x.shape[-2:]
+    rows = max(STRIP_PIXELS[x.device.type] // w, 1)
+    out = x.new_empty(1, len(weight), h, w)
+    for top in range(0, h, rows):
+        strip = slice(top, top + rows)
+        out[:, :, strip] = deform_conv(x, *positions(strip), weight, bias, top)
+    return out
+
+
 class DeformableAlignment(nn.Module):
     """Gather the features of two earlier frames where the flow, corrected by a learned offset, finds them."""
 
@@ -93,21 +120,13 @@ class DeformableAlignment(nn.Module):
         flows : to the first (x, y), to the second (x, y), px, float32.
         """
         raw = self.conv_offset(laid_out(torch.cat([condition, flows.to(condition.dtype)], dim=1)))
-        operator = torchvision_operator() if x.is_cuda else None
-        if operator is not None:
-            offset, mask = self._positions(raw, flows)
-            weight, bias = self.weight.float(), self.bias.float()
-            return operator(x.float().contiguous(), offset, weight, bias, padding=1, mask=mask).to(x.dtype)
-        h, w = x.shape[-2:]
-        rows = max(STRIP_PIXELS[x.device.type] // w, 1)
-        out = x.new_empty(1, self.channels, h, w)
-        for top in range(0, h, rows):
-            strip = slice(top, top + rows)
-            offset, mask = self._positions(raw[:, :, strip], flows[:, :, strip])
-            out[:, :, strip] = deform_conv(x, offset, mask, self.weight, self.bias, top)
-        return out
 
-    def _positions(self, raw: Tensor, flows: Tensor) -> tuple[Tensor, Tensor]:
+        def positions(rows: slice) -> Positions:
+            return self._positions(raw[:, :, rows], flows[:, :, rows])
+
+        return deformed(x, positions, self.weight, self.bias)
+
+    def _positions(self, raw: Tensor, flows: Tensor) -> Positions:
         """Offsets (dy, dx) and masks, float32: the first half of the groups follow the first flow."""
         offset, mask = raw.float().split([2 * GROUPS * TAPS, GROUPS * TAPS], dim=1)
         offset = LARGEST_OFFSET * torch.tanh(offset)
@@ -117,11 +136,16 @@ class DeformableAlignment(nn.Module):
         return offset.contiguous(), torch.sigmoid(mask)
 
 
+def sampling_bytes(h: int, w: int, channels: int, groups: int, element: int, cuda: bool) -> int:
+    """Memory of one `deformed` of `channels` inputs beyond its input, with weights of `element` bytes."""
+    image = h * w * channels * 4
+    sampled = channels * TAPS * (4 + 4 + element) + groups * TAPS * 4 * 10
+    if cuda and torchvision_operator() is not None:
+        return image + h * w * sampled
+    return image + min(h * w, STRIP_PIXELS["cuda" if cuda else "cpu"] + w) * sampled
+
+
 def alignment_bytes(h: int, w: int, channels: int, element: int, cuda: bool) -> int:
     """Memory of one `DeformableAlignment` beyond its inputs, with weights of `element` bytes."""
-    fields = h * w * ((3 * channels + 4) + 2 * channels + 3 * GROUPS * TAPS) * element + h * w * 2 * channels * 4
-    sampled = 2 * channels * TAPS * (4 + 4 + element) + GROUPS * TAPS * 4 * 10
-    if cuda and torchvision_operator() is not None:
-        return fields + h * w * sampled
-    strip = min(h * w, STRIP_PIXELS["cuda" if cuda else "cpu"] + w)
-    return fields + strip * sampled
+    fields = h * w * ((3 * channels + 4) + 2 * channels + 3 * GROUPS * TAPS) * element
+    return fields + sampling_bytes(h, w, 2 * channels, GROUPS, element, cuda)

@@ -102,6 +102,9 @@ class VideoNetwork(nn.Module):
 _FROM_OPENMMLAB = (
     (re.compile(r"^(backward|forward)_resblocks\."), r"\1_trunk."),
     (re.compile(r"^upsample([12])\.upsample_conv\."), r"upconv\1."),
+    (re.compile(r"^edvr\.feat_l([23])_conv([12])\.conv\."), r"edvr.conv_l\1_\2."),
+    (re.compile(r"^edvr\.pcd_alignment\."), "edvr.pcd_align."),
+    (re.compile(r"^(edvr\.(?:pcd_align|fusion)\..*)\.conv\."), r"\1."),
 )
 _SPYNET_LAYER = re.compile(r"^(spynet\.basic_module\.\d\.basic_module\.)(\d)\.conv\.")
 

@@ -1,10 +1,11 @@
 """Networks and LPIPS on a GPU against the same on the CPU: float32, half precision, tiles, memory, fixed order.
 
-BasicVSR, RLFN and SPAN have their published weights, BasicVSR++ and PSRT made-up ones.
+BasicVSR, RLFN and SPAN have their published weights, IconVSR, BasicVSR++ and PSRT made-up ones.
 """
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from arguments.upsampling import UpsamplingParams
 from evaluation.lpips import Lpips
 from scene.image_files import read_image, write_png
 from tests.scene_factory import picture
+from tests.upsampling import slow_iconvsr
 from tests.upsampling import slow_networks as slow
 from tests.upsampling.test_networks import moving_texture
 from upsampling import Job, load, resolve_weights, run
@@ -24,6 +26,7 @@ from upsampling.alignment import Alignment
 from upsampling.basicvsr_pp import BasicVSRpp
 from upsampling.deformable import deform_conv, torchvision_operator
 from upsampling.gpu import memory_bound, session, to_host
+from upsampling.iconvsr import IconVSR
 from upsampling.psrt import PSRT, attend, without_indices
 from upsampling.registry import Upsampler
 from upsampling.sources import folder_source
@@ -39,11 +42,12 @@ GB = 1 << 30
 SIZES = {
     "basicvsr": (5, 72, 100),
     "basicvsr_pp": (4, 40, 52),
+    "iconvsr": (6, 40, 51),
     "psrt": (3, 24, 37),
     "rlfn": (2, 72, 100),
     "span": (2, 72, 100),
 }
-VIDEO = ("basicvsr", "basicvsr_pp", "psrt")
+VIDEO = ("basicvsr", "basicvsr_pp", "iconvsr", "psrt")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +61,7 @@ def gpu(cuda):
 def states() -> dict[str, slow.State]:
     return {
         "basicvsr_pp": slow.made(slow.basicvsr_pp_shapes()),
+        "iconvsr": slow_iconvsr.made(2),
         "psrt": without_indices(slow.made(slow.psrt_shapes())),
     }
 
@@ -70,7 +75,7 @@ def network(states):
             words = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
             flags = UpsamplingParams(upsampler=name, precision=words[precision])
             return load(flags, resolve_weights(flags), device)
-        module = BasicVSRpp() if name == "basicvsr_pp" else PSRT()
+        module = {"basicvsr_pp": BasicVSRpp, "iconvsr": partial(IconVSR, 2), "psrt": PSRT}[name]()
         load_strictly(module, states[name], "made")
         return module.to(device).eval().requires_grad_(False).in_precision(precision)  # type: ignore[return-value]
 

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tests.upsampling.test_networks import moving_texture
 from upsampling.basicvsr import BasicVSR
 from upsampling.basicvsr_pp import BasicVSRpp
+from upsampling.iconvsr import IconVSR
 from upsampling.psrt import PSRT
 
 
@@ -42,7 +44,10 @@ class Alive(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("make", "t", "h", "w"),
-    [(BasicVSR, 3, 64, 72), (BasicVSRpp, 3, 64, 72), (BasicVSRpp, 6, 40, 48), (PSRT, 1, 64, 48)],
+    [
+        *((BasicVSR, 3, 64, 72), (BasicVSRpp, 3, 64, 72), (BasicVSRpp, 6, 40, 48), (PSRT, 1, 64, 48)),
+        *((partial(IconVSR, 3), 1, 64, 71), (partial(IconVSR, 2), 6, 29, 31)),
+    ],
 )
 def test_what_is_said_is_enough_and_not_far_more(make, t, h, w, dtype):
     net = make().eval().requires_grad_(False).in_precision(dtype)
