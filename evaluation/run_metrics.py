@@ -9,6 +9,7 @@ from arguments.evaluation import MetricsParams
 from arguments.flags import settings
 from arguments.loading import CommonParams
 from arguments.steps import STEPS
+from evaluation.confidence import confidence_paths, measure_confidence
 from evaluation.formats import FORMATS, Table, aligned
 from evaluation.frames import frame_paths, measure_frames
 from evaluation.lpips import Lpips
@@ -101,7 +102,9 @@ def frames_scene(folder: Path, params: MetricsParams) -> tuple[Scene, Path] | No
 
 def _inputs(folder: Path, rendered: list[Rendered], scene: tuple[Scene, Path] | None) -> dict[str, list[Path]]:
     views = [r.path(kind, file) for r in rendered for kind in ("renders", "gt") for file in r.files]
-    return {"views": views, "frames": list(frame_paths(*scene).values()) if scene else []}
+    groups = {"views": views, "frames": list(frame_paths(*scene).values()) if scene else []}
+    maps = list(confidence_paths(*scene).values()) if scene else []
+    return groups | ({"confidence": maps} if maps else {})
 
 
 def _frames(folder: Path, rendered: list[Rendered], scene: tuple[Scene, Path] | None) -> dict[str, Any] | None:
@@ -111,7 +114,8 @@ def _frames(folder: Path, rendered: list[Rendered], scene: tuple[Scene, Path] | 
     if background not in ("white", "black"):
         warn(f"{folder}: no record says on which background it was rendered; frames are measured on black")
         background = "black"
-    return measure_frames(*scene, background)
+    measured = measure_frames(*scene, background)
+    return measured and measured | {"confidence": measure_confidence(*scene, background)}
 
 
 def summary(folders: list[Path]) -> Table:
