@@ -22,6 +22,7 @@ def main() -> None:
     from scene.files import scene_inputs
     from scene.sequences import FILE_NAME, read_sequences, write_sequences
     from utils.folders import refuse_inside
+    from utils.plugins import source_files
 
     out = Path(model.model_path)
     scene = open_scene(model, common.compat)
@@ -31,7 +32,7 @@ def main() -> None:
         return
     kept = {k: v for k, v in settings(common, model, ordering).items() if k not in settings(model)}
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
-    inputs = scene_inputs(scene, scene.cameras)
+    inputs = {**scene_inputs(scene, scene.cameras), "plugins": source_files(ordering.ordering, ordering.cost)}
     with record.step(out, "order", kept, inputs, STEPS["order"].code, common, editable=True) as run:
         if run.up_to_date or run.edited:
             sequences = read_sequences(out / FILE_NAME, required=scene.train, known=scene.test)

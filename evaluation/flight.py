@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, RotationSpline
 
-from ordering.paths import tour_path
+from ordering.tour import tour_path
 from scene.cameras import Camera, intrinsics, world_to_camera_from
 from scene.image_files import write_png
 from utils.atomic import writing

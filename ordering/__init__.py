@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from arguments.ordering import OrderingParams
+from ordering import tour  # noqa: F401 (registers itself)
 from ordering.compat import (
     rank_of,
     released_als,
@@ -18,8 +19,8 @@ from ordering.compat import (
     released_pose_cost,
     released_thresholds,
 )
-from ordering.costs import COSTS, Background, measured
-from ordering.paths import ORDERINGS, Call, Problem, check_cost
+from ordering.costs import Background, find_cost, measured
+from ordering.paths import Call, Problem, check_calls, find_ordering
 from scene import SEQUENCE_MATTERS, Scene
 from scene.angles import pose_angles, viewing_axes
 from scene.sequences import Sequences, Subsequence, check_sequences
@@ -27,28 +28,29 @@ from utils.errors import UserError
 from utils.rng import numpy_generator
 
 BLACK: Background = (0.0, 0.0, 0.0)
-FEATURE_LIMITS_DEG = (15.0, 30.0, 45.0)  # the paper's NeRF-synthetic setting
-POSE_LIMITS_RANK = (30.0, 50.0)  # the paper's Mip-NeRF 360 setting
+LIMITS = {"pose": (15.0, 30.0, 45.0), "orb": (30.0, 50.0)}  # degrees, ranks: the paper's on its two data sets
+PAPER_GATE = {"orb": "pose", "pose": "orb"}  # by what views are ordered by (SM, appendix B)
 ORB_PAIR_S = 0.001  # CPU-seconds a pair of 400 descriptors each
 FEATURE_LONGEST, POSE_LONGEST = 100, 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings with every "auto" decided for one scene."""
+    """Settings with every "auto" decided for one scene. gate : "" = no step is limited."""
 
     ordering: str
     cost: str
+    gate: str
     thresholds: tuple[float, ...]
     longest: int
 
 
 def decide(settings: OrderingParams, kind: str, compat: str = "") -> Plan:
-    """Which ordering, cost, limits and length the settings mean on a scene of this kind.
+    """Which ordering, cost, gate, limits and length the settings mean on a scene of this kind.
 
     Raises
     ------
-    UserError : an ordering or cost that --compat does not have.
+    UserError : an ordering, cost or gate that --compat does not have, or a gate without limits.
     """
     released = compat == SEQUENCE_MATTERS
     ordering = settings.ordering
@@ -57,26 +59,32 @@ def decide(settings: OrderingParams, kind: str, compat: str = "") -> Plan:
     cost = settings.cost if not settings.similarity else {"feature": "orb", "pose": "pose"}[settings.similarity]
     if cost == "auto":
         cost = ("orb" if kind == "blender" else "pose") if ordering in ("greedy", "als") else "pose"
-    if released and (ordering not in ("greedy", "als") or cost not in ("orb", "pose")):
+    if released and (ordering not in ("greedy", "als") or cost not in PAPER_GATE):
         raise UserError(
             f"--compat {compat} knows the orderings greedy and als on the costs orb and pose, "
             f"not {ordering} on {cost}; leave --compat away"
         )
-    by_feature = cost == "orb"
-    thresholds = settings.thres_values or (FEATURE_LIMITS_DEG if by_feature else POSE_LIMITS_RANK)
+    gate = settings.gate if ordering == "als" or ":" in ordering else ""
+    if gate == "auto":
+        gate = PAPER_GATE.get(cost, "pose") if ordering == "als" else ""
+    elif released and gate and gate != PAPER_GATE[cost]:
+        raise UserError(f"--compat {compat}: ordered by {cost}, the release limits {PAPER_GATE[cost]}, not {gate}")
+    thresholds = settings.thres_values or LIMITS.get(gate, ())
+    if gate and not thresholds:
+        raise UserError(f"--gate {gate}: say with --thres_values which steps are allowed, in the unit of that cost")
     longest = settings.num_images_in_sequence
     if not longest and (released or ordering == "als"):
-        longest = FEATURE_LONGEST if by_feature else POSE_LONGEST
-    return Plan(ordering, cost, thresholds, longest)
+        longest = FEATURE_LONGEST if cost == "orb" else POSE_LONGEST
+    return Plan(ordering, cost, gate, thresholds, longest)
 
 
 def describe(scene: Scene, settings: OrderingParams, compat: str = "") -> str:
     """What `build` would do, for --dry_run: reads names and sizes only."""
     plan = decide(settings, scene.kind, compat)
     names = released_names(scene) if compat == SEQUENCE_MATTERS else scene.train
-    uses_orb = plan.cost == "orb" or plan.ordering == "als"
+    uses_orb = "orb" in (plan.cost, plan.gate)
     seconds = len(names) * 0.02 + len(names) ** 2 / 2 * ORB_PAIR_S if uses_orb else 1.0
-    limits = f", limits {' '.join(f'{t:g}' for t in plan.thresholds)}" if plan.ordering == "als" else ""
+    limits = f", limits {' '.join(f'{t:g}' for t in plan.thresholds)} of {plan.gate}" if plan.gate else ""
     cut = f", at most {plan.longest} frames a call" if plan.longest else ""
     return f"order {len(names)} views by {plan.ordering} on {plan.cost}{limits}{cut}; about {max(seconds, 1):.0f} s"
 
@@ -100,18 +108,21 @@ def build(
     UserError : a cost that this scene cannot give, or settings that contradict each other.
     """
     plan = decide(settings, scene.kind, compat)
-    if plan.ordering not in ORDERINGS or plan.cost not in COSTS:
-        raise UserError(f"ordering {plan.ordering!r} or cost {plan.cost!r} is unknown")
+    find, unit = find_ordering(plan.ordering), find_cost(plan.cost).unit
     released = compat == SEQUENCE_MATTERS
     names = released_names(scene) if released else list(scene.train)
     order = _matrix(plan.cost, scene, names, background, released)
-    gate = _gate(plan, scene, names, background, released, order) if plan.ordering == "als" else None
+    gate = None
+    if plan.gate:
+        limited = _matrix(plan.gate, scene, names, background, released)
+        gate = rank_of(limited) if plan.gate == "orb" else limited  # the paper limits ORB's rank, not its bits (Q10)
     if released and gate is not None:
         thresholds = released_thresholds(plan.thresholds, scene, len(names))
         calls = released_als(order, gate, thresholds, plan.longest)
     else:
         rng = numpy_generator(seed, "ordering")
-        calls = ORDERINGS[plan.ordering](Problem(order, gate, plan.thresholds, plan.longest, rng))
+        calls = find(Problem(order, gate, plan.thresholds, plan.longest, rng))
+        check_calls(calls, len(names), plan.ordering)
     angles = pose_angles(*viewing_axes(scene, names))
     chosen = asdict(settings) | {"resolved": asdict(plan), "compat": compat}
     result = Sequences(
@@ -119,7 +130,7 @@ def build(
         plan.ordering,
         {k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()},
         plan.cost,
-        COSTS[plan.cost].unit,
+        unit,
     )
     check_sequences(result, names)
     return result
@@ -130,23 +141,7 @@ def _matrix(
 ) -> Float[np.ndarray, "N N"]:
     if released and cost == "pose":
         return released_pose_cost(released_centres(scene, names))
-    matrix = measured(cost, scene, names, background)
-    check_cost(matrix)  # the registry is open
-    return matrix
-
-
-def _gate(
-    plan: Plan,
-    scene: Scene,
-    names: Sequence[str],
-    background: Background,
-    released: bool,
-    order: Float[np.ndarray, "N N"],
-) -> Float[np.ndarray, "N N"]:
-    """What limits a step of `als`, in the paper's units (Q10): degrees when ordered by ORB, else the ORB rank."""
-    if plan.cost == "orb":
-        return _matrix("pose", scene, names, background, released)
-    return rank_of(_matrix("orb", scene, names, background, released))
+    return measured(cost, scene, names, background)
 
 
 def _named(

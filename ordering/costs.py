@@ -1,7 +1,7 @@
 """How far apart two views are: N x N matrices, smaller = more alike, diagonal 0, +inf = not measurable, never NaN.
 
 Each cost is a function of a scene, registered by name with its unit; the measure itself stands in a pure function
-beside it. The registry is open: `@cost("mine", unit="m")` on a function of the same signature.
+beside it. A cost of the user's own is a function of the same signature, named MODULE:NAME.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from scene import Scene
 from scene.angles import pose_angles, viewing_axes
 from utils.errors import UserError
 from utils.log import Progress
+from utils.plugins import check_name, imported
 
 Background = tuple[float, float, float]
 CostFunction = Callable[[Scene, Sequence[str], Background], Float[np.ndarray, "N N"]]
@@ -45,11 +46,32 @@ def cost(name: str, unit: str) -> Callable[[CostFunction], CostFunction]:
     return add
 
 
+def find_cost(name: str) -> Cost:
+    """A registered cost, or MODULE:NAME: a function of the same signature, with its unit as attribute `unit`.
+
+    Raises
+    ------
+    UserError : neither known nor importable.
+    """
+    if ":" in name:
+        measure = imported("--cost", name)
+        return Cost(name, str(getattr(measure, "unit", "")), measure)
+    check_name("--cost", name, COSTS)
+    return COSTS[name]
+
+
 def measured(name: str, scene: Scene, names: Sequence[str], background: Background) -> Float[np.ndarray, "N N"]:
-    """The cost `name` of all pairs of views. Raises UserError for an unknown name."""
-    if name not in COSTS:
-        raise UserError(f"cost {name!r} is unknown; known: {', '.join(COSTS)}")
-    return COSTS[name].measure(scene, names, background)
+    """The cost `name` of all pairs of views.
+
+    Raises
+    ------
+    UserError : an unknown name, or a result that is not N x N numbers without NaN.
+    """
+    matrix = np.asarray(find_cost(name).measure(scene, names, background), float)
+    n = len(names)
+    if matrix.shape != (n, n) or np.isnan(matrix).any():
+        raise UserError(f"cost {name}: {matrix.shape} values for {n} views; {n} x {n} without NaN are expected")
+    return matrix
 
 
 # --- where the cameras are ---

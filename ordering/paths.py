@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from utils.errors import UserError
+from utils.plugins import check_name, imported
 
 CONTEXT = 7  # frames kept around what an adaptive call saves: the clip length that PSRT and Vimeo-90K are trained on
 NEIGHBOURS = 2  # views that a frame needs around it to be saved under a limit
-_EPS = 1e-9
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Problem:
     Parameters
     ----------
     order : [N, N] cost that decides who comes next.
-    gate : [N, N] in the unit of `thresholds`; only `als` reads it.
+    gate : [N, N] in the unit of `thresholds`, None where nothing is limited.
     thresholds : limits of the gate, strict first.
     longest : most frames in one call, 0 = no limit.
     rng : for `random`.
@@ -61,6 +61,28 @@ def ordering(name: str) -> Callable[[Ordering], Ordering]:
         return find
 
     return add
+
+
+def find_ordering(name: str) -> Ordering:
+    """A registered ordering, or MODULE:NAME. Raises UserError where it is neither known nor importable."""
+    if ":" in name:
+        found: Ordering = imported("--ordering", name)
+        return found
+    check_name("--ordering", name, ORDERINGS)
+    return ORDERINGS[name]
+
+
+def check_calls(calls: object, views: int, name: str) -> None:
+    """Raise UserError unless `calls` is a list of `Call`s of known, different frames with positions to save."""
+    if not isinstance(calls, list) or not all(isinstance(call, Call) for call in calls):
+        raise UserError(f"--ordering {name}: a list of ordering.paths.Call is expected")
+    for number, call in enumerate(calls, 1):
+        known = all(0 <= i < views for i in call.frames) and all(0 <= k < len(call.frames) for k in call.save)
+        if not known or not call.frames or len(set(call.frames)) < len(call.frames):
+            raise UserError(
+                f"--ordering {name}: call {number}: frames are different indices below {views}, positions to save "
+                "lie among them"
+            )
 
 
 def check_cost(cost: Float[np.ndarray, "rows columns"]) -> None:
@@ -119,90 +141,6 @@ def chunks(walk: Sequence[int], longest: int) -> list[Call]:
 def path_cost(cost: Float[np.ndarray, "N N"], path: Sequence[int]) -> float:
     """Sum of the steps of an open path."""
     return float(cost[list(path[:-1]), list(path[1:])].sum())
-
-
-def tour_path(cost: Float[np.ndarray, "N N"], restarts: int = 8) -> list[int]:
-    """A short open path through all views, both ends free: greedy walks improved by 2-opt and Or-opt.
-
-    Parameters
-    ----------
-    cost : [N, N]; an asymmetric one is averaged with its transpose. +inf counts as ten times the dearest finite step.
-    restarts : the best greedy walks (of all N starts) that are improved; the best result wins.
-
-    Returns
-    -------
-    A permutation of range(N), the end with the lower index first; no single 2-opt or Or-opt move shortens it.
-
-    Notes
-    -----
-    Lin 1965 (2-opt), Or 1976. Each move is the best of all O(N^2), found in one array expression: about 1 CPU-second
-    for N = 300.
-    """
-    check_cost(cost)
-    finite = cost[np.isfinite(cost)]
-    far = 10 * max(float(finite.max(initial=0.0)), 1.0)
-    dense = np.where(np.isfinite(cost), cost, far)
-    dense = (dense + dense.T) / 2
-    nearest = nearest_first(dense)
-    walks = sorted((greedy_path(nearest, s) for s in range(len(cost))), key=lambda p: path_cost(dense, p))
-    best = min((_improved(dense, p) for p in walks[:restarts]), key=lambda p: path_cost(dense, p))
-    return best if best[0] <= best[-1] else best[::-1]
-
-
-def _improved(cost: Float[np.ndarray, "N N"], path: list[int]) -> list[int]:
-    """Apply the best 2-opt or Or-opt move until none shortens the path."""
-    n = len(path)
-    closed = np.zeros((n + 1, n + 1))  # one more view at cost 0 from all joins the two free ends into a cycle
-    closed[:n, :n] = cost
-    cycle = np.array([n, *path])
-    while True:
-        between = closed[np.ix_(cycle, cycle)]
-        gain_2opt, reversal = _best_two_opt(between)
-        gain_or, move = _best_or_opt(between)
-        if min(gain_2opt, gain_or) > -_EPS:
-            return cycle[1:].tolist()
-        if gain_2opt <= gain_or:
-            first, last = reversal
-            cycle[first : last + 1] = cycle[first : last + 1][::-1].copy()
-        else:
-            cycle = _moved(cycle, *move)
-
-
-def _best_two_opt(between: Float[np.ndarray, "M M"]) -> tuple[float, tuple[int, int]]:
-    """Change of length by reversing positions i + 1 .. j of the cycle, and the best (i + 1, j)."""
-    step = np.roll(between, -1, axis=1).diagonal()  # length of the edge after each position
-    change = between + np.roll(between, (-1, -1), (0, 1)) - step[:, None] - step[None, :]
-    change[np.tril_indices(len(change))] = np.inf
-    i, j = np.unravel_index(change.argmin(), change.shape)
-    return float(change[i, j]), (int(i) + 1, int(j))
-
-
-def _best_or_opt(between: Float[np.ndarray, "M M"]) -> tuple[float, tuple[int, int, int, bool]]:
-    """Change of length by moving a run of 1-3 views elsewhere, and (first, length, after, reversed)."""
-    m = len(between)
-    position = np.arange(m)
-    ahead = (position + 1) % m
-    step = between[position, ahead]
-    best: tuple[float, tuple[int, int, int, bool]] = (np.inf, (1, 1, 0, False))
-    for length in range(1, min(3, m - 2) + 1):
-        first = np.arange(1, m - length + 1)  # position 0 holds the joint of the ends and stays
-        last, before, after = first + length - 1, first - 1, (first + length) % m
-        closing = between[before, after] - between[before, first] - between[last, after]
-        inside = (position >= before[:, None]) & (position <= last[:, None])
-        for head, tail, flipped in ((first, last, False), (last, first, True)):
-            change = closing[:, None] + between[head] + between[tail][:, ahead] - step
-            change[inside] = np.inf
-            at, k = np.unravel_index(change.argmin(), change.shape)
-            if change[at, k] < best[0]:
-                best = (float(change[at, k]), (int(first[at]), length, int(k), flipped))
-    return best
-
-
-def _moved(cycle: np.ndarray, first: int, length: int, after: int, flipped: bool) -> np.ndarray:
-    run = cycle[first : first + length]
-    rest = np.delete(cycle, np.s_[first : first + length])
-    place = after + 1 if after < first else after + 1 - length
-    return np.concatenate([rest[:place], run[::-1] if flipped else run, rest[place:]])
 
 
 # --- adaptive-length subsequences ---
@@ -296,11 +234,6 @@ def _random(problem: Problem) -> list[Call]:
 @ordering("greedy")
 def _greedy(problem: Problem) -> list[Call]:
     return chunks(greedy_path(nearest_first(problem.order)), problem.longest)
-
-
-@ordering("tour")
-def _tour(problem: Problem) -> list[Call]:
-    return chunks(tour_path(problem.order), problem.longest)
 
 
 @ordering("als")

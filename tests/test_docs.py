@@ -3,30 +3,19 @@
 import ast
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from arguments.downscale import DownscaleParams
 from arguments.evaluation import TableParams
 from arguments.loading import CommonParams
-from arguments.ordering import OrderingParams
 from arguments.pipeline import RunParams
 from arguments.steps import STEPS
-from arguments.upsampling import UpsamplingParams
-from ordering.costs import COSTS
-from ordering.paths import ORDERINGS, Problem
-from scene import load_scene
-from scene.paths import Roots
 from scene.sequences import read_sequences
-from tests.scene_factory import opengl_poses, picture, world_to_camera, write_blender
-from upsampling.registry import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -51,7 +40,7 @@ FOREIGN_FLAGS = {
 }
 # Files of other projects, and of the reader's own.
 FOREIGN_FILES = {
-    *("render_samename.py", "full_eval.py", "convert.py", "my_lab/net.py"),
+    *("render_samename.py", "full_eval.py", "convert.py", "my_lab/net.py", "my_lab/orders.py", "my_lab/costs.py"),
     *("scripts/downscale_dataset_blender.py", "scripts/downscale_dataset_mip360.py"),
 }
 GROUPS: dict[str, tuple[type, ...]] = {
@@ -61,7 +50,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.tables": (TableParams,),
     "examples.demo": (CommonParams,),
 }
-BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn", "vsr")
+BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn", "ordering", "vsr")
 RUNS_PIPELINE = {"run_scene.sh", "ablate_ordering.sh"}  # what follows their two folders goes to run.py
 TOOLS = {"pip", "pytest", "venv"}  # their own flags are not ours to check
 
@@ -267,63 +256,6 @@ def test_messages_name_flags_that_exist():
     assert named <= all_flags() | FOREIGN_FLAGS | {"--lambda-tex"}, sorted(named - all_flags() - FOREIGN_FLAGS)
 
 
-def example(name: str) -> str:
-    text = (ROOT / "docs/extending.md").read_text()
-    found = re.search(rf"<!-- example: {name} -->\n```python\n(.*?)^```", text, re.S | re.M)
-    assert found, name
-    return found[1]
-
-
-def test_example_of_an_ordering(monkeypatch):
-    monkeypatch.setattr("ordering.paths.ORDERINGS", dict(ORDERINGS))
-    made: dict = {}
-    exec(example("ordering"), made)
-    cost = np.zeros((5, 5))
-    calls = made["backwards"](Problem(cost, None, (), 2, np.random.default_rng(0)))
-    assert [call.frames[i] for call in calls for i in call.save] == [4, 3, 2, 1, 0]
-
-
-def test_example_of_a_cost(monkeypatch, tmp_path):
-    monkeypatch.setattr("ordering.costs.COSTS", dict(COSTS))
-    made: dict = {}
-    exec(example("cost"), made)
-    scene = load_scene(write_blender(tmp_path, views=4))
-    cost = made["brightness"](scene, scene.train, (0.0, 0.0, 0.0))
-    grey = scene.images.load(scene.train[1]).mean() - scene.images.load(scene.train[0]).mean()
-    assert cost.shape == (4, 4)
-    assert cost[0, 1] == cost[1, 0] == pytest.approx(abs(float(grey)) * 255)
-    assert not cost.diagonal().any()
-
-
-def test_example_of_a_network(monkeypatch, tmp_path):
-    (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/net.py").write_text(example("network"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    net = load(UpsamplingParams(upsampler="my_lab.net:load", scale=3), None, torch.device("cpu"))
-    frames = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    large = torch.stack(list(net.upsample(frames)))
-    assert large.shape == (2, 3, 12, 15)
-    assert torch.equal(large[:, :, 1::3, 1::3], frames)
-    sys.modules.pop("my_lab.net", None)
-
-
-def test_example_of_a_reader(tmp_path):
-    from PIL import Image
-
-    lines = []
-    for i, pose in enumerate(opengl_poses(9)):
-        Image.fromarray(picture(i, 8, 6)).save(tmp_path / f"{i}.png")
-        numbers = world_to_camera(pose).flatten().tolist()
-        lines.append(",".join([f"{i}.png", "20.5", *map(repr, numbers)]))
-    (tmp_path / "poses.csv").write_text("\n".join(lines))
-    made: dict = {}
-    exec(example("reader"), made)
-    capture = made["read_csv"](Roots(tmp_path), evaluate=True, allow_missing=False)
-    assert (capture.train, capture.test) == (["1", "2", "3", "4", "5", "6", "7"], ["0", "8"])
-    assert capture.views[3].K.tolist() == [[20.5, 0, 4], [0, 20.5, 3], [0, 0, 1]]
-    assert np.allclose(capture.views[3].world_to_camera, world_to_camera(opengl_poses(9)[3]))
-
-
 def test_example_of_a_schedule_is_read(tmp_path):
     text = (ROOT / "docs/formats.md").read_text()
     found = re.search(r"```json\n(\{\n  \"format\".*?)^```", text, re.S | re.M)
@@ -332,12 +264,3 @@ def test_example_of_a_schedule_is_read(tmp_path):
     sequences = read_sequences(tmp_path / "sequences.json", ["train/r_0", "train/r_3", "train/r_7"])
     assert sequences.saved == ("train/r_0", "train/r_7", "train/r_3")
     assert sequences.subsequences[0].padded
-
-
-def test_flags_offer_what_is_registered():
-    assert set(ORDERINGS) | {"auto"} == set(_choices("ordering"))
-    assert set(COSTS) | {"auto"} == set(_choices("cost"))
-
-
-def _choices(name: str) -> tuple[str, ...]:
-    return next(f.metadata["choices"] for f in fields(OrderingParams) if f.name == name)

@@ -4,7 +4,6 @@ An entry is made by the decorator `network`; its module is imported by name in `
 """
 
 import difflib
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from arguments.upsampling import UpsamplingParams
 from upsampling.alignment import Alignment
 from utils.errors import UserError
 from utils.log import warn
+from utils.plugins import imported
 from utils.rng import seed_all
 from utils.state_dicts import load_strictly, read_state_dict
 from utils.weights import WEIGHTS, ResolvedWeights, resolve
@@ -147,12 +147,7 @@ def _entry(name: str) -> Entry:
 
 
 def _imported(settings: UpsamplingParams, device: torch.device) -> Upsampler:
-    module_name, _, name = settings.upsampler.partition(":")
-    try:
-        make = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--upsampler {settings.upsampler}: cannot be imported ({error})") from error
-    upsampler = make(settings, device)
+    upsampler = imported("--upsampler", settings.upsampler)(settings, device)
     if not isinstance(upsampler, Upsampler):
         raise UserError(f"--upsampler {settings.upsampler}: returned no Upsampler (scale, num_neighbours, upsample)")
     return upsampler

@@ -27,27 +27,42 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("settings", "kind", "compat", "expected"),
     [
-        ({}, "blender", "", Plan("tour", "pose", (30.0, 50.0), 0)),
-        ({"ordering": "greedy"}, "blender", "", Plan("greedy", "orb", (15.0, 30.0, 45.0), 0)),
-        ({"ordering": "greedy"}, "colmap", "", Plan("greedy", "pose", (30.0, 50.0), 0)),
-        ({"als": True}, "blender", "", Plan("als", "orb", (15.0, 30.0, 45.0), 100)),
-        ({"als": True}, "colmap", "", Plan("als", "pose", (30.0, 50.0), 8)),
-        ({"als": True, "thres_values": (45.0,)}, "blender", "", Plan("als", "orb", (45.0,), 100)),
-        ({"ordering": "als", "cost": "covisibility"}, "colmap", "", Plan("als", "covisibility", (30.0, 50.0), 8)),
+        ({}, "blender", "", Plan("tour", "pose", "", (), 0)),
+        ({"ordering": "greedy"}, "blender", "", Plan("greedy", "orb", "", (), 0)),
+        ({"ordering": "greedy"}, "colmap", "", Plan("greedy", "pose", "", (), 0)),
+        ({"als": True}, "blender", "", Plan("als", "orb", "pose", (15.0, 30.0, 45.0), 100)),
+        ({"als": True}, "colmap", "", Plan("als", "pose", "orb", (30.0, 50.0), 8)),
+        ({"als": True, "thres_values": (45.0,)}, "blender", "", Plan("als", "orb", "pose", (45.0,), 100)),
+        (
+            {"ordering": "als", "cost": "covisibility"},
+            "colmap",
+            "",
+            Plan("als", "covisibility", "pose", (15.0, 30.0, 45.0), 8),
+        ),
+        ({"als": True, "gate": "pose"}, "colmap", "", Plan("als", "pose", "pose", (15.0, 30.0, 45.0), 8)),
+        ({"als": True, "cost": "orb", "gate": "orb"}, "blender", "", Plan("als", "orb", "orb", (30.0, 50.0), 100)),
+        (
+            {"als": True, "cost": "pose", "gate": "covisibility", "thres_values": (0.8,)},
+            "colmap",
+            "",
+            Plan("als", "pose", "covisibility", (0.8,), 8),
+        ),
+        ({"ordering": "tour", "gate": "orb"}, "colmap", "", Plan("tour", "pose", "", (), 0)),
+        ({"ordering": "a.b:c", "gate": "pose"}, "colmap", "", Plan("a.b:c", "pose", "pose", (15.0, 30.0, 45.0), 0)),
         # blender.yml and mip360.yml of the release
         (
             {"similarity": "feature", "thres_values": (45.0,), "num_images_in_sequence": 100},
             "blender",
             "sequence_matters",
-            Plan("greedy", "orb", (45.0,), 100),
+            Plan("greedy", "orb", "", (45.0,), 100),
         ),
         (
             {"als": True, "similarity": "pose", "thres_values": (30.0, 50.0), "num_images_in_sequence": 8},
             "colmap",
             "sequence_matters",
-            Plan("als", "pose", (30.0, 50.0), 8),
+            Plan("als", "pose", "orb", (30.0, 50.0), 8),
         ),
-        ({}, "colmap", "sequence_matters", Plan("greedy", "pose", (30.0, 50.0), 8)),
+        ({}, "colmap", "sequence_matters", Plan("greedy", "pose", "", (), 8)),
     ],
 )
 def test_auto_is_decided_as_documented(settings, kind, compat, expected):
@@ -61,6 +76,9 @@ def test_auto_is_decided_as_documented(settings, kind, compat, expected):
         ({"similarity": "pose", "cost": "orb"}, "--similarity and --cost"),
         ({"thres_values": (15.0, -1.0)}, "positive"),
         ({"num_images_in_sequence": -1}, "0 or more"),
+        ({"ordering": "toor"}, "--ordering toor: unknown; did you mean tour"),
+        ({"cost": "x"}, "--cost x: unknown; there are auto, pose, distance, orb, covisibility, or MODULE:NAME"),
+        ({"gate": ":x"}, "--gate :x: unknown"),
     ],
 )
 def test_contradictions_are_refused(settings, message):
@@ -72,6 +90,18 @@ def test_contradictions_are_refused(settings, message):
 def test_compat_has_only_what_the_release_has(settings):
     with pytest.raises(UserError, match="knows the orderings greedy and als"):
         decide(OrderingParams(**settings), "blender", "sequence_matters")
+
+
+@pytest.mark.parametrize(
+    ("settings", "compat", "message"),
+    [
+        ({"als": True, "gate": "covisibility"}, "", "--gate covisibility: say with --thres_values"),
+        ({"als": True, "gate": "orb"}, "sequence_matters", "ordered by orb, the release limits pose, not orb"),
+    ],
+)
+def test_gates_without_meaning_are_refused(settings, compat, message):
+    with pytest.raises(UserError, match=message):
+        decide(OrderingParams(**settings), "blender", compat)
 
 
 def test_flags_of_the_papers_yaml_are_parsed():
@@ -142,7 +172,7 @@ def _number_from_one(data):
 def test_dry_run_says_what_would_be_done(tmp_path):
     scene = load_scene(write_blender(tmp_path))
     text = describe(scene, OrderingParams(als=True))
-    assert "order 8 views by als on orb, limits 15 30 45, at most 100 frames a call" in text
+    assert "order 8 views by als on orb, limits 15 30 45 of pose, at most 100 frames a call" in text
 
 
 # --- the script ---
@@ -189,7 +219,7 @@ def test_script_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
         ([], "-s SCENE"),
         (["-s", "nowhere", "-m", "out"], "nowhere"),
         (["-s", "a", "-m", "b", "--orderings", "tour"], "did you mean --ordering"),
-        (["-s", "a", "-m", "b", "--ordering", "tsp"], "invalid choice"),
+        (["-s", "a", "-m", "b", "--ordering", "tsp"], "--ordering tsp: unknown; there are auto, file"),
     ],
 )
 def test_script_refuses_in_one_line_with_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):

@@ -38,7 +38,7 @@ def test_a_name_is_registered_once():
 
 def test_unknown_cost_is_refused(tmp_path):
     scene = load_scene(write_blender(tmp_path))
-    with pytest.raises(UserError, match="known: pose, distance"):
+    with pytest.raises(UserError, match="there are pose, distance"):
         measured("lpips", scene, scene.train, BLACK)
 
 

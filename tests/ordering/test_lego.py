@@ -17,7 +17,8 @@ from arguments.ordering import OrderingParams
 from ordering import build
 from ordering.compat import rank_of, released_als, released_centres, released_pose_cost
 from ordering.costs import measured
-from ordering.paths import als_calls, greedy_path, nearest_first, tour_path
+from ordering.paths import als_calls, greedy_path, nearest_first
+from ordering.tour import tour_path
 from scene import load_scene
 
 BLACK = (0.0, 0.0, 0.0)

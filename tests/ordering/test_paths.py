@@ -20,9 +20,9 @@ from ordering.paths import (
     nearest_first,
     ordering,
     path_cost,
-    tour_path,
     two_sided_walk,
 )
+from ordering.tour import tour_path
 from tests.ordering import oracle
 from utils.errors import UserError
 
@@ -140,6 +140,15 @@ def test_tour_is_a_permutation_that_no_single_move_shortens(cost):
             for k in range(len(rest) + 1):
                 for piece in (run, run[::-1]):
                     assert path_cost(cost, rest[:k] + piece + rest[k:]) >= length - 1e-9  # Or-opt
+
+
+@given(matrices(9, [0.0, 1.0, 2.0, 3.0, np.inf]), st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_tour_makes_the_best_of_all_moves_each_time(ties, seed):
+    """Only moves that can shorten the path are looked at, and none of the others would have been made."""
+    rng = np.random.default_rng(seed)
+    for cost in (ties, rng.uniform(-1, 5, size=(int(rng.integers(2, 16)),) * 2)):
+        assert tour_path(cost) == oracle.tour(cost)
 
 
 @given(st.integers(0, 200))
