@@ -9,6 +9,8 @@ NOT_NEGATIVE = (
     *("position_lr_init", "position_lr_final", "feature_lr", "opacity_lr", "scaling_lr", "rotation_lr"),
     *("percent_dense", "densify_grad_threshold", "min_opacity", "prune_screen_px", "max_gaussians"),
     *("densify_from_iter", "densify_until_iter", "noise_lr", "opacity_reg", "scale_reg"),
+    *("exposure_lr_init", "exposure_lr_final", "exposure_lr_delay_steps", "depth_l1_weight_init"),
+    "depth_l1_weight_final",
 )
 OF_MCMC = ("noise_lr", "opacity_reg", "scale_reg")
 OF_ADC = ("abs_grad", "prune_screen_px")
@@ -67,6 +69,16 @@ class OptimizationParams:
         "Mip-Splatting's 3D filter: no Gaussian gets thinner than what the training views resolve; the PLY has it"
         " built in (that paper also has --antialiasing --dilation 0.1)",
     )
+    exposure_lr_init: float = opt(
+        0.0,
+        "learning rate at the start (3DGS of 2024: 0.01) of an affine change of colour for each training view; 0 = off;"
+        " renders are made without it",
+    )
+    exposure_lr_final: float = opt(0.001, "the same at the end")
+    exposure_lr_delay_steps: int = opt(0, "iterations over which a factor on it rises to 1")
+    exposure_lr_delay_mult: float = opt(0.0, "that factor at the start")
+    depth_l1_weight_init: float = opt(1.0, "weight of the depths' loss at the start; only with --depths")
+    depth_l1_weight_final: float = opt(0.01, "the same at the end")
     sh_interval: int = opt(1000, "iterations after which one more band of spherical harmonics is used")
     max_gaussians: int = opt(0, "densify no further than this; those with the largest gradients go first; 0 = no limit")
     lambda_tex: float = opt(0.6, "weight of the pseudo-HR frames' loss; the LR views' loss has the rest")
@@ -85,10 +97,12 @@ class OptimizationParams:
             _at_least(self, name, 1)
         for name in NOT_NEGATIVE:
             _at_least(self, name, 0)
-        for name in ("lambda_dssim", "lambda_tex", "lambda_tex_anneal"):
+        for name in ("lambda_dssim", "lambda_tex", "lambda_tex_anneal", "exposure_lr_delay_mult"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: a number from 0 to 1 is expected")
         self._check_density()
+        if self.exposure_lr_init > 0 and self.exposure_lr_final == 0:
+            raise UserError("--exposure_lr_final 0: above 0 is expected, as its logarithm falls in a straight line")
         if self.lambda_tex_final != -1 and not 0 <= self.lambda_tex_final <= 1:
             raise UserError(f"--lambda_tex_final {self.lambda_tex_final}: -1 or a number from 0 to 1 is expected")
 
@@ -114,6 +128,11 @@ class TrainingParams:
         "",
         "folder of 8-bit grey maps NAME.png of the frames' size, which multiply each pixel's part in the frames' loss:"
         " 255 = weight 1, 0 = left to the LR views",
+        result=False,
+    )
+    depths: str = opt(
+        "",
+        "folder of NAME.npz (render.py --geometry, of a model of the LR views): the inverse depth is held near theirs",
         result=False,
     )
     scale: int = opt(0, "HR size over LR size; 0 = from the frames; with --lambda_tex 0 no frames are needed")

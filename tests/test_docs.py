@@ -35,7 +35,7 @@ SOURCES = (".py", ".toml", ".sh", ".md", ".h", ".inl", ".cpp")
 FOREIGN_FLAGS = {
     "--cap_max",
     "--init_type",
-    *("--depths", "--train_test_exp", "--exposure_*", "--depth_l1_weight_*"),
+    "--train_test_exp",
     *("--no-deps", "--against"),
 }
 # Files of other projects, and of the reader's own.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scene.gaussians import FIELDS
+from training.exposure import PREFIX as EXPOSURE
 from training.state import FILTER, STATISTICS
 from utils.errors import UserError
 from utils.log import warn
@@ -170,9 +171,24 @@ def _check_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
             raise UserError(f"{path}: stat.{name} has the wrong shape or type; use another checkpoint")
     if FILTER in tensors and (tensors[FILTER].shape != rows or tensors[FILTER].dtype != torch.float32):
         raise UserError(f"{path}: {FILTER} has the wrong shape or type; use another checkpoint")
+    if any(name.startswith(EXPOSURE) for name in tensors):
+        _check_exposures(path, tensors)
     for name in GENERATORS:
         if tensors[name].shape != torch.Generator().get_state().shape or tensors[name].dtype != torch.uint8:
             raise UserError(f"{path}: {name} is not the state of a generator; use another checkpoint")
+
+
+def _check_exposures(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    three = [tensors.get(f"{EXPOSURE}{name}") for name in ("values", "exp_avg", "exp_avg_sq")]
+    steps = tensors.get(f"{EXPOSURE}steps")
+    whole = all(t is not None and t.dtype == torch.float32 and t.shape[1:] == (3, 4) for t in three)
+    whole = whole and len({len(t) for t in three if t is not None}) == 1
+    if not whole or steps is None or steps.shape != (1,) or not 0 <= float(steps) < 2**24:
+        raise UserError(
+            f"{path}: {EXPOSURE}values and its moments have the wrong shape or type; use another checkpoint"
+        )
+    if not all(t is not None and torch.isfinite(t.sum()) for t in three):
+        raise UserError(f"{path}: {EXPOSURE}values or its moments hold NaN or Inf; use another checkpoint")
 
 
 def check_fingerprint(saved: dict[str, Any], now: dict[str, Any], free: Iterable[str], allow: bool) -> None:

@@ -4,6 +4,7 @@ The loop sees only `Engine`. Both evaluate the same objective, update with the s
 densification statistics; they agree to rounding.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 from arguments.loading import PipelineParams
 from gaussian_renderer import backends, render
 from scene.gaussians import Gaussians
-from training.adam import update
+from training.depth import depth_loss
+from training.exposure import exposed
 from training.mcmc import REGULARISED
 from training.objective import Outcome, objective
 from training.smoothing import baked
-from training.state import TrainState
+from training.state import TrainState, update
 from training.step import Step
 from training.views import Targets, View
 from utils.errors import UserError
@@ -36,12 +38,13 @@ class Engine(Protocol):
         ...
 
 
-def choose(pipeline: PipelineParams, device: str, absolute: bool = False, weighted: bool = False) -> Engine:
+def choose(pipeline: PipelineParams, device: str, absolute: bool = False, extended: bool = False) -> Engine:
     """Return the engine for a rasterizer and a device: the fused kernels wherever they apply.
 
     Parameters
     ----------
-    absolute : steps will ask for absolute gradients. weighted : targets will have weights of pixels.
+    absolute : steps will ask for absolute gradients. extended : for what the native kernels' steps have not (weights of
+        pixels, exposures, depths).
 
     Raises
     ------
@@ -49,26 +52,27 @@ def choose(pipeline: PipelineParams, device: str, absolute: bool = False, weight
     """
     if pipeline.rasterizer == "native":
         backends.instruction_set()  # a UserError where there is none
-    if _fuses(pipeline, weighted):
+    if _fuses(pipeline, extended):
         from training.fused import FusedEngine
 
         return FusedEngine(pipeline, device)
     if absolute:
         raise UserError(
             "--abs_grad: only the native rasterizer's own kernels sum absolute gradients; leave away --confidence, "
-            f"--rasterizer {pipeline.rasterizer}, --convert_SHs_python and --compute_cov3D_python"
+            f"--exposure_lr_init, --depths, --rasterizer {pipeline.rasterizer}, --convert_SHs_python and "
+            "--compute_cov3D_python"
         )
     return AutogradEngine(pipeline)
 
 
-def _fuses(pipeline: PipelineParams, weighted: bool) -> bool:
+def _fuses(pipeline: PipelineParams, extended: bool) -> bool:
     in_python = pipeline.convert_SHs_python or pipeline.compute_cov3D_python
-    return pipeline.rasterizer == "native" and not in_python and not weighted
+    return pipeline.rasterizer == "native" and not in_python and not extended
 
 
-def instruction_set(pipeline: PipelineParams, device: str, weighted: bool = False) -> str:
+def instruction_set(pipeline: PipelineParams, device: str, extended: bool = False) -> str:
     """Return what a result's last bits depend on beside the code: the kernels' instruction set, or who renders."""
-    if device != "cpu" or not _fuses(pipeline, weighted):
+    if device != "cpu" or not _fuses(pipeline, extended):
         return f"{pipeline.rasterizer} {device.partition(':')[0]}"
     return backends.instruction_set()
 
@@ -103,21 +107,34 @@ class AutogradEngine:
         if state.filter_3d is not None:
             drawn = baked(drawn, state.filter_3d)
         output = render(view.camera, drawn, background=step.background, sh_degree=step.sh_degree, **self.options)
-        loss, terms = objective(output.color, view, targets, step.weights)
-        if not terms.finite or not (step.learning_rates or step.statistics):
+        exposure = None if state.exposures is None else state.exposures.leaf(view.camera.name)
+        color = output.color if exposure is None else exposed(output.color, exposure)
+        loss, terms = objective(color, view, targets, step.weights)
+        if targets.inverse_depth is not None and step.depth_weight > 0:
+            depth_l1 = depth_loss(output.inverse_depth, targets.inverse_depth)
+            loss = loss + step.depth_weight * depth_l1
+            terms = replace(terms, loss=float(loss.detach()), depth_l1=float(depth_l1.detach()))
+        if not terms.finite or not step.looks_back:
             return lambda: terms
         loss.backward()
         with torch.no_grad():
             if step.statistics:
                 _gather(state, output.radii, output.means2d)
-            visible = output.radii > 0 if step.visible_only else None
-            for name, rate in step.learning_rates.items():
-                gradient = leaves[name].grad
-                gradient = torch.zeros_like(leaves[name]) if gradient is None else gradient
-                if step.regularisers and name in REGULARISED:
-                    gradient = gradient + step.regularisers.gradient(name, getattr(state.gaussians, name))
-                update(state, name, gradient, rate, visible)
+            _update(state, leaves, output.radii, step)
+            if state.exposures is not None and exposure is not None and step.exposure_rate > 0:
+                assert exposure.grad is not None
+                state.exposures.update(view.camera.name, exposure.grad, step.exposure_rate)
         return lambda: terms
+
+
+def _update(state: TrainState, leaves: dict[str, Tensor], radii: Tensor, step: Step) -> None:
+    visible = radii > 0 if step.visible_only else None
+    for name, rate in step.learning_rates.items():
+        gradient = leaves[name].grad
+        gradient = torch.zeros_like(leaves[name]) if gradient is None else gradient
+        if step.regularisers and name in REGULARISED:
+            gradient = gradient + step.regularisers.gradient(name, getattr(state.gaussians, name))
+        update(state, name, gradient, rate, visible)
 
 
 def _gather(state: TrainState, radii: Tensor, means2d: Tensor) -> None:

@@ -22,11 +22,11 @@ from torch import Tensor
 from arguments.loading import PipelineParams
 from scene.gaussians import FIELDS
 from scene.lr_kernel import LRKernel
-from training.adam import BETAS, EPS, bias_correction, update
+from training.adam import BETAS, EPS, bias_correction
 from training.mcmc import REGULARISED
 from training.objective import Outcome, Terms, Weights
 from training.reading import Reading
-from training.state import TrainState
+from training.state import TrainState, update
 from training.step import Step
 from training.views import Targets, View
 

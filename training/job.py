@@ -11,6 +11,7 @@ from arguments.training import OptimizationParams, TrainingParams
 from scene import Scene
 from scene.files import scene_inputs
 from scene.gaussians import Gaussians
+from training.depth import depth_path
 from training.engines import choose, instruction_set
 from training.start import initial_gaussians
 from training.state import TrainState
@@ -53,9 +54,10 @@ class Job:
         return WHITE if self.settings.model.white_background else BLACK
 
     @property
-    def weighted(self) -> bool:
-        """Whether the frames' pixels have weights."""
-        return self.views.confidence is not None
+    def extended(self) -> bool:
+        """Whether steps have more than the native kernels' own: weights of pixels, exposures, depths."""
+        exposures = self.settings.optimisation.exposure_lr_init > 0
+        return exposures or self.views.confidence is not None or self.views.inverse_depths is not None
 
     def gaussians(self) -> Gaussians:
         """The start of the optimisation."""
@@ -66,7 +68,7 @@ class Job:
         """A trainer before its first iteration."""
         settings = self.settings
         world = World(self.scene.extent, settings.model.sh_degree, settings.model.white_background)
-        engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad, self.weighted)
+        engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad, self.extended)
         state = TrainState.start(self.gaussians())
         generators = Generators.seeded(settings.common.seed)
         return Trainer(self.views, engine, state, settings.optimisation, world, generators)
@@ -78,8 +80,9 @@ class Job:
         # empty groups too: a run with frames is none without them
         groups["frames"] = [frame_path(self.frames, n) for n in names if self.frames and self.views.hr is not None]
         groups["confidence"] = [self.views.confidence.path(n) for n in names if self.views.confidence is not None]
-        if self.settings.training.init_ply:
-            groups["init_ply"] = [Path(self.settings.training.init_ply)]
+        training = self.settings.training
+        groups["depths"] = [depth_path(Path(training.depths), n) for n in names if training.depths]
+        groups["init_ply"] = [Path(training.init_ply)] if training.init_ply else []
         return groups
 
     def fingerprint(self) -> dict[str, Any]:
@@ -87,7 +90,7 @@ class Job:
         hashes = {f"{name} files": hash_files(paths)["sha256"] for name, paths in self.inputs().items()}
         facts = {"seed": self.settings.common.seed, "device": self.device.split(":")[0]}
         facts |= {
-            "instruction set": instruction_set(self.settings.pipeline, self.device, self.weighted),
+            "instruction set": instruction_set(self.settings.pipeline, self.device, self.extended),
             "code": hash_code(STEPS["train"].code),
         }
         return {"settings": self.settings.results} | hashes | facts

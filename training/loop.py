@@ -9,6 +9,8 @@ import torch
 
 from scene.gaussians import Gaussians
 from training.checkpoint import Checkpoints
+from training.exposure import FILE_NAME as EXPOSURES
+from training.exposure import Exposures
 from training.guard import GOOD_STATE_INTERVAL, Guard
 from training.objective import Terms
 from training.outputs import Log, ply_path, save_ply
@@ -29,7 +31,8 @@ class Measured:
     psnr: float
 
 
-Measure = Callable[[Gaussians, int], list[Measured]]  # model and SH degree in use -> one result a group
+# Model, SH degree in use, and the training views' exposures -> one result a group
+Measure = Callable[[Gaussians, int, Exposures | None], list[Measured]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
 
     Returns
     -------
-    The PLY files of the run, in the order of their iterations.
+    The PLY files of the run, in the order of their iterations, and the exposures where there are some.
 
     Raises
     ------
@@ -85,7 +88,8 @@ def run(trainer: Trainer, plan: Plan, log: Log, guard: Guard, stop: StopRequest)
     if trainer.engine.culled:
         warn(f"the last view left out {trainer.engine.culled} Gaussians with values that cannot be drawn")
     # A run that started from another folder's checkpoint has not the models that came before it.
-    return [path for i in sorted(plan.save) if (path := ply_path(plan.out, i)).is_file()]
+    written = [*(ply_path(plan.out, i) for i in sorted(plan.save)), plan.out / EXPOSURES]
+    return [path for path in written if path.is_file()]
 
 
 def iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Progress) -> None:
@@ -96,6 +100,8 @@ def iterate(trainer: Trainer, plan: Plan, log: Log, guard: Guard, progress: Prog
         _settle(trainer, log)
     if saves:
         save_ply(plan.out, now, trainer.drawn)
+        if trainer.state.exposures is not None:
+            trainer.state.exposures.write(plan.out)
         say(f"[ITER {now}] Saving Gaussians")
     if measures and plan.measure:
         _measure(trainer, plan.measure, log, now)
@@ -148,7 +154,7 @@ def _shown(trainer: Trainer) -> dict[str, str]:
 
 
 def _measure(trainer: Trainer, measure: Measure, log: Log, now: int) -> None:
-    for result in measure(trainer.drawn, trainer.degree(now)):
+    for result in measure(trainer.drawn, trainer.degree(now), trainer.state.exposures):
         say(f"[ITER {now}] Evaluating {result.group}: L1 {result.l1:.6f} PSNR {result.psnr:.4f}")
         shown = result.psnr if math.isfinite(result.psnr) else 100.0  # equal images; JSON has no infinity
         log.measured(now, result.group, result.l1, shown, trainer.state.gaussians.num)

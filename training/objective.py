@@ -43,6 +43,7 @@ class Terms:
     Attributes
     ----------
     loss : the weighted sum. l1, ssim : of the HR term, see `similarity_terms`. lr_l1, lr_ssim : of the LR term.
+    depth_l1 : of the depth regulariser (training/depth.py), which engines add.
     """
 
     loss: float
@@ -50,6 +51,7 @@ class Terms:
     ssim: float | None = None
     lr_l1: float | None = None
     lr_ssim: float | None = None
+    depth_l1: float | None = None
 
     @property
     def finite(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from scene import Scene
 from scene.gaussians import Gaussians
 from scene.ply import write_gaussians, write_points
+from training.exposure import FILE_NAME as EXPOSURES
 from training.objective import Terms
 from training.views import TrainingViews
 from utils.atomic import write_json, write_text
@@ -55,7 +56,8 @@ def clear_earlier(out: Path) -> int:
             shutil.rmtree(folder)
     for path in out.glob("checkpoints/iteration_*.safetensors"):
         path.unlink()
-    (out / "nan_report.json").unlink(missing_ok=True)
+    for name in ("nan_report.json", EXPOSURES):
+        (out / name).unlink(missing_ok=True)
     log = out / "log.jsonl"
     if not log.exists():
         return 0

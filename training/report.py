@@ -15,6 +15,7 @@ from scene import Scene
 from scene.cameras import Camera
 from scene.gaussians import Gaussians
 from scene.images import ImageStore
+from training.exposure import Exposures, exposed
 from training.loop import Measured
 from training.views import Background, TrainingViews
 from utils.psnr import psnr
@@ -36,11 +37,11 @@ class Measurer:
     pipeline: PipelineParams
     background: Background
 
-    def __call__(self, gaussians: Gaussians, sh_degree: int) -> list[Measured]:
-        """Mean L1 and PSNR of each group, renders clamped to 0-1."""
+    def __call__(self, gaussians: Gaussians, sh_degree: int, exposures: Exposures | None = None) -> list[Measured]:
+        """Mean L1 and PSNR of each group, renders clamped to 0-1; those of training views under their exposures."""
         groups: dict[str, list[tuple[float, float]]] = {}
         with torch.no_grad():
-            for group, rendered, target in self._pairs(gaussians, sh_degree):
+            for group, rendered, target in self._pairs(gaussians, sh_degree, exposures):
                 image = rendered.clamp(0, 1)
                 groups.setdefault(group, []).append((float((image - target).abs().mean()), float(psnr(image, target))))
         return [
@@ -48,7 +49,9 @@ class Measurer:
             for group, rows in groups.items()
         ]
 
-    def _pairs(self, gaussians: Gaussians, sh_degree: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def _pairs(
+        self, gaussians: Gaussians, sh_degree: int, exposures: Exposures | None
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
         for name, camera in self.cameras.items():
             assert self.truth is not None, "cameras are given with their truth"
             target = self.truth.load(name, self.background).to(self.views.device)
@@ -57,6 +60,8 @@ class Measurer:
         for name in dict.fromkeys(names[i % len(names)] for i in TRAIN_INDICES):
             view, targets = self.views.views[name], self.views.targets(name, self.background)
             rendered = self._render(gaussians, view.camera, sh_degree)
+            if exposures is not None:
+                rendered = exposed(rendered, exposures.leaf(name))
             if targets.hr is not None:
                 yield "train", rendered, targets.hr
             if targets.lr is not None and view.kernel is not None:

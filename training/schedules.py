@@ -11,17 +11,24 @@ from arguments.training import OptimizationParams
 HIGHER_BANDS = 1 / 20  # learning rate of shN over that of sh0
 
 
-def exponential_decay(iteration: int, initial: float, final: float, max_steps: int) -> float:
+def exponential_decay(
+    iteration: int, initial: float, final: float, max_steps: int, delay_steps: int = 0, delay_mult: float = 1.0
+) -> float:
     """Return the rate that falls from `initial` to `final` over `max_steps` iterations, a straight line in its log.
+
+    delay_steps : iterations over which a factor on it rises from `delay_mult` to 1, as a quarter of a sine.
 
     Notes
     -----
-    The original's `get_expon_lr_func`; its delay factor needs a number of delay steps, which it always leaves at 0.
+    The original's `get_expon_lr_func`; for the means it always leaves the number of delay steps at 0.
     """
     if initial <= 0 or final <= 0:
         return 0.0
     t = min(max(iteration / max_steps, 0.0), 1.0)
-    return math.exp(math.log(initial) * (1 - t) + math.log(final) * t)
+    rate = math.exp(math.log(initial) * (1 - t) + math.log(final) * t)
+    if delay_steps <= 0:
+        return rate
+    return rate * (delay_mult + (1 - delay_mult) * math.sin(math.pi / 2 * min(max(iteration / delay_steps, 0.0), 1.0)))
 
 
 def learning_rates(settings: OptimizationParams, iteration: int, extent: float) -> dict[str, float]:
@@ -40,6 +47,26 @@ def learning_rates(settings: OptimizationParams, iteration: int, extent: float) 
         "sh0": settings.feature_lr,
         "shN": settings.feature_lr * HIGHER_BANDS,
     }
+
+
+def exposure_rate(settings: OptimizationParams, iteration: int) -> float:
+    """Return Adam's learning rate of the exposures; 0 = they are off, or it is the last iteration."""
+    if iteration >= settings.iterations:
+        return 0.0
+    return exponential_decay(
+        iteration,
+        settings.exposure_lr_init,
+        settings.exposure_lr_final,
+        settings.iterations,
+        settings.exposure_lr_delay_steps,
+        settings.exposure_lr_delay_mult,
+    )
+
+
+def depth_weight(settings: OptimizationParams, iteration: int) -> float:
+    """Return the weight of the depth regulariser, where there are depths."""
+    first, last = settings.depth_l1_weight_init, settings.depth_l1_weight_final
+    return exponential_decay(iteration, first, last, settings.iterations)
 
 
 def sh_degree(iteration: int, interval: int, maximum: int) -> int:

@@ -25,7 +25,7 @@ from training.guard import Guard
 from training.job import Job, Settings, frames_folder
 from training.outputs import Log, clear_earlier, clear_later, ply_path, remove_leftovers, tensorboard, write_static
 from training.signals import StopRequest
-from training.views import Background, TrainingViews, training_views
+from training.views import Background, TrainingViews, training_views, with_depths
 from utils import record, rng
 from utils.compute import device_facts, set_threads, use_fixed_order
 from utils.errors import UserError
@@ -66,6 +66,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
     frames = frames_folder(settings.training.frames, out)
     confidence = Path(settings.training.confidence) if settings.training.confidence else None
     views = training_views(scene, frames, model, optimisation, settings.training.scale, device, confidence)
+    views = with_depths(views, settings.training.depths, optimisation)
     job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
     if common.dry_run:
         describe(job.trainer(), estimate(views, job.gaussians(), optimisation.max_gaussians), out)
@@ -183,8 +184,10 @@ def _moved(saved: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
 
 
 def _length(job: Job) -> frozenset[str]:
-    """A longer run has the same beginning, unless the weight of the frames follows the length."""
-    return frozenset({"iterations"} if job.settings.optimisation.lambda_tex_final < 0 else ())
+    """A longer run has the same beginning, unless a weight or a rate follows the length."""
+    optimisation = job.settings.optimisation
+    follows = optimisation.lambda_tex_final >= 0 or optimisation.exposure_lr_init > 0 or job.settings.training.depths
+    return frozenset(() if follows else {"iterations"})
 
 
 def _free(job: Job, info: dict[str, Any]) -> frozenset[str]:

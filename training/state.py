@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from scene.gaussians import FIELDS, Gaussians
+from training.adam import advance
+from training.exposure import Exposures
 from training.reserve import Reserve
 
 FILTER = "filter_3d"  # of a checkpoint's tensors
@@ -31,6 +33,7 @@ class TrainState:
     view_count : [N] number of views in which the Gaussian was visible since the last densification.
     max_radius : [N] largest screen radius since then [px].
     filter_3d : [N] widths of training.smoothing, or None; those of other rows go with a change of the rows.
+    exposures : of the training views, or None.
     reserve : memory for the next change of the rows; no part of the state's value.
     """
 
@@ -42,19 +45,22 @@ class TrainState:
     view_count: Float[Tensor, " N"]
     max_radius: Float[Tensor, " N"]
     filter_3d: Float[Tensor, " N"] | None = None
+    exposures: Exposures | None = None
     reserve: Reserve = field(init=False, default_factory=Reserve)
 
     @classmethod
     def start(cls, gaussians: Gaussians) -> "TrainState":
         """Moments and statistics at zero."""
         fields = {name: getattr(gaussians, name) for name in FIELDS}
-        zeros = [torch.zeros(gaussians.num, device=gaussians.means.device) for _ in STATISTICS]
+        norms, counts, radii = (torch.zeros(gaussians.num, device=gaussians.means.device) for _ in STATISTICS)
         return cls(
             gaussians,
             {name: torch.zeros_like(value) for name, value in fields.items()},
             {name: torch.zeros_like(value) for name, value in fields.items()},
             dict.fromkeys(FIELDS, 0),
-            *zeros,
+            norms,
+            counts,
+            radii,
         )
 
     def parameters(self) -> dict[str, Tensor]:
@@ -67,7 +73,8 @@ class TrainState:
         named |= {f"exp_avg.{name}": value for name, value in self.exp_avg.items()}
         named |= {f"exp_avg_sq.{name}": value for name, value in self.exp_avg_sq.items()}
         named |= {f"stat.{name}": getattr(self, name) for name in STATISTICS}
-        return named if self.filter_3d is None else named | {FILTER: self.filter_3d}
+        named |= {} if self.filter_3d is None else {FILTER: self.filter_3d}
+        return named | ({} if self.exposures is None else self.exposures.tensors())
 
     @classmethod
     def from_tensors(cls, named: dict[str, Tensor], steps: dict[str, int], device: torch.device) -> "TrainState":
@@ -105,6 +112,25 @@ class TrainState:
 def first_broken(names: Sequence[str], sums: Sequence[float]) -> str | None:
     """Name of the first sum that is not finite."""
     return next((name for name, value in zip(names, sums, strict=True) if not math.isfinite(value)), None)
+
+
+def update(
+    state: TrainState, name: str, gradient: Tensor, rate: float, visible: Bool[Tensor, " N"] | None = None
+) -> None:
+    """Update one field in place as torch.optim.Adam does, and count the step.
+
+    visible : rows that are updated; the others and their moments stay as they are, as in torch.optim.SparseAdam.
+    """
+    state.steps[name] += 1
+    step = state.steps[name]
+    fields = [state.exp_avg[name], state.exp_avg_sq[name], getattr(state.gaussians, name)]
+    mean, square, values = fields if visible is None else [field[visible] for field in fields]
+    if visible is not None:
+        gradient = gradient[visible]
+    advance(values, mean, square, gradient, rate, step)
+    if visible is not None:
+        for field, new in zip(fields, (mean, square, values), strict=True):
+            field[visible] = new
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ class Step:
     statistics : whether densification statistics are gathered.
     visible_only : Gaussians that this view does not see keep their parameters and moments.
     absolute : the statistic is the norm of the sums over pixels of absolute gradients.
+    exposure_rate : learning rate of the views' exposures; 0 = they rest. depth_weight : of the depth regulariser.
     regularisers : terms of the loss that do not depend on the view; None = there are none.
     """
 
@@ -28,4 +29,11 @@ class Step:
     statistics: bool
     visible_only: bool = False
     absolute: bool = False
+    exposure_rate: float = 0.0
+    depth_weight: float = 0.0
     regularisers: Regularisers | None = None
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether anything asks for gradients."""
+        return bool(self.learning_rates) or self.statistics or self.exposure_rate > 0

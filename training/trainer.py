@@ -20,6 +20,8 @@ from scene.gaussians import Gaussians
 from training import mcmc, schedules
 from training.densify import densification, opacity_reset
 from training.engines import Engine
+from training.exposure import PREFIX as EXPOSURE
+from training.exposure import Exposures
 from training.mcmc import Regularisers
 from training.morton import reordered
 from training.objective import Outcome, Terms, Weights
@@ -128,6 +130,7 @@ class Trainer:
         self.sampler = ViewSampler(list(self.views.views), self.generators.views)
         self.lag = 1 if self.state.gaussians.means.is_cuda else 0
         self._smooth()
+        self._expose()
 
     @property
     def drawn(self) -> Gaussians:
@@ -189,6 +192,13 @@ class Trainer:
             cameras = (view.camera for view in self.views.views.values())
             self.state.filter_3d = filters(cameras, self.state.gaussians.means)
 
+    def _expose(self) -> None:
+        wanted = self.settings.exposure_lr_init > 0
+        if wanted and self.state.exposures is None:
+            self.state.exposures = Exposures.start(list(self.views.views), self.state.gaussians.means.device)
+        elif not wanted:
+            self.state.exposures = None
+
     def settle(self, leave: int = 0) -> None:
         """Read the numbers of all pending iterations but the last `leave`; they move to `finished`.
 
@@ -219,6 +229,8 @@ class Trainer:
             statistics=schedules.gathers_statistics(self.settings, now),
             visible_only=self.settings.optimizer_type == "sparse_adam",
             absolute=self.settings.abs_grad,
+            exposure_rate=schedules.exposure_rate(self.settings, now),
+            depth_weight=schedules.depth_weight(self.settings, now),
             regularisers=self._regularisers(),
         )
         targets = self.views.targets(self.view, background)
@@ -275,6 +287,8 @@ class Trainer:
         coefficients = (self.world.sh_degree + 1) ** 2 - 1
         if max(info["views_left"], default=0) >= len(self.sampler.names):
             raise UserError("the checkpoint belongs to a scene with more training views")
+        if f"{EXPOSURE}values" in tensors and len(tensors[f"{EXPOSURE}values"]) != len(self.sampler.names):
+            raise UserError("the checkpoint's exposures belong to another number of training views")
         if tensors["param.shN"].shape[1] != coefficients:
             raise UserError(f"the checkpoint has another SH degree than --sh_degree {self.world.sh_degree}")
         device = self.state.gaussians.means.device
@@ -283,6 +297,9 @@ class Trainer:
             info["adam_steps"],
             device,
         )
+        if f"{EXPOSURE}values" in tensors:
+            self.state.exposures = Exposures.from_tensors(tensors, list(self.views.views), device)
+        self._expose()
         rng.restore({n.removeprefix("rng."): v for n, v in tensors.items() if n.startswith("rng.")}, info)
         for name, value in vars(self.generators).items():
             value.set_state(tensors[f"generator.{name}"])

@@ -4,7 +4,7 @@ Letters: HR size = what is rendered, LR size = of the scene's images; they are e
 images. Everything is checked here before the first step: a missing or mis-sized image is an error that names the file.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from scene.cameras import Camera
 from scene.image_files import read_header
 from scene.images import ImageStore
 from scene.lr_kernel import LRKernel, resolve_kernel
+from training.depth import inverse_depths
 from training.images import DeviceImages, room_for_images
 from utils.errors import UserError
 
@@ -44,11 +45,13 @@ class Targets:
     """The images of one step, [3, H, W] and [3, h, w] float32 in 0-1; None where the objective has no such term.
 
     weight : of the HR image's pixels, [1, H, W] in 0-1; None = 1 everywhere.
+    inverse_depth : of the view, [h, w], 0 = not known; None = no such term. See training/depth.py.
     """
 
     hr: Float[Tensor, "3 H W"] | None
     lr: Float[Tensor, "3 h w"] | None
     weight: Float[Tensor, "1 H W"] | None = None
+    inverse_depth: Float[Tensor, "h2 w2"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,7 @@ class TrainingViews:
     Attributes
     ----------
     hr, lr : what the HR and the LR term compare with. confidence : grey maps, the weights of the HR images' pixels.
+    inverse_depths : of training/depth.py, by view.
     device : where the images are delivered. stay : whether they may stay on it where it is a GPU.
     """
 
@@ -67,6 +71,7 @@ class TrainingViews:
     device: torch.device
     stay: bool = True
     confidence: ImageStore | None = None
+    inverse_depths: dict[str, Tensor] | None = None
     _images: DeviceImages | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -78,7 +83,8 @@ class TrainingViews:
         """Images of view `name`; where they have alpha, all are composed on the one `background` (RGB 0-1)."""
         maps = self._load(self.confidence, name, (0.0, 0.0, 0.0))
         weight = None if maps is None else maps[:1]
-        return Targets(self._load(self.hr, name, background), self._load(self.lr, name, background), weight)
+        depth = None if self.inverse_depths is None else self.inverse_depths[name]
+        return Targets(self._load(self.hr, name, background), self._load(self.lr, name, background), weight, depth)
 
     def _load(self, store: ImageStore | None, name: str, background: Background) -> Tensor | None:
         if store is None or self._images is None:
@@ -137,6 +143,25 @@ def training_views(
     store = ImageStore(paths, truncate=scene.images.truncate) if paths else None
     maps = None if confidence is None else confidence_maps(confidence, sizes)
     return TrainingViews(views, store, scene.images if uses_lr else None, place, stay, maps)
+
+
+def with_depths(views: TrainingViews, folder: str, optimisation: OptimizationParams) -> TrainingViews:
+    """The views with the inverse depths of --depths, where it is given.
+
+    Raises
+    ------
+    UserError : see `inverse_depths`; or a weight without depths.
+    """
+    first, last = optimisation.depth_l1_weight_init, optimisation.depth_l1_weight_final
+    if folder:
+        if not (first > 0 and last > 0):
+            raise UserError(f"--depths {folder}: --depth_l1_weight_init and --depth_l1_weight_final must be above 0")
+        cameras = {name: view.camera for name, view in views.views.items()}
+        return replace(views, inverse_depths=inverse_depths(Path(folder), cameras, views.device))
+    default = OptimizationParams()
+    if (first, last) != (default.depth_l1_weight_init, default.depth_l1_weight_final):
+        raise UserError("--depth_l1_weight_init, --depth_l1_weight_final: weights of depths, but --depths names none")
+    return views
 
 
 def frame_path(frames: Path, name: str) -> Path:

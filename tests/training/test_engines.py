@@ -12,9 +12,10 @@ from benchmarks.training_step import make_trainer
 from scene import load_scene
 from scene.gaussians import FIELDS
 from tests.training_factory import LR_SIZE, SCALE, VIEWS, random_state, settings, write_scene
-from training.adam import BETAS, EPS, update
+from training.adam import BETAS, EPS
 from training.engines import choose
 from training.job import Job
+from training.state import update
 from training.views import training_views
 from utils import errors
 from utils.errors import UserError
@@ -132,7 +133,8 @@ def test_weights_of_one_train_like_the_fused_engine(maps):
     assert [type(run.engine).__name__ for run in runs] == ["AutogradEngine", "FusedEngine"]
     for _ in range(4):
         a, b = (run.step() for run in runs)
-        assert vars(a) == pytest.approx(vars(b), rel=1e-4)
+        numbers = [{name: value for name, value in vars(terms).items() if value is not None} for terms in (a, b)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("pipeline", [{"dilation": 1.5}, {"antialiasing": True, "dilation": 0.1}])
