@@ -20,6 +20,7 @@ class MetricsParams:
     train: bool = opt(False, "also measure the train views, where they were rendered")
     frames: str = opt("", "pseudo-HR frames to compare with the HR truth; default: hr/ of the model", result=False)
     no_frames: bool = opt(False, "do not measure pseudo-HR frames")
+    jump_deg: float = opt(45.0, "frames beside a step of more degrees in sequences.json also get a mean of their own")
     hr_root: str = opt("", "folder with the high-resolution truth of the frames; default: as rendered", result=False)
     no_report: bool = opt(False, "do not write report/index.html", result=False)
     link: bool = opt(False, "keep the report's images beside it instead of inside it", result=False)
@@ -28,6 +29,8 @@ class MetricsParams:
     def __post_init__(self) -> None:
         if len(set(self.model_paths)) < len(self.model_paths):
             raise UserError("--model_paths names a folder twice")
+        if not 0 <= self.jump_deg <= 180:
+            raise UserError(f"--jump_deg {self.jump_deg}: an angle from 0 to 180 degrees is expected")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class TableParams:
     format: str = opt("markdown", "markdown, latex, csv or tsv", choices=("markdown", "latex", "csv", "tsv"))
     columns: tuple[str, ...] = opt(
         ("name", "scene", "PSNR", "SSIM", "LPIPS"),
-        "name, any metric, any protocol field, splats, iteration, seed, seconds, peak_MB",
+        "name, any metric, any protocol field, jump_PSNR (frames beside jumps), jumps, mean_step_deg, worst_step_deg, "
+        "splats, iteration, seed, seconds, peak_MB",
     )
     published: str = opt("", "published numbers below ours: blender, mip360, or one scene, blender:lego")
     split: str = opt("test", "test or train", choices=("test", "train"))

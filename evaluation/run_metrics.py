@@ -13,11 +13,13 @@ from evaluation.confidence import confidence_paths, measure_confidence
 from evaluation.formats import FORMATS, Table, aligned
 from evaluation.frames import frame_paths, measure_frames
 from evaluation.lpips import Lpips
+from evaluation.order_quality import measure_order
 from evaluation.report import write_report
 from evaluation.results import SPLITS, Rendered, find_rendered, measure_all, read_metrics, write_results
 from evaluation.saved import saved_settings
 from evaluation.tables import METRICS, cell_text, short_names
 from scene import Scene, load_scene
+from scene.sequences import FILE_NAME
 from utils.compute import choose_device, device_facts, set_threads, use_device
 from utils.errors import UserError
 from utils.log import say, warn
@@ -61,7 +63,7 @@ def measure_models(common: CommonParams, params: MetricsParams) -> list[Path]:
         if todo:
             measure_all([r for folder in todo for r in rendered[folder]], lpips, device)
         for folder in todo:
-            frames = _frames(folder, rendered[folder], scenes[folder])
+            frames = _frames(folder, rendered[folder], scenes[folder], params.jump_deg)
             weights = lpips.weights if lpips else {}
             runs[folder].outputs += write_results(folder, rendered[folder], frames, weights)
             runs[folder].notes |= device_facts(device) | {"weights": weights}
@@ -104,10 +106,14 @@ def _inputs(folder: Path, rendered: list[Rendered], scene: tuple[Scene, Path] | 
     views = [r.path(kind, file) for r in rendered for kind in ("renders", "gt") for file in r.files]
     groups = {"views": views, "frames": list(frame_paths(*scene).values()) if scene else []}
     maps = list(confidence_paths(*scene).values()) if scene else []
-    return groups | ({"confidence": maps} if maps else {})
+    schedule = [scene[1].parent / FILE_NAME] if scene else []
+    order = [path for path in schedule if path.is_file()]
+    return groups | ({"confidence": maps} if maps else {}) | ({"order": order} if order else {})
 
 
-def _frames(folder: Path, rendered: list[Rendered], scene: tuple[Scene, Path] | None) -> dict[str, Any] | None:
+def _frames(
+    folder: Path, rendered: list[Rendered], scene: tuple[Scene, Path] | None, jump_deg: float
+) -> dict[str, Any] | None:
     if scene is None:
         return None
     background = rendered[0].protocol().background
@@ -115,7 +121,10 @@ def _frames(folder: Path, rendered: list[Rendered], scene: tuple[Scene, Path] | 
         warn(f"{folder}: no record says on which background it was rendered; frames are measured on black")
         background = "black"
     measured = measure_frames(*scene, background)
-    return measured and measured | {"confidence": measure_confidence(*scene, background)}
+    if measured is None:
+        return None
+    order = measure_order(scene[1], measured["per_view"], jump_deg)
+    return measured | {"order": order, "confidence": measure_confidence(*scene, background)}
 
 
 def summary(folders: list[Path]) -> Table:

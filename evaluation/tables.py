@@ -19,9 +19,12 @@ from utils.log import say
 from utils.record import read_record
 
 METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", "frame_PSNR", "bicubic_PSNR")
+ORDER = ("jump_PSNR", "jumps", "mean_step_deg", "worst_step_deg")  # of the schedule that made the frames
 FACTS = ("splats", "iteration", "seed", "seconds", "peak_MB")
-DECIMALS = {"PSNR": 2, "frame_PSNR": 2, "bicubic_PSNR": 2, "seconds": 0, "peak_MB": 0, "scale": None}
-COLUMNS = ("name", *METRICS, *FIELDS, *FACTS)
+DECIMALS = {"PSNR": 2, "frame_PSNR": 2, "bicubic_PSNR": 2, "jump_PSNR": 2, "mean_step_deg": 1, "worst_step_deg": 1}
+DECIMALS |= {"seconds": 0, "peak_MB": 0}
+AS_IT_IS = ("scale",)
+COLUMNS = ("name", *METRICS, *ORDER, *FIELDS, *FACTS)
 STEPS = ("order", "upsample", "train", "render")  # not metrics: one run of it measures many folders
 
 
@@ -46,8 +49,7 @@ def cell_text(column: str, value: Any) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, float):
-        decimals = DECIMALS.get(column, 4)
-        return f"{value:g}" if decimals is None else f"{value:.{decimals}f}"
+        return f"{value:g}" if column in AS_IT_IS else f"{value:.{DECIMALS.get(column, 4)}f}"
     return str(value)
 
 
@@ -70,6 +72,9 @@ def read_row(folder: Path, name: str, split: str = "test", iteration: int = -1) 
         )
     frames = content.get("frames") or {}
     values = {**methods[chosen]["mean"], "frame_PSNR": frames.get("PSNR"), "bicubic_PSNR": frames.get("bicubic_PSNR")}
+    order = frames.get("order") or {}
+    jumps = order.get("jumps") or {}
+    values |= {key: order.get(key) for key in ORDER} | {"jump_PSNR": jumps.get("PSNR"), "jumps": jumps.get("steps")}
     protocol = from_json(methods[chosen]["protocol"], f"{folder}/metrics.json")
     return Row(
         name, protocol, values | run_facts(folder) | {"iteration": max(numbers) if iteration == -1 else iteration}

@@ -1,0 +1,86 @@
+"""Steps beside views, and the frames beside jumps: from schedules written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from arguments.evaluation import MetricsParams
+from arguments.loading import CommonParams
+from evaluation.order_quality import mean_of, measure_order, steps_beside
+from evaluation.run_metrics import measure_models
+from evaluation.tables import build, read_row
+from scene.sequences import Sequences, Subsequence, write_sequences
+from tests.evaluation_factory import render, write_frames, write_model, write_scenes
+from utils.errors import UserError
+
+VIEWS = tuple(f"train/r_{i}" for i in range(4))
+# r_0 -60-> r_1 -10-> r_2, kept are r_0 and r_1; then r_1 -30-> r_3 -None-> r_2, kept are r_3 and r_2
+CALLS = (
+    Subsequence((VIEWS[0], VIEWS[1], VIEWS[2]), (0, 1), False, (), (60.0, 10.0)),
+    Subsequence((VIEWS[1], VIEWS[3], VIEWS[2]), (1, 2), False, (), (30.0, None)),
+)
+SEQUENCES = Sequences(CALLS, "greedy", {}, "pose", "deg")
+
+
+def test_a_view_has_the_larger_step_of_the_call_that_keeps_it():
+    assert steps_beside(SEQUENCES) == {VIEWS[0]: 60.0, VIEWS[1]: 60.0, VIEWS[3]: 30.0}  # r_2 there: nothing measured
+
+
+def test_a_view_alone_in_its_call_has_no_step():
+    assert steps_beside(Sequences((Subsequence(("a",), (0,)),))) == {}
+
+
+def test_frames_beside_jumps_get_a_mean_of_their_own(tmp_path):
+    write_sequences(tmp_path / "sequences.json", SEQUENCES)
+    per_view = {name: {"PSNR": 30.0 + i, "bicubic_PSNR": 20.0} for i, name in enumerate(VIEWS)}
+    found = measure_order(tmp_path / "hr", per_view, 45.0)
+    assert found["jumps"] == {
+        **{"over_deg": 45.0, "steps": 1, "views": list(VIEWS[:2]), "PSNR": 30.5, "bicubic_PSNR": 20.0}
+    }
+    assert found["mean_step_deg"] == pytest.approx(np.mean([60, 10, 30]))
+    assert (found["worst_step_deg"], found["method"]) == (60.0, "greedy")
+    assert found["step_deg"] == {VIEWS[0]: 60.0, VIEWS[1]: 60.0, VIEWS[3]: 30.0}
+    assert measure_order(tmp_path / "hr", per_view, 60.0)["jumps"] == {"over_deg": 60.0, "steps": 0, "views": []}
+    del per_view[VIEWS[0]]  # without a truth it is not measured
+    assert measure_order(tmp_path / "hr", per_view, 20.0)["jumps"]["views"] == [VIEWS[1], VIEWS[3]]
+    assert mean_of(per_view, VIEWS[:2]) == per_view[VIEWS[1]]  # another run's jumps, in this run's frames
+
+
+@pytest.mark.parametrize("angles", [None, ()])
+def test_without_a_schedule_or_its_angles_there_is_nothing_to_say(tmp_path, angles):
+    if angles is not None:
+        write_sequences(tmp_path / "sequences.json", Sequences((Subsequence(VIEWS, (0, 1, 2, 3)),)))
+    assert measure_order(tmp_path / "hr", {VIEWS[0]: {"PSNR": 1.0}}, 45.0) is None
+
+
+def test_metrics_and_tables_show_it(tmp_path):
+    lr, _ = write_scenes(tmp_path)
+    out = write_model(tmp_path / "out", lr)
+    write_frames(out / "hr", noise=3)
+    write_sequences(out / "sequences.json", SEQUENCES)
+    render(out, lr, skip_train=True)
+    common = CommonParams(device="cpu", skip_done=True, quiet=True)
+
+    def measure(jump_deg):
+        measure_models(common, MetricsParams((str(out),), no_lpips=True, no_report=True, jump_deg=jump_deg))
+        return json.loads((out / "metrics.json").read_text())["frames"]
+
+    frames = measure(45.0)
+    values = [frames["per_view"][name]["PSNR"] for name in VIEWS]
+    assert frames["order"]["jumps"]["PSNR"] == pytest.approx(np.mean(values[:2]))
+    columns = ["name", "jump_PSNR", "jumps", "mean_step_deg", "worst_step_deg", "frame_PSNR"]
+    table = build([read_row(out, "here")], columns, None, False)
+    means = [f"{np.mean(values[:2]):.2f}", f"{np.mean(values):.2f}"]
+    assert table.rows == [["here", means[0], "1", "33.3", "60.0", means[1]]]
+    assert len(measure(20.0)["order"]["jumps"]["views"]) == 3  # another setting is measured anew
+    write_sequences(out / "sequences.json", Sequences(CALLS[1:] + CALLS[:1], "greedy", {}, "pose", "deg"))
+    before = (out / "metrics.json").stat().st_mtime_ns
+    measure(20.0)
+    assert (out / "metrics.json").stat().st_mtime_ns > before  # and so is another schedule
+
+
+@pytest.mark.parametrize("degrees", [-1.0, 200.0, float("nan")])
+def test_an_impossible_angle_is_refused(degrees):
+    with pytest.raises(UserError, match="--jump_deg"):
+        MetricsParams(jump_deg=degrees)
