@@ -216,12 +216,13 @@ def _kernel(job: Job, name: str, shape: tuple[int, ...]) -> LRKernel:
 
 def _finished(job: Job, name: str, planes: Float[Tensor, "c H W"]) -> UInt8[np.ndarray, "H W c"]:
     """A frame as it is stored: with --internal fused with that one, with --project moved onto its LR view."""
+    lr = job.source.views.raw(name)
     if job.settings.internal:
-        internal = internal_planes(read_image(frame_path(Path(job.settings.internal), name)))
+        internal = internal_planes(read_image(frame_path(Path(job.settings.internal), name)), lr)
         planes, believed = fused(planes, internal, job.settings.internal_threshold)
         write_png(frame_path(job.folder / DISAGREEMENT, name), believed.numpy().astype(np.uint8) * np.uint8(255))
     if job.settings.project:
-        planes = projected(_kernel(job, name, planes.shape[-2:]), planes, job.source.views.raw(name))
+        planes = projected(_kernel(job, name, planes.shape[-2:]), planes, lr)
     return stored(planes)
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from scene.alpha import premultiplied
 from scene.image_files import read_header
+from upsampling.planes import alpha_plane, colour_plane, joined
 from upsampling.sources import Views
 from utils.errors import UserError
 
@@ -39,9 +39,11 @@ def fused(
     return torch.where(believed, internal, external), believed
 
 
-def internal_planes(image: UInt8[np.ndarray, "H W c"]) -> Float[Tensor, "c H W"]:
-    """Premultiplied planes of a stored frame, float32 in 0-1."""
-    return torch.from_numpy(np.ascontiguousarray(premultiplied(image).transpose(2, 0, 1)))
+def internal_planes(image: UInt8[np.ndarray, "H W c"], lr: UInt8[np.ndarray, "h w c"]) -> Float[Tensor, "c H W"]:
+    """Premultiplied planes of a stored frame, float32 in 0-1; alpha as `joined` settles it for every frame."""
+    if image.shape[2] == 3:
+        return colour_plane(image)
+    return joined(colour_plane(image), alpha_plane(image), alpha_plane(lr))
 
 
 def internal_files(folder: Path, names: Iterable[str], views: Views, scale: int) -> dict[str, Path]:

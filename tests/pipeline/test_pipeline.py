@@ -13,13 +13,15 @@ import torch
 
 from gaussian_renderer import render
 from scene import load_scene
-from scene.alpha import straight
+from scene.alpha import composite, straight
 from scene.gaussians import Gaussians
 from scene.image_files import read_image, write_png
+from scene.ply import read_gaussians
 from scene.points import PointCloud
 from tests import scene_factory
 
 ROOT = Path(__file__).resolve().parents[2]
+BLACK = (0.0, 0.0, 0.0)
 FLAGS = [
     *("--eval", "--upsampler", "bicubic", "--scale", "2", "--iterations", "150", "--densify_from_iter", "40"),
     *("--densification_interval", "20", "--save_iterations", "150", "--test_iterations", "150", "--no_lpips"),
@@ -149,3 +151,25 @@ def test_an_edited_schedule_is_used(finished):
     path.write_text(text)
     assert "input" in done.stderr
     assert "changed" in done.stderr
+
+
+def test_the_refine_loop_moves_a_models_own_frames_onto_the_lr_views_and_trains_on(finished):
+    """The commands of docs/method.md: render at HR, project, train on from the model."""
+    hr, lr, out, _ = finished
+    refined, start = out / "refined", out / "point_cloud" / "iteration_150" / "point_cloud.ply"
+    run("render.py", "-m", out, "--hr_frames", 2)
+    words = ("-s", lr, "-m", refined, "--eval")
+    source = ("--internal", out / "hr_frames", "--internal_threshold", 0, "--project", "--upsampler", "bicubic")
+    run("vsr_upsample.py", *words, "--sequences", out / "sequences.json", "--scale", 2, *source)
+    rest = ("--sh_interval", 1, "--densify_until_iter", 0, "--position_lr_init", 0.0000016)
+    run("train.py", *words, "--init_ply", start, "--iterations", 20, *rest)
+    errors = {}
+    for folder in (out / "hr_frames", refined / "hr"):
+        files = sorted((folder / "train").glob("*.png"))
+        assert len(files) == 8
+        pairs = [(composite(read_image(f), BLACK), composite(read_image(hr / "train" / f.name), BLACK)) for f in files]
+        errors[folder] = np.mean([((a - b) ** 2).mean() for a, b in pairs])
+    assert errors[refined / "hr"] < errors[out / "hr_frames"]
+    a, b = (read_gaussians(path) for path in (start, refined / "point_cloud" / "iteration_20" / "point_cloud.ply"))
+    assert a.num == b.num  # it went on from there
+    assert not torch.equal(a.means, b.means)

@@ -20,7 +20,7 @@ from scene.sequences import FILE_NAME, Sequences, Subsequence, write_sequences
 from tests.scene_factory import picture, write_blender
 from upsampling import Job, internal_inputs, load, run
 from upsampling.consistency import projected
-from upsampling.fusion import EPSILON, fused, internal_files
+from upsampling.fusion import EPSILON, fused, internal_files, internal_planes
 from upsampling.sources import folder_source
 from utils.errors import UserError
 
@@ -145,6 +145,21 @@ def test_the_mask_says_where_the_internal_frame_was_taken(folder):
     a, b, c = (read_image(f / "f0.png") for f in (plain, internal, out))
     np.testing.assert_array_equal(c, np.where(mask[..., None], b, a))
     assert not np.delete(mask, np.s_[10:20], axis=0).any()
+
+
+def test_internal_opacity_is_settled_by_the_lr_view():
+    """A model's haze on empty ground and its thin spots inside go, as they do in every frame."""
+    lr, image = picture(0, 24, 24), picture(0, 96, 96)
+    image[:4, :4, 3], image[46:50, 46:50, 3] = 9, 240
+    planes = internal_planes(image, lr)
+    assert (planes[3, :4, :4] == 0).all()
+    assert (planes[3, 46:50, 46:50] == 1).all()
+    rim = (planes[3] > 0) & (planes[3] < 1)
+    assert torch.equal(planes[3][rim], torch.from_numpy(image[..., 3] / np.float32(255))[rim])
+    assert torch.equal(
+        internal_planes(image[..., :3].copy(), lr[..., :3]) * 255,
+        torch.from_numpy(image[..., :3]).permute(2, 0, 1).float(),
+    )
 
 
 def test_internal_frames_are_checked_before_any_work(folder):
