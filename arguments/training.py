@@ -143,6 +143,11 @@ class TrainingParams:
         choices=("scene", "hull"),
     )
     init_ply: str = opt("", "start from the Gaussians of this PLY", result=False)
+    init_gaussians: int = opt(
+        0,
+        "with --init_ply: leave out what contributes less than 2 px to the training views, split the rest to this"
+        " number; for a model of the LR views. 0 = all as they are",
+    )
     start_checkpoint: str = opt("", "continue from this checkpoint, or from the latest", result=False)
     test_iterations: tuple[int, ...] = opt((7000, 30_000), "iterations at which views are measured", result=False)
     save_iterations: tuple[int, ...] = opt((7000, 30_000), "iterations at which a PLY is written; the last always is")
@@ -162,6 +167,9 @@ class TrainingParams:
 
     def __post_init__(self) -> None:
         _at_least(self, "scale", 0)
+        _at_least(self, "init_gaussians", 0)
+        if self.init_gaussians and not self.init_ply:
+            raise UserError(f"--init_gaussians {self.init_gaussians}: of which model? name its PLY with --init_ply")
         _at_least(self, "checkpoint_interval", 1)
         _at_least(self, "log_interval", 1)
 

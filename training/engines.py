@@ -77,6 +77,18 @@ def instruction_set(pipeline: PipelineParams, device: str, extended: bool = Fals
     return backends.instruction_set()
 
 
+def render_options(pipeline: PipelineParams) -> dict[str, Any]:
+    """Keyword arguments of `gaussian_renderer.render` that say how Gaussians are drawn."""
+    return {
+        "rasterizer": pipeline.rasterizer,
+        "antialiasing": pipeline.antialiasing,
+        "dilation": pipeline.dilation,
+        "memory_bytes": pipeline.raster_memory_bytes,
+        "convert_SHs_python": pipeline.convert_SHs_python,
+        "compute_cov3D_python": pipeline.compute_cov3D_python,
+    }
+
+
 class AutogradEngine:
     """PyTorch's autograd around `gaussian_renderer.render`: any rasterizer, any device.
 
@@ -86,14 +98,7 @@ class AutogradEngine:
     """
 
     def __init__(self, pipeline: PipelineParams) -> None:
-        self.options: dict[str, Any] = {
-            "rasterizer": pipeline.rasterizer,
-            "antialiasing": pipeline.antialiasing,
-            "dilation": pipeline.dilation,
-            "memory_bytes": pipeline.raster_memory_bytes,
-            "convert_SHs_python": pipeline.convert_SHs_python,
-            "compute_cov3D_python": pipeline.compute_cov3D_python,
-        }
+        self.options = render_options(pipeline)
 
     @property
     def culled(self) -> int:

@@ -12,11 +12,12 @@ from scene import Scene
 from scene.files import scene_inputs
 from scene.gaussians import Gaussians
 from training.depth import depth_path
-from training.engines import choose, instruction_set
+from training.engines import choose, instruction_set, render_options
 from training.start import initial_gaussians
 from training.state import TrainState
 from training.trainer import BLACK, WHITE, Generators, Trainer, World
 from training.views import Background, TrainingViews, frame_path
+from training.warm_start import warm_start
 from utils.errors import UserError
 from utils.provenance import hash_code, hash_files
 
@@ -61,8 +62,12 @@ class Job:
 
     def gaussians(self) -> Gaussians:
         """The start of the optimisation."""
-        model = self.settings.model
-        return initial_gaussians(self.scene.points, self.settings.training.init_ply, model.sh_degree, self.device)
+        model, training = self.settings.model, self.settings.training
+        start = initial_gaussians(self.scene.points, training.init_ply, model.sh_degree, self.device)
+        if not training.init_gaussians:
+            return start
+        cameras = (self.scene.cameras[name] for name in self.scene.train)
+        return warm_start(start, cameras, training.init_gaussians, render_options(self.settings.pipeline))
 
     def trainer(self) -> Trainer:
         """A trainer before its first iteration."""

@@ -69,7 +69,8 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
     views = with_depths(views, settings.training.depths, optimisation)
     job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
     if common.dry_run:
-        describe(job.trainer(), estimate(views, job.gaussians(), optimisation.max_gaussians), out)
+        trainer = job.trainer()
+        describe(trainer, estimate(views, trainer.state.gaussians, optimisation.max_gaussians), out)
         return None
     inputs, code = job.inputs(), STEPS["train"].code
     replaceable = common.overwrite or record.read_record(out, "train") is not None
