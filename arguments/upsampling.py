@@ -12,8 +12,8 @@ class UpsamplingParams:
 
     upsampler: str = opt(
         "basicvsr",
-        "network (basicvsr, basicvsr_pp, iconvsr, psrt, rlfn, span), filter (bicubic, lanczos), or a callable "
-        "MODULE:NAME",
+        "network (basicvsr, basicvsr_pp, iconvsr, psrt, rlfn, span), filter (bicubic, lanczos), spandrel (any network "
+        "that this package knows, of --weights FILE), or a callable MODULE:NAME",
     )
     sequences: str = opt("", "sequences.json; default: the one in the output folder", result=False)
     frames: str = opt("", "plain folder of frames to upsample instead of a scene, sorted by name", result=False)

@@ -26,8 +26,12 @@ ALLOWED = {
 NATIVE = {"diff_gaussian_rasterization", "simple_knn"}
 BROKEN_WITHOUT_GPU = {"torchvision", "lpips", "basicsr", "spandrel", "timm", "mmcv", "torchmetrics"}  # or import it
 GPL = {"plyfile"}
-# On a GPU one operator of torchvision is taken where it happens to be there; nothing needs it.
-OPTIONAL = {("upsampling/deformable.py", "torchvision")}
+OPTIONAL = {
+    # On a GPU one operator of torchvision is taken where it happens to be there; nothing needs it.
+    ("upsampling/deformable.py", "torchvision"),
+    # --upsampler spandrel: imported when asked for, and one line says what to install where it cannot be.
+    ("upsampling/spandrel.py", "spandrel"),
+}
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

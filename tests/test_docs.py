@@ -36,7 +36,7 @@ FOREIGN_FLAGS = {
     "--cap_max",
     "--init_type",
     "--train_test_exp",
-    *("--no-deps", "--against"),
+    *("--no-deps", "--against", "--index-url"),
 }
 # Files of other projects, and of the reader's own.
 FOREIGN_FILES = {

@@ -27,6 +27,7 @@ from upsampling import (  # noqa: F401 (each registers its networks)
     psrt,
     rlfn,
     span,
+    spandrel,
 )
 from upsampling.consistency import FILE_NAME as REPORT_NAME
 from upsampling.consistency import consistency_db, projected, refuse_unknown, write_report

@@ -123,7 +123,8 @@ def load(settings: UpsamplingParams, weights: ResolvedWeights | None, device: to
         state = read_state_dict(weights) if weights else None
         upsampler = _entry(settings.upsampler).build(settings, device, state)
     if upsampler.scale != settings.scale:
-        raise UserError(f"--scale {settings.scale}: {settings.upsampler} magnifies {upsampler.scale} times")
+        own = upsampler.scale
+        raise UserError(f"--scale {settings.scale}: {settings.upsampler} magnifies {own} times; give --scale {own}")
     return upsampler
 
 

