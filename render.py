@@ -17,6 +17,8 @@ def main() -> None:
         return
     if render.geometry or render.hr_frames:
         say(f"wrote {out}/{'geometry' if render.geometry else 'hr_frames'}")
+    elif render.sampling_weights:
+        say(f"wrote {out}/sampling\nnext: python train.py --confidence {out}/sampling")
     elif render.flight:
         say(f"wrote {out}/flight.mp4" if (out / "flight.mp4").is_file() else f"wrote {out}/flight/")
     else:

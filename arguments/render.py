@@ -27,6 +27,14 @@ class RenderParams:
         "write hr_frames/NAME.png, each train view at this many times its LR size (RGBA where the scene has alpha),"
         " nothing else: frames of a model, for vsr_upsample.py --internal and train.py --frames; 0 = off",
     )
+    sampling_weights: int = opt(
+        0,
+        "write sampling/NAME.png, grey maps of this many times the LR size, nothing else: SplatSuRe's weights of the"
+        " frames' pixels, from a model of the LR views, for train.py --confidence; 0 = off",
+    )
+    sampling_ratio: float = opt(
+        1.1, "largest over smallest size in the views from which --sampling_weights trusts the LR views alone"
+    )
     flight: bool = opt(False, "write flight.mp4, a smooth flight through the train cameras, nothing else")
     flight_seconds: float = opt(8.0, "length of the flight [s]")
     flight_fps: int = opt(30, "frames per second of the flight")
@@ -38,11 +46,16 @@ class RenderParams:
     def __post_init__(self) -> None:
         if self.iteration < -1:
             raise UserError(f"--iteration {self.iteration}: -1 (latest) or a number of steps is expected")
-        if not 0 <= self.hr_frames <= 16:
-            raise UserError(f"--hr_frames {self.hr_frames}: HR size over LR size, 1 to 16, is expected; 0 = off")
-        if (self.hr_frames > 0) + self.geometry + self.flight > 1:
-            raise UserError("--hr_frames, --geometry and --flight each write nothing else: one at a time")
+        for name in ("hr_frames", "sampling_weights"):
+            if not 0 <= getattr(self, name) <= 16:
+                raise UserError(f"--{name} {getattr(self, name)}: HR size over LR size, 1 to 16, is expected; 0 = off")
+        if (self.hr_frames > 0) + (self.sampling_weights > 0) + self.geometry + self.flight > 1:
+            raise UserError(
+                "--hr_frames, --sampling_weights, --geometry and --flight write nothing else: one at a time"
+            )
         if not 0 < self.flight_seconds <= 3600 or not 1 <= self.flight_fps <= 240:
             raise UserError("--flight_seconds up to 3600 and --flight_fps from 1 to 240 are expected")
+        if not self.sampling_ratio >= 1:  # written so that NaN is refused
+            raise UserError(f"--sampling_ratio {self.sampling_ratio}: 1 or more is expected")
         if not 0 < self.scale_modifier < 1e6:
             raise UserError(f"--scale_modifier {self.scale_modifier}: a positive number is expected")

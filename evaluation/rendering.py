@@ -64,10 +64,20 @@ class Job:
     @torch.no_grad()
     def draw(self, camera: Camera) -> RenderOutput:
         """Render one view."""
+        return self.rasterize(camera)
+
+    def rasterize(
+        self,
+        camera: Camera,
+        colours: Float[Tensor, "N 3"] | None = None,
+        background: tuple[float, float, float] | None = None,
+    ) -> RenderOutput:
+        """Render one view, differentiable; with `colours` of the Gaussians instead of their own."""
         return rasterize(
             camera,
             self.gaussians,
-            background=COLOURS[self.background],
+            background=COLOURS[self.background] if background is None else background,
+            override_color=colours,
             rasterizer=self.pipeline.rasterizer,
             scale_modifier=self.scale_modifier,
             antialiasing=self.pipeline.antialiasing,

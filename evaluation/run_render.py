@@ -27,6 +27,7 @@ from evaluation.rendering import (
     to_8bit,
     view_camera,
 )
+from evaluation.sampling import render_sampling_weights, sampling_paths
 from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
 from utils.compute import device_facts, set_threads
@@ -36,6 +37,7 @@ from utils.log import say
 from utils.record import Run, read_record, step
 
 CODE = STEPS["render"].code
+FILES = {"geometry": geometry_paths, "hr_frames": hr_frame_paths, "sampling": sampling_paths}  # of steps of one kind
 
 
 def render_model(common: CommonParams, model: ModelParams, pipeline: PipelineParams, render: RenderParams) -> Path:
@@ -80,6 +82,8 @@ def _step(scene: Scene, ply: Path, render: RenderParams) -> tuple[str, dict[str,
         return "geometry", {"model": [ply]}
     if render.hr_frames:
         return "hr_frames", {"model": [ply]}
+    if render.sampling_weights:
+        return "sampling", {"model": [ply]}
     if render.flight:
         return "flight", {"model": [ply]}
     groups = {"model": [ply]}
@@ -100,9 +104,8 @@ def _splits(scene: Scene, render: RenderParams) -> list[str]:
 
 def _clear(name: str, job: Job, out: Path, render: RenderParams) -> None:
     """Remove what `_work` would keep of an earlier attempt."""
-    if name in ("geometry", "hr_frames"):
-        paths = geometry_paths if name == "geometry" else hr_frame_paths
-        for path in paths(job.scene, out).values():
+    if name in FILES:
+        for path in FILES[name](job.scene, out).values():
             path.unlink(missing_ok=True)
     elif name == "render":
         for split in _splits(job.scene, render):
@@ -119,6 +122,9 @@ def _work(name: str, job: Job, out: Path, render: RenderParams, run: Run, earlie
         run.outputs += render_geometry(job, out, keep=run.resume)
     elif name == "hr_frames":
         run.outputs += render_hr_frames(job, out, render.hr_frames, keep=run.resume)
+    elif name == "sampling":
+        scale, ratio = render.sampling_weights, render.sampling_ratio
+        run.outputs += render_sampling_weights(job, out, scale, ratio, run.notes)
     elif name == "flight":
         camera = view_camera(job.scene, job.scene.train[0])
         cameras = [job.scene.cameras[view] for view in job.scene.train]
