@@ -69,6 +69,12 @@ class OptimizationParams:
         "Mip-Splatting's 3D filter: no Gaussian gets thinner than what the training views resolve; the PLY has it"
         " built in (that paper also has --antialiasing --dilation 0.1)",
     )
+    filter_3d_rate: str = opt(
+        "frames",
+        "how sharp --filter_3d takes the views to be: frames: as they are rendered; lr: as the LR views; confidence:"
+        " between the two as the weights of --confidence say",
+        choices=("frames", "lr", "confidence"),
+    )
     exposure_lr_init: float = opt(
         0.0,
         "learning rate at the start (3DGS of 2024: 0.01) of an affine change of colour for each training view; 0 = off;"
@@ -101,6 +107,8 @@ class OptimizationParams:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: a number from 0 to 1 is expected")
         self._check_density()
+        if self.filter_3d_rate != "frames" and not self.filter_3d:
+            raise UserError(f"--filter_3d_rate {self.filter_3d_rate}: there is no filter without --filter_3d")
         if self.exposure_lr_init > 0 and self.exposure_lr_final == 0:
             raise UserError("--exposure_lr_final 0: above 0 is expected, as its logarithm falls in a straight line")
         if self.lambda_tex_final != -1 and not 0 <= self.lambda_tex_final <= 1:

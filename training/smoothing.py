@@ -3,6 +3,8 @@
 Letters: f = standard deviation of a Gaussian's filter [world units], s its own along an axis, s' = sqrt(s^2 + f^2),
 o its opacity, c = product of s / s' over the axes: what is drawn has s' and c o, so its mass stays the same.
 
+How sharp a view is, is a question of trust where it is a pseudo-HR frame: TrainingViews.trust.
+
 Yu et al., "Mip-Splatting: Alias-free 3D Gaussian Splatting", CVPR 2024, section 5.1.
 """
 
@@ -19,12 +21,17 @@ from scene.gaussians import Gaussians
 INTERVAL = 100  # iterations from one computation to the next, as means move; and after each change of the rows
 
 
-def filters(cameras: Iterable[Camera], means: Float[Tensor, "N 3"]) -> Float[Tensor, " N"]:
-    """Width f of each Gaussian's filter, from all training cameras at the size that is rendered."""
+def filters(
+    cameras: Iterable[Camera], means: Float[Tensor, "N 3"], trust: Iterable[Float[Tensor, "h w"] | None] | None = None
+) -> Float[Tensor, " N"]:
+    """Width f of each Gaussian's filter, from all training cameras at the size that is rendered.
+
+    trust : for each camera which share of that size its images resolve, over the whole image; None = all.
+    """
     from diff_gaussian_rasterization.fused import RasterCamera, filter_3d
 
     pinholes = [RasterCamera(c.width, c.height, c.fx, c.fy, c.cx, c.cy, c.world_to_camera) for c in cameras]
-    return filter_3d(pinholes, means)
+    return filter_3d(pinholes, means, trust)
 
 
 def baked(gaussians: Gaussians, widths: Float[Tensor, " N"]) -> Gaussians:

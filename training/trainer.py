@@ -190,7 +190,8 @@ class Trainer:
     def _smooth(self) -> None:
         if self.settings.filter_3d:
             cameras = (view.camera for view in self.views.views.values())
-            self.state.filter_3d = filters(cameras, self.state.gaussians.means)
+            trust = self.views.trust(self.settings.filter_3d_rate)
+            self.state.filter_3d = filters(cameras, self.state.gaussians.means, trust)
 
     def _expose(self) -> None:
         wanted = self.settings.exposure_lr_init > 0

@@ -4,6 +4,7 @@ Letters: HR size = what is rendered, LR size = of the scene's images; they are e
 images. Everything is checked here before the first step: a missing or mis-sized image is an error that names the file.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,10 +35,12 @@ class View:
     ----------
     camera : at the size that is rendered.
     kernel : HR -> LR operator of this view; None when there is no LR term.
+    scale : the camera's size over that of the scene's image.
     """
 
     camera: Camera
     kernel: LRKernel | None
+    scale: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,19 @@ class TrainingViews:
             return None if store is None else store.load(name, background).to(self.device)
         return self._images.load(store, name, background)
 
+    def trust(self, rate: str) -> Iterator[Float[Tensor, "h w"] | None]:
+        """Which share of the rendered size's sampling rate each view is trusted to have, over its image; None = all.
+
+        rate : "frames": all. "lr": 1 / scale. "confidence": from 1 / scale to all, as the weight of a pixel says.
+        """
+        for name, view in self.views.items():
+            if rate == "frames":
+                yield None
+                continue
+            sure = torch.full((1, 1), 1 / view.scale, device=self.device)
+            maps = self._load(self.confidence, name, (0.0, 0.0, 0.0)) if rate == "confidence" else None
+            yield sure if maps is None else sure + (1 - sure) * maps[0]
+
     @property
     def largest(self) -> Camera:
         """The camera with the most pixels, for estimates."""
@@ -125,7 +141,12 @@ def training_views(
     place, stay = torch.device(device), model.data_device != "cpu"
     if confidence is not None and (frames is None or not uses_frames):
         raise UserError(f"--confidence {confidence}: weights of pseudo-HR frames, but none are used; leave it out")
+    rate = optimisation.filter_3d_rate
+    if rate == "confidence" and confidence is None:
+        raise UserError("--filter_3d_rate confidence: needs the weights of the frames' pixels, --confidence DIR")
     if frames is None and scale in (0, 1):
+        if rate == "lr":
+            raise UserError("--filter_3d_rate lr: the views are trained at their own size, leave it out")
         return TrainingViews({n: View(scene.cameras[n], None) for n in scene.train}, scene.images, None, place, stay)
     if frames is None and uses_frames:
         raise UserError(
@@ -138,7 +159,7 @@ def training_views(
     for name, (width, height) in sizes.items():
         camera = scene.cameras[name]
         kernel = _kernel(scene, model, optimisation, camera, (width, height)) if uses_lr else None
-        views[name] = View(camera.resized(width, height), kernel)
+        views[name] = View(camera.resized(width, height), kernel, width // camera.width)
     paths = {} if frames is None or not uses_frames else {n: frame_path(frames, n) for n in scene.train}
     store = ImageStore(paths, truncate=scene.images.truncate) if paths else None
     maps = None if confidence is None else confidence_maps(confidence, sizes)

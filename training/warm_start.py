@@ -74,7 +74,7 @@ def split(gaussians: Gaussians, parents: Int64[Tensor, " P"]) -> Gaussians:
     Notes
     -----
     The children's opacity p keeps the light along the axis: the integral of 1 - (1 - a)(1 - b), a and b those of the
-    children, is that of the parent's alpha. That is 2 r p - r q p^2 = o with r = sqrt(3) / 2, q = exp(-1 / 3) / sqrt(2).
+    children, is that of the parent's alpha: 2 r p - r q p^2 = o with r = sqrt(3) / 2, q = exp(-1 / 3) / sqrt(2).
     """
     scales, axis = gaussians.log_scales[parents].max(dim=1)
     along = torch.zeros_like(gaussians.log_scales[parents])

@@ -1,13 +1,16 @@
 """--filter_3d: the filter in training, in the PLY, and over an interruption."""
 
+import numpy as np
 import pytest
 import torch
 from diff_gaussian_rasterization import fused
+from PIL import Image
 
+from arguments.training import OptimizationParams
 from gaussian_renderer import render
 from scene import load_scene
 from scene.ply import read_gaussians
-from tests.training_factory import random_state, settings, write_scene
+from tests.training_factory import LR_SIZE, SCALE, VIEWS, random_state, settings, write_scene
 from training.checkpoint import Checkpoints, load
 from training.job import Job
 from training.outputs import save_ply
@@ -22,9 +25,10 @@ def root(tmp_path_factory):
     return write_scene(tmp_path_factory.mktemp("scene"))
 
 
-def trainer(root, rasterizer="native", **optimisation):
+def trainer(root, rasterizer="native", confidence=None, **optimisation):
     given = settings(root, rasterizer, **{"filter_3d": True} | optimisation)
-    views = training_views(load_scene(root / "lr"), root / "out/hr", given.model, given.optimisation, 0, "cpu")
+    scene, folder = load_scene(root / "lr"), root / "out/hr"
+    views = training_views(scene, folder, given.model, given.optimisation, 0, "cpu", confidence)
     return Job(given, root / "out", load_scene(root / "lr"), views, root / "out/hr", "cpu").trainer()
 
 
@@ -125,3 +129,79 @@ def test_a_checkpoint_without_filters_gets_them_and_one_with_them_loses_them(roo
     assert len(with_filters.state.filter_3d) == with_filters.state.gaussians.num
     assert without.state.filter_3d is None
     assert without.drawn is without.state.gaussians
+
+
+def weights_of(folder, maps):
+    """8-bit weight maps of all views; [VIEWS, H, W] in 0-255."""
+    (folder / "train").mkdir(parents=True)
+    for i, values in enumerate(maps):
+        Image.fromarray(values).save(folder / f"train/r_{i}.png")
+    return folder
+
+
+def by_hand(run, rate, maps=None):
+    """Width of each Gaussian's filter: Mip-Splatting's formula, one Gaussian and one view after the other."""
+    widths = []
+    for mean in run.state.gaussians.means.double().numpy():
+        best = 0.0
+        for i, view in enumerate(run.views.views.values()):
+            c = view.camera
+            x, y, z = (c.world_to_camera @ np.append(mean, 1))[:3]
+            column, row = c.fx * x / z + c.cx, c.fy * y / z + c.cy
+            w, h = c.width, c.height
+            if z > 0.2 and -0.15 * w <= column <= 1.15 * w and -0.15 * h <= row <= 1.15 * h:
+                share = 1.0 if rate == "frames" else 1 / SCALE
+                if rate == "confidence":
+                    at = maps[i][int(min(max(row, 0), h - 1)), int(min(max(column, 0), w - 1))] / 255
+                    share = 1 / SCALE + (1 - 1 / SCALE) * at
+                best = max(best, share * max(c.fx, c.fy) / z)
+        widths.append(np.sqrt(0.2) / best if best else np.inf)
+    found = torch.tensor(widths)
+    return torch.where(found.isinf(), found[~found.isinf()].max(), found).float()
+
+
+@pytest.mark.parametrize("rate", ["frames", "lr", "confidence"])
+def test_the_rate_is_the_one_that_is_trusted(root, tmp_path, rate):
+    """Per view and pixel; brute force. Some Gaussians stand outside the images, some are seen by nobody."""
+    maps = np.random.default_rng(0).integers(0, 256, (VIEWS, SCALE * LR_SIZE, SCALE * LR_SIZE), np.uint8)
+    folder = weights_of(tmp_path / "weights", maps) if rate == "confidence" else None
+    run = trainer(root, confidence=folder, filter_3d_rate=rate)
+    run.state.gaussians.means *= torch.linspace(0.5, 4, run.state.gaussians.num)[:, None]
+    run._smooth()
+    torch.testing.assert_close(run.state.filter_3d, by_hand(run, rate, maps), rtol=1e-4, atol=0)
+
+
+def test_trust_runs_from_the_lr_views_to_the_frames(root, tmp_path):
+    size = (VIEWS, SCALE * LR_SIZE, SCALE * LR_SIZE)
+    black, white = (weights_of(tmp_path / str(v), np.full(size, v, np.uint8)) for v in (0, 255))
+    found = [
+        trainer(root, confidence=folder, filter_3d_rate=rate).state.filter_3d
+        for folder, rate in ((None, "frames"), (white, "confidence"), (None, "lr"), (black, "confidence"))
+    ]
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[2], found[3])
+    torch.testing.assert_close(found[2], SCALE * found[0])
+
+
+def test_an_interrupted_run_with_trust_ends_as_one_that_was_not(root, tmp_path):
+    maps = np.random.default_rng(0).integers(0, 256, (VIEWS, SCALE * LR_SIZE, SCALE * LR_SIZE), np.uint8)
+    flags = {"confidence": weights_of(tmp_path / "weights", maps), "filter_3d_rate": "confidence"}
+    whole, first, second = (trainer(root, **flags) for _ in range(3))
+    while whole.iteration < 20:
+        whole.step()
+    while first.iteration < 9:
+        first.step()
+    second.restore(*first.capture())
+    while second.iteration < 20:
+        second.step()
+    assert all(torch.equal(v, whole.state.tensors()[name]) for name, v in second.state.tensors().items())
+
+
+def test_trust_without_sense_is_refused(root):
+    with pytest.raises(UserError, match="no filter without --filter_3d"):
+        OptimizationParams(filter_3d_rate="lr")
+    with pytest.raises(UserError, match="--confidence"):
+        trainer(root, filter_3d_rate="confidence")
+    given = settings(root, filter_3d=True, filter_3d_rate="lr", lambda_tex=0.0)
+    with pytest.raises(UserError, match="their own size"):
+        training_views(load_scene(root / "lr"), None, given.model, given.optimisation, 0, "cpu")

@@ -11,8 +11,9 @@ logit_opacities [N, 1], sh0 [N, 1, 3], shN [N, K, 3].
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -249,12 +250,14 @@ def _given(tensors: Sequence[Tensor | None] | None, count: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def filter_3d(cameras: Sequence[RasterCamera], means: Tensor) -> Tensor:
+def filter_3d(cameras: Sequence[RasterCamera], means: Tensor, trust: Iterable[Tensor | None] | None = None) -> Tensor:
     """Standard deviation [world units] of each Gaussian's 3D smoothing filter, float32 [N].
 
     Parameters
     ----------
     cameras : all training cameras; means : [N, 3].
+    trust : for each camera the share of its sampling rate that is trusted, [h, w] over the whole image, above 0; None =
+        all of it. A mean has the share of the pixel that it falls on, or of the nearest.
 
     Returns
     -------
@@ -267,7 +270,7 @@ def filter_3d(cameras: Sequence[RasterCamera], means: Tensor) -> Tensor:
     Yu et al., "Mip-Splatting", CVPR 2024, section 5.1; the 15 % and the rule for unseen means are of its released code.
     """
     rate = means.new_zeros(len(means))
-    for camera in cameras:
+    for camera, share in zip(cameras, repeat(None, len(cameras)) if trust is None else trust, strict=True):
         pose = torch.as_tensor(camera.world_to_camera).detach().to(means)
         x, y, z = ((means[:, None] * pose[:3, :3]).sum(dim=-1) + pose[:3, 3]).unbind(-1)  # each [N]
         column = camera.fx * x / z + camera.cx
@@ -275,8 +278,20 @@ def filter_3d(cameras: Sequence[RasterCamera], means: Tensor) -> Tensor:
         seen = z > NEAR_Z
         for at, size in ((column, camera.width), (row, camera.height)):
             seen &= (at >= -SEEN_MARGIN * size) & (at <= (1 + SEEN_MARGIN) * size)
-        rate = torch.where(seen, torch.maximum(rate, max(camera.fx, camera.fy) / z), rate)
+        of_camera = max(camera.fx, camera.fy) / z
+        if share is not None:
+            of_camera *= _under(share, column / camera.width, row / camera.height)
+        rate = torch.where(seen, torch.maximum(rate, of_camera), rate)
     width = math.sqrt(FILTER_VARIANCE) / rate  # inf where no camera sees the mean
     unseen = rate == 0
     largest = width[~unseen].max() if not bool(unseen.all()) else 0.0
     return torch.where(unseen, largest, width)
+
+
+def _under(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Value of [h, w] at each point of 0-1; beyond the borders, and of points that are no number, that of a border."""
+    places = [
+        torch.nan_to_num(at * size).clamp(0, size - 1).to(torch.int64)
+        for at, size in ((y, values.shape[0]), (x, values.shape[1]))
+    ]
+    return values[places[0], places[1]]
