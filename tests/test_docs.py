@@ -12,9 +12,10 @@ import pytest
 
 from arguments.downscale import DownscaleParams
 from arguments.evaluation import TableParams
-from arguments.loading import CommonParams
+from arguments.loading import CommonParams, ModelParams
 from arguments.pipeline import RunParams
 from arguments.steps import STEPS
+from arguments.study import ExecutorParams, FrameQualityParams, StudyParams, StudyTableParams, WorkerParams
 from scene.sequences import read_sequences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,9 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "run.py": (RunParams, *(group for step in STEPS.values() for group in step.groups)),
     "scene.downscale": (DownscaleParams,),
     "evaluation.tables": (TableParams,),
+    "evaluation.study": (StudyParams, ExecutorParams, StudyTableParams),
+    "evaluation.study.tasks": (WorkerParams,),
+    "evaluation.study.frame_quality": (ModelParams, FrameQualityParams),
     "examples.demo": (CommonParams,),
 }
 BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn", "ordering", "vsr")
@@ -152,6 +156,7 @@ def check_program(page: Path, program: str, shown: str) -> None:
             flag for line in (ROOT / program).read_text().splitlines() if line[:1] == "#" for flag in FLAG.findall(line)
         }
     path = ROOT / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
+    path = path if path.is_file() else path.with_suffix("") / "__main__.py"
     assert path.is_file(), f"{page.name}: {shown}: no such script or module"
 
 

@@ -20,6 +20,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Whether progress and notices are off."""
+    return _quiet
+
+
 def say(*text: object) -> None:
     """A result, on stdout."""
     print(*text, flush=True)

@@ -1,0 +1,105 @@
+"""`python -m evaluation.study STUDY.toml {plan,run,status,table}`: scenes x variants x seeds, compared fairly.
+
+plan    every run with the tasks it is made of          run     carry them out; the same command goes on after a stop
+status  what is done, running, failed or out of date    table   results, differences to the baseline, intervals
+"""
+
+import sys
+from itertools import takewhile
+
+from arguments.flags import parse_groups
+from arguments.study import ExecutorParams, StudyParams, StudyTableParams
+from evaluation.formats import Table, aligned
+from evaluation.study.executors import Outcome, execute, wanted_tasks
+from evaluation.study.plan import Plan, make_plan
+from evaluation.study.spec import read_study, restrict, with_overrides
+from evaluation.study.tasks import failure, in_use, read_manifest, stale
+from utils import errors
+from utils.errors import UserError
+from utils.log import note, say, set_quiet
+
+PROGRAM = "python -m evaluation.study STUDY.toml {plan,run,status,table}"
+KINDS = ("scene", "frames", "model", "views")
+ACTIONS = ("plan", "run", "status", "table")
+
+
+def main() -> None:
+    """Parse, plan, and do what is asked for."""
+    words, own = sys.argv[1:], []
+    if "--" in words:
+        own = words[words.index("--") + 1 :]
+        words = words[: words.index("--")]
+    names = list(takewhile(lambda word: not word.startswith("-"), words))
+    about = (__doc__ or "").partition("\n\n")[2]
+    groups = [StudyParams, ExecutorParams, StudyTableParams]
+    params, executor, shown = parse_groups(PROGRAM, f"{about} After --: flags of run.py.", groups, words[len(names) :])
+    if len(names) != 2 or names[1] not in ACTIONS:
+        raise UserError(f"{PROGRAM}: a study file and one of {', '.join(ACTIONS)} are expected, then flags")
+    set_quiet(params.quiet)
+    path, action = names
+    study = read_study(path)
+    study = restrict(study, params.scenes, params.variants, params.seeds, path)
+    study = with_overrides(study, own, path) if own else study
+    plan = make_plan(study, params.out, params.source)
+    if not -1 <= executor.index < len(plan.runs):
+        raise UserError(f"--index {executor.index}: the plan has runs 0 to {len(plan.runs) - 1}")
+    if action == "plan":
+        show_plan(plan)
+    elif action == "status":
+        show_status(plan)
+    elif action == "run":
+        outcome = execute(plan, plan.closure(wanted_tasks(plan, executor.index)), executor)
+        sys.exit(conclude(plan, outcome))
+    else:
+        from evaluation.study.table import show_table
+
+        show_table(study, plan, shown)
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the runs by number, and how many tasks they share."""
+    rows = [
+        [str(i), r.scene, r.variant, str(r.seed), *(getattr(r, kind) or "-" for kind in KINDS[1:])]
+        for i, r in enumerate(plan.runs)
+    ]
+    say(aligned(Table(["run", "scene", "variant", "seed", "frames", "model", "views"], rows)))
+    kinds = {kind: sum(t.kind == kind for t in plan.tasks.values()) for kind in KINDS}
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    say(f"{len(plan.runs)} runs, {len(plan.tasks)} tasks ({counted}) in {plan.out}")
+
+
+def show_status(plan: Plan) -> None:
+    """Print each task's state."""
+    rows, states = [], []
+    for task in plan.tasks.values():
+        folder = plan.folder(task.id)
+        manifest, failed = read_manifest(folder), failure(folder)
+        state, why = "waiting", ""
+        if in_use(folder):
+            state = "running"
+        elif manifest is not None:
+            why = stale(plan, task, manifest)
+            state = "stale" if why else "done"
+        elif failed is not None:
+            state, why = "failed", f"{failed['command']}: {failed['error']} ({failed['log']})"
+        variants = sorted({r.variant for r in plan.runs if task.id in r.tasks})
+        seconds = f"{manifest['seconds']:.0f}" if manifest else "-"
+        rows.append([task.id, task.scene, ", ".join(variants) or "-", state, seconds, why])
+        states.append(state)
+    say(aligned(Table(["task", "scene", "variants", "state", "seconds", ""], rows)))
+    known = ("done", "stale", "running", "failed", "waiting")
+    say(", ".join(f"{states.count(name)} {name}" for name in known if name in states))
+
+
+def conclude(plan: Plan, outcome: Outcome) -> int:
+    """Say how it ended; 0 = everything is there, 1 = something failed."""
+    note(f"{len(outcome.done)} of {len(plan.tasks)} tasks are done, {len(outcome.made)} of them now")
+    for name, why in outcome.failed.items():
+        say(f"failed: {name} ({plan.tasks[name].scene}): {why}")
+    for name, why in outcome.left.items():
+        say(f"left out: {name} ({plan.tasks[name].scene}): {why}")
+    return 0 if outcome.complete else 1
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,138 @@
+"""Results of a study's finished runs, from manifests or from a committed JSON file."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.protocols import Protocol, from_json, require_equal
+from evaluation.study.plan import Plan, Run
+from evaluation.study.tasks import read_manifest
+from utils.atomic import read_json
+from utils.errors import UserError
+
+SCHEMA = 1
+COUNTED = ("order", "upsample", "lr_model", "geometry", "train", "render", "command")  # in a variant's time
+OF_VARIANT = ("antialiasing", "dilation", "rasterizer")  # shown where variants differ in them
+Views = Mapping[str, Mapping[str, float]]  # {view: {metric: value}}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run.
+
+    Parameters
+    ----------
+    views, frames : {background: {view: {metric: value}}} of the test views' renders and of the training frames.
+    protocols : by background. splats : of the model.
+    seconds, cpu_seconds : of all that leads to the renders, shared tasks counted in full; None = not recorded.
+    peak_MB : of the largest process.
+    interrupted : whether some time is missing, because a task was cut short and went on later.
+    """
+
+    scene: str
+    variant: str
+    seed: int
+    views: Mapping[str, Views] = field(default_factory=dict)
+    frames: Mapping[str, Views] = field(default_factory=dict)
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_MB: float = 0.0
+    splats: int | None = None
+    interrupted: bool = False
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; numbers rounded to what they mean."""
+        protocols = {background: protocol.to_json() for background, protocol in self.protocols.items()}
+        values = {name: getattr(self, name) for name in ("scene", "variant", "seed", "splats", "interrupted")}
+        values |= {name: round(getattr(self, name), 1) for name in ("seconds", "cpu_seconds", "peak_MB")}
+        values |= {"tasks": dict(self.tasks), "code": dict(self.code), "protocols": protocols}
+        return values | {"views": _rounded(self.views), "frames": _rounded(self.frames)}
+
+
+def _rounded(tables: Mapping[str, Views]) -> dict[str, Any]:
+    return {
+        background: {view: {k: round(v, 5) for k, v in row.items()} for view, row in table.items()}
+        for background, table in tables.items()
+    }
+
+
+def finished(plan: Plan) -> Iterator[Result]:
+    """Results of the runs whose tasks are all finished, in the plan's order."""
+    for run in plan.runs:
+        manifests = {task.id: read_manifest(plan.folder(task.id)) for task in plan.closure(run.tasks)}
+        if all(manifests.values()):
+            yield _result(run, {name: made for name, made in manifests.items() if made})
+
+
+def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]]) -> Result:
+    model = manifests[run.views]["results"] if run.views else {}
+    frames = manifests[run.frames]["results"] if run.frames else {}
+    commands = [c for made in manifests.values() if made["kind"] != "scene" for c in made["commands"]]
+    counted = [c for c in commands if c["name"] in COUNTED]
+    made = [m for m in manifests.values() if m["kind"] != "scene"]
+    return Result(
+        run.scene,
+        run.variant,
+        run.seed,
+        {b: {v["name"]: _numbers(v) for v in measured["views"].values()} for b, measured in model.items()},
+        {
+            b: {n: _numbers(v) for n, v in found["per_view"].items()}
+            for b, found in frames.items()
+            if found and b in run.backgrounds
+        },
+        {b: from_json(measured["protocol"], f"{run.views}/study.json") for b, measured in model.items()},
+        sum(c["seconds"] for c in counted),
+        sum(c["cpu_seconds"] for c in counted),
+        max((c["peak_bytes"] or 0 for c in counted), default=0) / 1e6,
+        next((measured["splats"] for measured in model.values()), None),
+        any(m["attempts"] > 1 for m in made),
+        {kind: getattr(run, kind) for kind in ("frames", "model", "views")},
+        {step: code for m in made for step, code in m["code"].items()},
+    )
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+
+
+def read_results(path: Path) -> list[Result]:
+    """Results that `table --json` wrote.
+
+    Raises
+    ------
+    UserError : missing, malformed, or of another schema.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or not isinstance(content.get("runs"), list):
+        raise UserError(f"{path}: not a study's results of schema {SCHEMA}; write them with table --json")
+    found = []
+    for run in content["runs"]:
+        protocols = {b: from_json(p, str(path)) for b, p in run.pop("protocols").items()}
+        found.append(Result(**run, protocols=protocols))
+    return found
+
+
+def check_protocols(results: Sequence[Result]) -> list[str]:
+    """Refuse to compare what was not measured alike.
+
+    Returns
+    -------
+    The protocol fields that differ between variants and are therefore shown as columns.
+
+    Raises
+    ------
+    UserError : names the field, both values and both runs.
+    """
+    places: dict[tuple[str, str], list[tuple[str, Protocol]]] = {}
+    for r in results:
+        for background, protocol in r.protocols.items():
+            named = (f"{r.scene}, {r.variant}, seed {r.seed}, {background}", protocol)
+            places.setdefault((r.scene, background), []).append(named)
+    for group in places.values():
+        require_equal(group, OF_VARIANT)
+    groups = list(places.values())
+    return [f for f in OF_VARIANT if any(len({getattr(p, f) for _, p in group}) > 1 for group in groups)]

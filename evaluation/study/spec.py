@@ -1,0 +1,335 @@
+"""A study file (TOML): scenes, variants, seeds and settings, all checked before anything runs."""
+
+import difflib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from arguments.flags import checked, make, parse_given, read_toml
+from arguments.steps import METHODS, STEPS, RunParams, file_settings, own_settings, read_config
+from utils.errors import UserError
+
+BACKGROUNDS = ("white", "black")
+PROTOCOL_STEPS = ("render", "metrics")  # how a result is measured: never --compat, so that all results compare
+# The study itself says these.
+DECIDED = {
+    *("source_path", "model_path", "output_path", "model_paths", "background", "seed", "device", "threads", "quiet"),
+    *("skip_done", "overwrite", "dry_run", "steps", "method", "iteration", "skip_train", "skip_test"),
+    *("no_frames", "no_report", "link", "tsv", "train"),
+}
+Sections = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """A scene of the study, its texts as they stand in the file.
+
+    Parameters
+    ----------
+    source, hr : folders of the LR scene and, for variants with source = "hr", of the HR scene; `{prepared}` is the
+        folder that the `prepare` commands write to, environment variables are expanded.
+    backgrounds : what is rendered on; () = the study's.
+    settings : {"flags" or a step's name: {setting: value}}.
+    """
+
+    name: str
+    source: str
+    hr: str = ""
+    prepare: tuple[str, ...] = ()
+    backgrounds: tuple[str, ...] = ()
+    settings: Sections = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to get from LR views to a 3D model.
+
+    Parameters
+    ----------
+    source : "lr", or "hr" for the bound that is trained on the truth.
+    steps : of order, upsample, train; rendering and measuring follow a training by themselves.
+    needs : {word: variant}: `{word}` in settings and commands stands for that variant's model folder, `{word.frames}`
+        for its frames' folder.
+    before : {step: commands that run before it}.
+    seeds, scenes : its own; () = the study's.
+    """
+
+    name: str
+    source: str = "lr"
+    method: str = "seqsplat"
+    steps: tuple[str, ...] = ("order", "upsample", "train")
+    needs: Mapping[str, str] = field(default_factory=dict)
+    before: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    scenes: tuple[str, ...] = ()
+    settings: Sections = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a study file says; `overrides`: flags of the command line, which win over the file's."""
+
+    name: str
+    out: str
+    scenes: tuple[SceneSpec, ...]
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...] = (0,)
+    baseline: str = ""
+    backgrounds: tuple[str, ...] = BACKGROUNDS
+    config: tuple[Mapping[str, Any], Sections] = field(default_factory=lambda: ({}, {}))
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def variant(self, name: str) -> Variant:
+        """Return the variant of a name that was checked."""
+        return next(v for v in self.variants if v.name == name)
+
+    def settings(self, scene: SceneSpec, variant: Variant, step: str) -> dict[str, Any]:
+        """What the study says for a step: method < configuration < scene < variant < command line."""
+        values = file_settings(step, variant.method, {k: dict(v) for k, v in self.config[1].items()})
+        for layer in (scene.settings, variant.settings, {"flags": self.overrides}):
+            values |= {**layer.get("flags", {}), **layer.get(step, {})}
+        known = own_settings(step) - ({"compat"} if step in PROTOCOL_STEPS else set())
+        return {key: value for key, value in values.items() if key in known}
+
+
+def read_study(path: str | Path) -> Study:
+    """Read and check a study file.
+
+    Raises
+    ------
+    UserError : missing or malformed file, unknown key, wrong value, a name that is not there; one line.
+    """
+    path = Path(path)
+    content = _included(path, ())
+    known = {"out", "title", "config", "seeds", "baseline", "backgrounds", "scenes", "variants"}
+    _known_keys(content, known, str(path))
+    scenes = tuple(_scene(name, table, path) for name, table in _tables(content, "scenes", path).items())
+    variants = tuple(_variant(name, table, path) for name, table in _tables(content, "variants", path).items())
+    study = Study(
+        path.stem,
+        _text(content.get("out", f"output/study/{path.stem}"), f"{path}: out"),
+        scenes,
+        variants,
+        _numbers(content.get("seeds", [0]), f"{path}: seeds"),
+        _text(content.get("baseline", ""), f"{path}: baseline"),
+        _backgrounds(content.get("backgrounds", list(BACKGROUNDS)), f"{path}: backgrounds"),
+        read_config(content["config"]) if content.get("config") else ({}, {}),
+    )
+    if not study.variants or not study.seeds:
+        raise UserError(f"{path}: no {'seeds' if study.variants else '[variants.NAME]'}; there is nothing to run")
+    check(study, str(path))
+    return study
+
+
+def _included(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    """Content of a file over that of the files that it includes; `config` becomes a path from here."""
+    if path.resolve() in parents:
+        raise UserError(f"{path}: includes itself")
+    content = read_toml(path)
+    if "config" in content:
+        content["config"] = str(path.parent / _text(content["config"], f"{path}: config"))
+    merged: dict[str, Any] = {"scenes": {}, "variants": {}}
+    includes = content.pop("include", [])
+    below = [_included(path.parent / name, (*parents, path.resolve())) for name in _texts(includes, f"{path}: include")]
+    for part in (*below, content):
+        named = {key: merged[key] | _tables(part, key, path) for key in ("scenes", "variants")}
+        merged |= part | named
+    return merged
+
+
+def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds: Sequence[int], where: str) -> Study:
+    """Keep only some scenes; name the variants whose runs are wanted by giving all others no scenes.
+
+    Raises
+    ------
+    UserError : a name that is not in the study.
+    """
+    for given, there, what in ((scenes, study.scenes, "scene"), (variants, study.variants, "variant")):
+        for name in given:
+            _one_of(name, [x.name for x in there], f"{where}: {what}")
+    kept = tuple(s for s in study.scenes if not scenes or s.name in scenes)
+    ways = tuple(
+        replace(
+            v,
+            scenes=() if not variants or v.name in variants else ("",),
+            seeds=tuple(seeds) or v.seeds,
+        )
+        if not v.scenes or (variants and v.name not in variants)
+        else replace(v, seeds=tuple(seeds) or v.seeds)
+        for v in study.variants
+    )
+    return replace(study, scenes=kept, variants=ways, seeds=tuple(seeds) or study.seeds)
+
+
+def with_overrides(study: Study, words: Sequence[str], where: str) -> Study:
+    """Put flags of run.py over everything that the study says.
+
+    Raises
+    ------
+    UserError : an unknown flag, or one that the study itself decides.
+    """
+    groups = list(dict.fromkeys(g for step in STEPS.values() for g in step.groups))
+    given = parse_given(where, "", groups, list(words))
+    study = replace(study, overrides=_not_decided(given, f"{where}: after --"))
+    check(study, where)
+    return study
+
+
+def check(study: Study, where: str) -> None:
+    """Check what only the whole study shows: names that refer to one another, and every step's settings together.
+
+    Raises
+    ------
+    UserError : names scene, variant and step.
+    """
+    names = [v.name for v in study.variants]
+    if study.baseline:
+        _one_of(study.baseline, names, f"{where}: baseline")
+    for variant in study.variants:
+        here = f"{where}: variant {variant.name}"
+        for name in variant.needs.values():
+            _one_of(name, names, f"{here}: needs")
+        for name in variant.scenes:
+            if name:
+                _one_of(name, [s.name for s in study.scenes], f"{here}: scenes")
+        for scene in study.scenes:
+            if variant.source == "hr" and not scene.hr:
+                raise UserError(f"{here}: source = 'hr', but scene {scene.name} does not say hr = FOLDER")
+            for step in (*variant.steps, *PROTOCOL_STEPS):
+                values = study.settings(scene, variant, step)
+                try:
+                    for group in STEPS[step].groups:
+                        make(group, values)
+                except UserError as error:
+                    raise UserError(f"{here}, scene {scene.name}, step {step}: {error}") from error
+
+
+def _scene(name: str, table: Mapping[str, Any], path: Path) -> SceneSpec:
+    where = f"{path}: scene {name}"
+    _plain_name(name, where)
+    _known_keys(table, {"source", "hr", "prepare", "backgrounds", "flags", *STEPS}, where)
+    if not table.get("source"):
+        raise UserError(f"{where}: source = FOLDER (the LR views) is needed")
+    backgrounds = _backgrounds(table["backgrounds"], f"{where}: backgrounds") if "backgrounds" in table else ()
+    prepare = table.get("prepare", [])
+    prepare = _commands([prepare] if isinstance(prepare, str) else prepare, f"{where}: prepare")
+    source, hr = (_text(table.get(key, ""), f"{where}: {key}") for key in ("source", "hr"))
+    return SceneSpec(name, source, hr, prepare, backgrounds, _sections(table, where))
+
+
+def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
+    where = f"{path}: variant {name}"
+    _plain_name(name, where)
+    own = {f.name for f in fields(Variant)} - {"name", "settings"}
+    _known_keys(table, {*own, "flags", *STEPS}, where)
+    given: dict[str, Any] = {}
+    for key, choices in (("source", ("lr", "hr")), ("method", tuple(METHODS))):
+        if key in table:
+            given[key] = _one_of(_text(table[key], f"{where}: {key}"), choices, f"{where}: {key}")
+    if given.get("source") == "hr":
+        given["steps"] = ("train",)
+    if "steps" in table:
+        steps = _texts(table["steps"], f"{where}: steps")
+        allowed = ("order", "upsample", "train")
+        given["steps"] = tuple(_one_of(step, allowed, f"{where}: steps") for step in steps)
+        if given["steps"] not in (allowed, allowed[:2], allowed[2:]):
+            raise UserError(f"{where}: steps = {list(steps)}; order and upsample go together, before train")
+    needs = {key: _text(value, f"{where}: needs") for key, value in _table(table, "needs", where).items()}
+    before = {}
+    for step, commands in _table(table, "before", where).items():
+        _one_of(step, (*STEPS,), f"{where}: before")
+        before[step] = _commands([commands] if isinstance(commands, str) else commands, f"{where}: before.{step}")
+    if "seeds" in table:
+        given["seeds"] = _numbers(table["seeds"], f"{where}: seeds")
+    if "scenes" in table:
+        given["scenes"] = _texts(table["scenes"], f"{where}: scenes")
+    return Variant(name, needs=needs, before=before, settings=_sections(table, where), **given)
+
+
+def _sections(table: Mapping[str, Any], where: str) -> Sections:
+    """The settings of a scene or variant, each key and type checked."""
+    sections = {key: _table(table, key, where) for key in ("flags", *STEPS) if key in table}
+    for name, values in sections.items():
+        steps = list(STEPS.values()) if name == "flags" else [STEPS[name]]
+        groups = list(dict.fromkeys(g for step in steps for g in step.groups))
+        here = f"{where} [{name}]"
+        checked(_not_decided(values, here), groups, here)
+    return sections
+
+
+def _not_decided(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for name in values:
+        if name in DECIDED and name not in {f.name for f in fields(RunParams)} - DECIDED:
+            raise UserError(f"{where}: {name} is decided by the study itself; leave it out")
+    return dict(values)
+
+
+def _known_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in table:
+        _one_of(key, sorted(known), f"{where}: key")
+
+
+def _one_of(name: str, there: Sequence[str], where: str) -> str:
+    if name not in there:
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(there) or 'none'}"
+        raise UserError(f"{where} {name!r} is not known; {hint}")
+    return name
+
+
+def _plain_name(name: str, where: str) -> None:
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] in ".-":
+        raise UserError(f"{where}: letters, digits, '-', '_' and '.' make a name")
+
+
+def _table(table: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {key} = {value!r}; a table is expected")
+    return value
+
+
+def _tables(content: Mapping[str, Any], key: str, path: Path) -> dict[str, dict[str, Any]]:
+    tables = _table(content, key, str(path))
+    return {name: _table(tables, name, f"{path}: {key}") for name in tables}
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{where} = {value!r}; a text is expected")
+    return value
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise UserError(f"{where} = {value!r}; a list of texts is expected")
+    return tuple(_text(item, where) for item in value)
+
+
+def _commands(value: Any, where: str) -> tuple[str, ...]:
+    commands = _texts(value, where)
+    for command in commands:
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise UserError(f"{where}: {command!r}: {error}") from error
+        if not words:
+            raise UserError(f"{where}: an empty command")
+    return commands
+
+
+def _numbers(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(x) is int and x >= 0 for x in value):
+        raise UserError(f"{where} = {value!r}; a list of numbers from 0 is expected")
+    return tuple(dict.fromkeys(value))
+
+
+def _backgrounds(value: Any, where: str) -> tuple[str, ...]:
+    backgrounds = _texts(value, where)
+    for name in backgrounds:
+        _one_of(name, BACKGROUNDS, where)
+    if not backgrounds:
+        raise UserError(f"{where}: at least one of {', '.join(BACKGROUNDS)} is expected")
+    return backgrounds

@@ -1,0 +1,304 @@
+"""One task: its commands one after the other, a log each, and the manifest `study.json` that ends it.
+
+TASK/task.json            what is to be done; a worker needs nothing else
+TASK/logs/NN-NAME.txt     output of each command
+TASK/logs/progress.json   commands that are done, so that an interrupted task goes on after them
+TASK/logs/failed.json     the command that failed, until the task is tried again
+TASK/study.json           written last: settings, commands with seconds and memory, versions, code, results
+"""
+
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from arguments.steps import STEPS
+from evaluation.study.frame_quality import FILE_NAME as FRAMES_FILE
+from evaluation.study.plan import Command, Plan, Task, digest
+from utils import __version__
+from utils.atomic import read_json, write_json
+from utils.child import run_child
+from utils.errors import UserError
+from utils.keys import GROUND
+from utils.locks import LOCK_NAME, locked
+from utils.log import note
+from utils.provenance import PROJECT, SOURCES, hash_files, package_versions
+from utils.record import read_record
+
+MANIFEST, ORDER, LOGS = "study.json", "task.json", "logs"
+SCHEMA = 1
+BUSY, FAILED = 75, 1  # exit codes of a worker; 128 + n: ended by signal n
+NOT_PART_OF_RESULTS = "study"  # this package runs and compares; it makes no number of a task
+FREE_WAIT_S = 20.0
+# A task's product is known by these of its files; logs, records and models' cfg_args differ with time and place.
+PRODUCT = (".png", ".ply", ".npz", "sequences.json")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a worker was given: a device and CPU threads (0 = all)."""
+
+    device: str = "auto"
+    threads: int = 0
+
+
+def write_order(plan: Plan, task: Task) -> Path:
+    """Write TASK/task.json; return the folder."""
+    folder = plan.folder(task.id)
+    write_json(folder / ORDER, {"schema": SCHEMA, "cwd": os.getcwd(), **asdict(task)})
+    return folder
+
+
+def read_order(folder: Path) -> tuple[Task, str]:
+    """(task, working directory of its commands) of a folder.
+
+    Raises
+    ------
+    UserError : no task.json there, or another schema.
+    """
+    content = read_json(folder / ORDER)
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        raise UserError(f"{folder / ORDER}: not a task of schema {SCHEMA}; run the study again")
+    cwd = content.pop("cwd")
+    commands = tuple(Command(c["name"], tuple(c["words"]), tuple(c["record"])) for c in content.pop("commands"))
+    needs, measured = tuple(content.pop("needs")), tuple(content.pop("measured"))
+    return Task(**content, commands=commands, needs=needs, measured=measured), cwd
+
+
+def code_of(task: Task) -> dict[str, str]:
+    """Hash of the code of each step of a task: its packages, what they stand on, its script."""
+    found = {}
+    for name in dict.fromkeys(command.name for command in task.commands if command.name in STEPS):
+        packages = {*STEPS[name].code, *GROUND}
+        files = [p for package in sorted(packages) for p in sorted((PROJECT / package).rglob("*"))]
+        files = [p for p in files if p.suffix in SOURCES and NOT_PART_OF_RESULTS not in p.relative_to(PROJECT).parts]
+        found[name] = hash_files([*files, PROJECT / STEPS[name].script])["sha256"][:16]
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished task, None where it is not finished.
+
+    Raises
+    ------
+    UserError : a manifest of another schema.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a manifest of schema {SCHEMA}; use another folder for this study")
+    return content
+
+
+def stale(plan: Plan, task: Task, manifest: Mapping[str, Any]) -> str:
+    """Why a finished task is not what would be made now, "" where it is."""
+    code = code_of(task)
+    other = [step for step in code if manifest["code"].get(step) != code[step]]
+    if other:
+        return f"made by other code of {', '.join(other)}"
+    for need in task.needs:
+        made = read_manifest(plan.folder(need))
+        if made is not None and manifest["needs"].get(need) != made["product"]:
+            return f"made from an earlier {need}"
+    return ""
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a worker holds the task at this moment."""
+    if not (folder / LOGS / LOCK_NAME).is_file():
+        return False
+    try:
+        with locked(folder / LOGS):
+            return False
+    except UserError:
+        return True
+
+
+def failure(folder: Path) -> dict[str, Any] | None:
+    """What failed when the task was last tried: {"command", "code", "log", "error"}, None where nothing did."""
+    path = folder / LOGS / "failed.json"
+    return read_json(path) if path.is_file() else None
+
+
+def carry_out(folder: Path, machine: Machine, again: bool = False, keep_checkpoints: bool = False) -> int:
+    """Do the task of a folder, or find it done.
+
+    Parameters
+    ----------
+    again : redo it where it is finished; each step still decides by itself what is up to date.
+
+    Returns
+    -------
+    Exit code: 0 done, BUSY another process has it, FAILED, or 128 + signal.
+    """
+    task, cwd = read_order(folder)
+    if read_manifest(folder) is not None and not again:
+        return 0
+    try:
+        with locked(folder / LOGS):
+            if read_manifest(folder) is not None and not again:
+                return 0
+            return _work(folder, task, cwd, machine, keep_checkpoints)
+    except UserError:
+        if in_use(folder):
+            return BUSY
+        raise
+
+
+def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints: bool) -> int:
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / LOGS / "failed.json").unlink(missing_ok=True)
+    code = code_of(task)
+    path = folder / LOGS / "progress.json"
+    earlier = read_json(path) if path.is_file() else {}
+    if earlier.get("code") != code:
+        earlier = {"code": code, "attempts": 0, "commands": {}}
+    progress = earlier | {"attempts": earlier["attempts"] + 1}
+    write_json(path, progress)
+    for number, command in enumerate(task.commands):
+        if str(number) in progress["commands"]:
+            continue
+        log = folder / LOGS / f"{number:02}-{command.name}.txt"
+        facts, exit_code = _run(command, folder, log, cwd, machine)
+        if exit_code:
+            if exit_code < 128:
+                error = {"command": command.name, "code": exit_code, "log": str(log), "error": last_error(log)}
+                write_json(folder / LOGS / "failed.json", error)
+                return FAILED
+            return exit_code
+        progress["commands"][str(number)] = facts
+        write_json(path, progress)
+    write_json(folder / MANIFEST, _manifest(folder, task, progress))
+    if not keep_checkpoints and (folder / "checkpoints").is_dir():
+        shutil.rmtree(folder / "checkpoints")
+    return 0
+
+
+def _run(command: Command, folder: Path, log: Path, cwd: str, machine: Machine) -> tuple[dict[str, Any], int]:
+    """Run one command with its output in a log: (facts, exit code)."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    if machine.threads:
+        environment["OMP_NUM_THREADS"] = str(machine.threads)
+    words = [w.replace("{device}", machine.device).replace("{threads}", str(machine.threads)) for w in command.words]
+    if command.record:
+        _wait_until_free(folder / command.record[0])
+    begin, before = time.monotonic(), _children_seconds()
+    with open(log, "ab") as output:
+        output.write(f"== {' '.join(words)}\n".encode())
+        output.flush()
+        code = run_child(_program(words), environment, output=output, cwd=cwd, bound=True)
+    seconds, cpu = time.monotonic() - begin, _children_seconds() - before
+    facts: dict[str, Any] = {"name": command.name, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": None}
+    record = read_record(folder / command.record[0], command.record[1]) if command.record and not code else None
+    if record is not None:
+        facts |= {"peak_bytes": record["peak_bytes"], "step_seconds": record["seconds"]}
+    shown = [w.replace(str(folder.parent), "OUT").replace(str(Path.home()), "~") for w in words]
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in facts.items()} | {"words": shown}, code
+
+
+def _program(words: list[str]) -> list[str]:
+    """Command line of words that begin with one of our scripts, `-m MODULE`, python, or any program."""
+    if words[0] == "python":
+        words = words[1:]
+    elif words[0] != "-m" and not words[0].endswith(".py"):
+        return words
+    script = PROJECT / words[0]
+    return [sys.executable, str(script) if words[0].endswith(".py") and script.is_file() else words[0], *words[1:]]
+
+
+def _wait_until_free(folder: Path) -> None:
+    """Wait for a command of a killed worker, which the kernel ends a moment later, to let go of its folder."""
+    end = time.monotonic() + FREE_WAIT_S
+    while (folder / LOCK_NAME).is_file() and time.monotonic() < end:
+        try:
+            with locked(folder):
+                return
+        except UserError:
+            time.sleep(0.2)
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def last_error(log: Path) -> str:
+    """The line of a log that says what went wrong: the last `error: ...`, else its last line."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+
+
+def _manifest(folder: Path, task: Task, progress: Mapping[str, Any]) -> dict[str, Any]:
+    records = {}
+    for command in task.commands:
+        if command.record:
+            records["/".join(command.record)] = read_record(folder / command.record[0], command.record[1])
+    outputs = {name: record["outputs"] for name, record in records.items() if record and not name.endswith("metrics")}
+    product = {n: {p: f["sha256"] for p, f in files.items() if p.endswith(PRODUCT)} for n, files in outputs.items()}
+    commands = [progress["commands"][str(number)] for number in range(len(task.commands))]
+    needed = {name: read_manifest(folder.parent / name) for name in task.needs}
+    return {
+        "schema": SCHEMA,
+        "task": task.id,
+        "kind": task.kind,
+        "scene": task.scene,
+        "seed": task.seed,
+        "recipe": task.recipe,
+        "settings": {name: record["settings"] for name, record in records.items() if record},
+        "commands": commands,
+        "seconds": round(sum(c["seconds"] for c in commands), 3),
+        "cpu_seconds": round(sum(c["cpu_seconds"] for c in commands), 3),
+        "peak_bytes": max((c["peak_bytes"] or 0 for c in commands), default=0),
+        "attempts": progress["attempts"],
+        "code": progress["code"],
+        "product": digest(product),
+        "needs": {name: made["product"] for name, made in needed.items() if made},
+        "versions": {"seqsplat": __version__, **package_versions()},
+        "finished": time.strftime("%FT%T%z"),
+        "results": _results(folder, task),
+    }
+
+
+def _results(folder: Path, task: Task) -> dict[str, Any]:
+    """What was measured, by background."""
+    if task.kind == "frames":
+        return dict(read_json(folder / FRAMES_FILE))
+    found: dict[str, Any] = {}
+    for background in task.measured:
+        methods = read_json(folder / background / "metrics.json")["methods"]
+        name = max(methods, key=lambda key: int(key.rpartition("_")[2]))
+        render = read_record(folder / background, "render") or {}
+        splats = render.get("notes", {}).get("methods", {}).get(name, {}).get("splats")
+        found[background] = {**methods[name], "splats": splats}
+    return found
+
+
+def main() -> None:
+    """Be a worker: `python -m evaluation.study.tasks FOLDER`, started by an executor."""
+    from arguments.flags import parse_groups
+    from arguments.study import WorkerParams
+    from utils.child import end_with_parent
+
+    folder, words = sys.argv[1], sys.argv[2:]
+    (params,) = parse_groups("evaluation.study.tasks", "One task of a study.", [WorkerParams], words)
+    if params.parent:
+        end_with_parent(params.parent)
+    machine = Machine(params.device, params.threads)
+    code = carry_out(Path(folder), machine, params.again, params.keep_checkpoints)
+    if code not in (0, BUSY):
+        note(f"{folder}: ended with exit code {code}")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    from utils import errors
+
+    errors.run(main)

@@ -1,0 +1,161 @@
+"""Tasks, locks and the local executor: nothing is lost, nothing is done twice, nothing is left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arguments.study import ExecutorParams
+from evaluation.study.executors import execute, worker_environment
+from evaluation.study.plan import Plan
+from evaluation.study.tasks import (
+    BUSY,
+    Machine,
+    carry_out,
+    failure,
+    in_use,
+    read_manifest,
+    read_order,
+    stale,
+    write_order,
+)
+from tests.study_factory import COUNT, SLOW, end, fake_task, processes_of, ran, start_scheduler, wait_for
+from utils.locks import locked
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan(tmp_path / "out")
+
+
+def run(plan: Plan, **settings: object):
+    return execute(plan, list(plan.tasks.values()), ExecutorParams(**settings))
+
+
+def test_each_task_after_what_it_needs_and_only_once(plan):
+    fake_task(plan, "a", COUNT)
+    fake_task(plan, "b", COUNT, "test -f {folder}/../a/study.json", needs=("a",))
+    fake_task(plan, "c", "test -f {folder}/../b/study.json", COUNT, needs=("a", "b"))
+    assert run(plan, slots=2).made == {"a", "b", "c"}
+    assert run(plan).made == set()
+    assert [ran(plan, "a"), ran(plan, "b"), ran(plan, "c", 1)] == [1, 1, 1]
+    manifest = read_manifest(plan.folder("c"))
+    assert manifest["attempts"] == 1
+    assert manifest["needs"].keys() == {"a", "b"}
+    assert [c["name"] for c in manifest["commands"]] == ["command", "command"]
+
+
+def test_order_files_say_all_that_a_worker_needs(plan):
+    task = fake_task(plan, "a", COUNT)
+    assert read_order(write_order(plan, task)) == (task, os.getcwd())
+
+
+def test_a_failing_task_keeps_back_only_what_needs_it(plan, capsys):
+    fake_task(plan, "bad", COUNT, "echo 'error: no such thing' && exit 3", "echo never > {folder}/never")
+    fake_task(plan, "after", COUNT, needs=("bad",))
+    fake_task(plan, "other", COUNT)
+    outcome = run(plan)
+    assert outcome.made == {"other"}
+    assert outcome.failed["bad"].startswith("command ended with exit code 3: error: no such thing (log: ")
+    log = Path(outcome.failed["bad"].partition("(log: ")[2].rstrip(")"))
+    assert "error: no such thing" in log.read_text()
+    assert outcome.left == {"after": "needs bad"}
+    assert not (plan.folder("bad") / "never").exists()
+    assert not outcome.complete
+    fake_task(plan, "bad", COUNT, "true")  # mended: it goes on after the command that was done
+    assert run(plan).made == {"bad", "after"}
+    assert ran(plan, "bad") == 1
+    assert failure(plan.folder("bad")) is None
+    assert read_manifest(plan.folder("bad"))["attempts"] == 2
+
+
+def test_threads_device_and_environment_reach_the_commands(plan):
+    fake_task(plan, "a", "echo {device} {threads} $OMP_NUM_THREADS > {folder}/given")
+    run(plan, devices=("cpu",), threads=3)
+    assert (plan.folder("a") / "given").read_text().split() == ["cpu", "3", "3"]
+
+
+def test_one_process_a_task(plan):
+    folder = write_order(plan, fake_task(plan, "a", COUNT))
+    with locked(folder / "logs"):
+        assert in_use(folder)
+        assert carry_out(folder, Machine()) == BUSY
+    assert not in_use(folder)
+    assert carry_out(folder, Machine()) == 0
+
+
+def test_two_executors_share_the_work(plan):
+    for name in "abcdef":
+        fake_task(plan, name, SLOW.replace("{seconds}", "0.3"))
+    both = [start_scheduler(plan, "--slots=2") for _ in range(2)]
+    assert [p.wait(60) for p in both] == [0, 0]
+    assert [ran(plan, name) for name in "abcdef"] == [1] * 6
+
+
+def test_interrupted_executors_leave_nothing_running(plan):
+    fake_task(plan, "first", COUNT)
+    fake_task(plan, "slow", COUNT, SLOW.replace("{seconds}", "61"), needs=("first",))
+    scheduler = start_scheduler(plan)
+    wait_for(lambda: ran(plan, "slow", 1) == 1)
+    code, text = end(scheduler, plan)
+    assert code == 130
+    assert "Traceback" not in text
+    assert processes_of(str(plan.out)) == []
+    assert read_manifest(plan.folder("first"))
+    assert read_manifest(plan.folder("slow")) is None
+    fake_task(plan, "slow", COUNT, "true", needs=("first",))
+    assert run(plan).made == {"slow"}
+    assert ran(plan, "slow") == ran(plan, "first") == 1
+
+
+def test_a_killed_executor_leaves_nothing_running(plan):
+    fake_task(plan, "slow", SLOW.replace("{seconds}", "62"))
+    scheduler = start_scheduler(plan)
+    wait_for(lambda: ran(plan, "slow") == 1)
+    end(scheduler, plan, signal.SIGKILL)
+    wait_for(lambda: processes_of(str(plan.out)) == [] and processes_of("sleep\0" + "62") == [])
+    assert not in_use(plan.folder("slow"))
+
+
+def test_a_killed_worker_is_started_again_and_its_command_ends(plan):
+    fake_task(plan, "a", COUNT, COUNT + " && test -f {folder}/go || exec sleep 63")
+    scheduler = start_scheduler(plan)
+    wait_for(lambda: ran(plan, "a", 1) == 1)
+    (plan.folder("a") / "go").touch()
+    worker = next(pid for pid in processes_of("evaluation.study.tasks") if pid in processes_of(str(plan.out)))
+    os.kill(worker, signal.SIGKILL)
+    assert scheduler.wait(30) == 0
+    assert processes_of("sleep\0" + "63") == []
+    assert (ran(plan, "a"), ran(plan, "a", 1)) == (1, 2)
+    assert read_manifest(plan.folder("a"))["attempts"] == 2
+
+
+def test_a_worker_that_is_always_killed_fails_in_the_end(plan):
+    fake_task(plan, "a", COUNT, "kill -9 $PPID; sleep 5")
+    outcome = run(plan, retries=1)
+    assert "ended by a signal 2 times" in outcome.failed["a"]
+
+
+def test_stale_tasks_are_told_and_redone_on_request(plan):
+    fake_task(plan, "a", COUNT)
+    fake_task(plan, "b", COUNT, needs=("a",))
+    run(plan)
+    path = plan.folder("a") / "study.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"product": "another"}))
+    manifest = read_manifest(plan.folder("b"))
+    assert stale(plan, plan.tasks["b"], manifest) == "made from an earlier a"
+    assert run(plan).made == set()
+    assert run(plan, stale=True).made == {"b"}
+    assert stale(plan, plan.tasks["b"], read_manifest(plan.folder("b"))) == ""
+
+
+def test_a_worker_by_hand(plan):
+    folder = write_order(plan, fake_task(plan, "a", COUNT))
+    command = [sys.executable, "-m", "evaluation.study.tasks", str(folder), "--device", "cpu"]
+    assert subprocess.run(command, env=worker_environment(), check=False).returncode == 0
+    assert read_manifest(folder)["seconds"] < 5

@@ -1,0 +1,252 @@
+"""A study file becomes runs and shared tasks; what is wrong in it is one line before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluation.study.executors import wanted_tasks
+from evaluation.study.plan import Plan, Task, make_plan
+from evaluation.study.spec import read_study, restrict, with_overrides
+from utils.errors import UserError
+
+BASE = """
+out = "OUT"
+seeds = [0, 1]
+baseline = "single"
+[scenes.toy]
+source = "lr"
+hr = "hr"
+flags = {eval = true}
+[variants.single]
+order = {ordering = "file"}
+upsample = {propagation = "none"}
+[variants.low]
+order = {ordering = "file"}
+upsample = {propagation = "none"}
+train = {lambda_tex = 0.2}
+[variants.bound]
+source = "hr"
+"""
+
+
+def study(tmp_path: Path, text: str, base: str = BASE):
+    path = tmp_path / "s.toml"
+    path.write_text(base.replace("OUT", str(tmp_path / "out")) + text)
+    return read_study(path)
+
+
+def plan(tmp_path: Path, text: str = "", **options: str) -> Plan:
+    return make_plan(study(tmp_path, text), **options)
+
+
+def task(plan: Plan, variant: str, kind: str, seed: int = 0) -> Task:
+    run = next(r for r in plan.runs if (r.variant, r.seed) == (variant, seed))
+    return plan.tasks[getattr(run, kind)]
+
+
+def words(task: Task, name: str) -> list[str]:
+    return list(next(c.words for c in task.commands if c.name == name))
+
+
+def test_variants_that_differ_in_training_share_their_frames(tmp_path):
+    p = plan(tmp_path)
+    assert len(p.runs) == 6
+    assert {r.frames for r in p.runs if r.variant != "bound"} == {task(p, "single", "frames").id}
+    assert len({r.model for r in p.runs}) == len({r.views for r in p.runs}) == 6
+    train = words(task(p, "low", "model", seed=1), "train")
+    assert f"--frames={p.folder(task(p, 'single', 'frames').id)}/hr" in train
+    assert {"--lambda_tex=0.2", "--seed=1"} <= set(train)
+    assert task(p, "single", "frames").seed is None
+    assert task(p, "low", "model", seed=1).seed == 1
+
+
+def test_every_task_comes_after_its_needs(tmp_path):
+    p, seen = plan(tmp_path), set()
+    for name, t in p.tasks.items():
+        assert set(t.needs) <= seen
+        seen.add(name)
+
+
+def test_a_seed_makes_a_new_folder_only_where_it_matters(tmp_path):
+    p = plan(tmp_path, '[variants.shuffled]\norder = {ordering = "random"}\n')
+    frames = [task(p, "shuffled", "frames", seed) for seed in (0, 1)]
+    assert frames[0].id != frames[1].id
+    assert [next(w for w in words(f, "order") if w.startswith("--seed")) for f in frames] == ["--seed=0", "--seed=1"]
+    assert "--seed=0" in words(task(p, "single", "frames", 1), "order")
+
+
+def test_names_depend_on_settings_not_on_their_place(tmp_path):
+    first = task(plan(tmp_path), "single", "model").id
+    said = plan(
+        tmp_path,
+        '[variants.other.train]\nlambda_tex = 0.6\n[variants.other.order]\nordering = "file"\n'
+        '[variants.other.upsample]\npropagation = "none"\n',
+    )
+    assert task(said, "other", "model").id == first  # its default, said
+    elsewhere = make_plan(study(tmp_path, ""), out=str(tmp_path / "elsewhere"))
+    assert task(elsewhere, "single", "model").id == first
+    harmless = with_overrides(study(tmp_path, ""), ["--checkpoint_interval", "7", "--max_memory", "2"], "x")
+    assert task(make_plan(harmless), "single", "frames").id == task(plan(tmp_path), "single", "frames").id
+
+
+def test_the_bound_trains_on_hr_and_models_of_lr_views_on_themselves(tmp_path):
+    p = plan(
+        tmp_path,
+        '[variants."3dgs-lr"]\nsteps = ["train"]\n'
+        '[variants.lr-loss-only]\nsteps = ["train"]\ntrain = {lambda_tex = 0, scale = 4}\n',
+    )
+    bound, lr, loss = (words(task(p, v, "model"), "train") for v in ("bound", "3dgs-lr", "lr-loss-only"))
+    assert {f"--source_path={Path('hr').absolute()}", "--frames=none"} <= set(bound)
+    assert {f"--source_path={Path('lr').absolute()}", "--frames=none"} <= set(lr)
+    assert not [w for w in loss if w.startswith("--frames")]
+    assert task(p, "bound", "model").needs == ()
+
+
+def test_flags_go_to_the_steps_that_have_them_and_sections_win(tmp_path):
+    p = plan(
+        tmp_path,
+        "[variants.aa]\nflags = {antialiasing = true, dilation = 0.1}\n"
+        'order = {compat = "sequence_matters", cost = "pose", ordering = "greedy"}\n'
+        "train = {dilation = 0.2}\n",
+    )
+    assert {"--antialiasing", "--dilation=0.2"} <= set(words(task(p, "aa", "model"), "train"))
+    assert {"--antialiasing", "--dilation=0.1"} <= set(words(task(p, "aa", "views"), "render"))
+    assert "--compat=sequence_matters" in words(task(p, "aa", "frames"), "order")
+
+
+def test_results_are_measured_by_one_protocol(tmp_path):
+    p = plan(tmp_path, '[variants.paper]\nmethod = "sequence_matters"\n')
+    assert "--compat=sequence_matters" in words(task(p, "paper", "model"), "train")
+    render = words(task(p, "paper", "views"), "render")
+    assert [w for w in render if "compat" in w] == ["--compat="]  # also against what the model remembers
+    assert not [w for w in words(task(p, "paper", "views"), "metrics") if "compat" in w]
+    assert [c.name for c in task(p, "paper", "views").commands] == ["render", "render", "metrics"]
+
+
+def test_a_variant_may_use_another_ones_results(tmp_path):
+    p = plan(
+        tmp_path,
+        '[variants.refined]\nneeds = {first = "single"}\n'
+        'before = {upsample = "python -m tool {first} -o {task}/in --device {device}"}\n'
+        'train = {init_ply = "{first}/point_cloud/iteration_30000/point_cloud.ply"}\n',
+    )
+    for seed in (0, 1):
+        frames, single = task(p, "refined", "frames", seed), task(p, "single", "model", seed)
+        assert single.id in frames.needs
+        assert single.id in task(p, "refined", "model", seed).needs
+        command = words(frames, "command")
+        assert command == [
+            "python",
+            "-m",
+            "tool",
+            str(p.folder(single.id)),
+            "-o",
+            f"{p.folder(frames.id)}/in",
+            "--device",
+            "{device}",
+        ]
+    assert task(p, "refined", "frames", 0).id != task(p, "refined", "frames", 1).id
+
+
+def test_a_scene_is_prepared_once_before_all_else(tmp_path):
+    text = BASE.replace('source = "lr"', 'source = "{prepared}/lr"\nprepare = "make-scene {task}/lr"')
+    p = make_plan(study(tmp_path, "", text))
+    first = next(iter(p.tasks.values()))
+    assert (first.kind, first.commands[0].words) == ("scene", ("make-scene", f"{p.folder(first.id)}/lr"))
+    assert first.id in task(p, "single", "frames").needs
+    assert f"--source_path={p.folder(first.id)}/lr" in words(task(p, "single", "frames"), "order")
+
+
+def test_a_part_of_a_study(tmp_path):
+    whole = study(tmp_path, '[scenes.second]\nsource = "two"\nhr = "two_hr"\n')
+    part = make_plan(restrict(whole, ["toy"], ["low"], [7], "x"))
+    assert [(r.scene, r.variant, r.seed) for r in part.runs] == [("toy", "low", 7)]
+    assert [(r.scene, r.seed) for r in make_plan(whole, source="given/scene").runs[:2]] == [("scene", 0), ("scene", 1)]
+    assert {t.id for t in part.closure([part.runs[0].views])} == set(part.tasks)
+
+
+def test_variables_and_included_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_DATA", "/data")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "base.toml").write_text('config = "c.toml"\n[variants.mine]\nsteps = ["train"]\n')
+    (tmp_path / "more" / "c.toml").write_text("[train]\niterations = 5\n")
+    text = 'include = ["more/base.toml"]\n[scenes.a]\nsource = "$TOY_DATA/lr"\n'
+    p = make_plan(study(tmp_path, text, ""))
+    train = words(task(p, "mine", "model"), "train")
+    assert {"--iterations=5", "--source_path=/data/lr"} <= set(train)
+    monkeypatch.delenv("TOY_DATA")
+    with pytest.raises(UserError, match="TOY_DATA is not set"):
+        make_plan(study(tmp_path, text, ""))
+
+
+WRONG = {
+    "[variants.x]\nupsmaple = {scale = 2}": "did you mean 'upsample'",
+    "[variants.x.train]\niteratoins = 2": "did you mean 'iterations'",
+    "[variants.x.train]\niterations = 'many'": "a int is expected",
+    "[variants.x.train]\niterations = 0": "variant x, scene toy, step train: .* 1 or more is expected",
+    "[variants.x.train]\nseed = 3": "seed is decided by the study itself",
+    "[variants.x]\nflags = {model_path = 'here'}": "decided by the study itself",
+    "[variants.x]\nsource = 'lo'": "did you mean 'lr'|there are lr, hr",
+    "[variants.x]\nsteps = ['upsample']": "order and upsample go together",
+    "[variants.x]\nneeds = {a = 'singel'}": "did you mean 'single'",
+    "[variants.x]\nscenes = ['tyo']": "did you mean 'toy'",
+    "[variants.x]\nbefore = {train = 'a \"b'}": "No closing quotation",
+    "[variants.x]\nbefore = {trian = 'a'}": "did you mean 'train'",
+    "[variants.x]\nmethod = 'seqsplt'": "did you mean 'seqsplat'",
+    "[variants.'a/b']\nsource = 'lr'": "make a name",
+    "[scenes.b]\nhr = 'x'": "source = FOLDER",
+    "[scenes.b]\nsource = 'x'": "does not say hr = FOLDER",
+    "[scenes.b]\nsource = 'x'\nhr = 'x'\nbackgrounds = ['green']": "'green' is not known",
+    "[scenes.b]\nsource = '{nothing}'\nhr = 'x'": "means nothing here",
+    "[variants.x]\nneeds = {y = 'y'}\ntrain = {init_ply = '{y}'}\n"
+    "[variants.y]\nneeds = {x = 'x'}\ntrain = {init_ply = '{x}'}": "circle: x -> y -> x",
+    "[variants.x\n": "Expected ']'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG, ids=[m[:40] for m in WRONG.values()])
+def test_what_is_wrong_is_said(tmp_path, text):
+    with pytest.raises(UserError, match=WRONG[text]):
+        plan(tmp_path, text)
+
+
+def test_wrong_values_of_the_whole_study(tmp_path):
+    for text, message in {
+        "seeds = [0.5]": "numbers from 0",
+        "baseline = 'b'": "'b' is not known",
+        "sedes = []": "seeds",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            study(tmp_path, "[scenes.a]\nsource = 'x'\n[variants.v]\nsource = 'lr'\n", text + "\n")
+    with pytest.raises(UserError, match="includes itself"):
+        study(tmp_path, "", 'include = ["s.toml"]\n')
+    with pytest.raises(UserError, match="did you mean --iterations"):
+        with_overrides(study(tmp_path, ""), ["--iteratons", "3"], "x")
+    with pytest.raises(UserError, match=r"no .variants.NAME."):
+        study(tmp_path, "", "")
+
+
+def test_one_run_of_the_plan_with_what_it_needs(tmp_path):
+    p = plan(tmp_path)
+    run = p.runs[3]
+    assert set(wanted_tasks(p, 3)) == {run.frames, run.model, run.views}
+    assert [t.kind for t in p.closure(wanted_tasks(p, 3))] == ["frames", "model", "views"]
+    assert {t.id for t in p.closure(wanted_tasks(p, -1))} == set(p.tasks)
+
+
+def test_a_bad_file_ends_with_one_line_and_code_2(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text(BASE.replace("OUT", str(tmp_path / "out")) + "[variants.x.train]\niterations = 0\n")
+    for action in ("plan", "run", "status", "table"):
+        command = [sys.executable, "-m", "evaluation.study", str(path), action]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+    path.write_text(BASE.replace("OUT", str(tmp_path / "out")))
+    command = [sys.executable, "-m", "evaluation.study", str(path), "run", "--index", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: --index 6: the plan has runs 0 to 5\n")

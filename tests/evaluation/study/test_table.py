@@ -1,0 +1,150 @@
+"""The table of a study, worked by hand from made-up results; what may not be compared is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from arguments.study import StudyTableParams
+from evaluation.protocols import Protocol
+from evaluation.study.plan import Plan
+from evaluation.study.results import check_protocols, finished, read_results
+from evaluation.study.spec import Study, Variant
+from evaluation.study.statistics import holm, paired_bootstrap
+from evaluation.study.table import ALL, Comparison, show_table
+from tests.study_factory import fake_results, write_manifest
+from utils.errors import UserError
+
+STUDY = Study("toy", "", (), (Variant("base"), Variant("better"), Variant("worse")), baseline="base")
+VALUES = {
+    ("a", "base", 0): {"x": 20.0, "y": 22.0},
+    ("a", "base", 1): {"x": 22.0, "y": 24.0},
+    ("a", "better", 0): {"x": 21.0, "y": 23.5},
+    ("b", "base", 0): {"z": 30.0},
+    ("b", "better", 0): {"z": 30.5},
+    ("b", "better", 1): {"z": 99.0},
+    ("a", "worse", 0): {"x": 19.0, "y": 21.0},
+    ("b", "worse", 0): {"z": 28.0},
+}
+FRAMES = {("a", "base"): 20.0, ("a", "better"): 21.0, ("b", "base"): 30.0, ("b", "better"): 31.0}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    plan = Plan(tmp_path)
+    fake_results(plan, VALUES, FRAMES)
+    return plan
+
+
+def rows(plan, **params):
+    results = list(finished(plan))
+    found = Comparison(results, ["base", "better", "worse"], "base", "PSNR").rows(("PSNR",), StudyTableParams(**params))
+    return {(row.scene, row.variant): row for row in found}
+
+
+def test_means_and_spread(plan):
+    found = rows(plan)
+    assert found["a", "base"].means["PSNR"] == pytest.approx((21 + 23) / 2)  # over seeds, then views
+    assert found["a", "base"].sd == pytest.approx(np.sqrt(2))  # of 21 and 23, the seeds' means
+    assert found[ALL, "base"].means["PSNR"] == pytest.approx((21 + 30) / 2)  # seed 0, which both have
+    assert (found[ALL, "base"].seeds, found["a", "base"].seeds) == ((0,), (0, 1))  # what all scenes have
+    assert found["a", "better"].sd is None
+
+
+def test_differences_are_paired_by_view_and_seed(plan):
+    found = rows(plan)
+    difference = found["a", "better"].difference
+    assert difference.mean == pytest.approx((1.0 + 1.5) / 2)  # seed 0 alone: seed 1 of base is in no pair
+    assert (difference.low, difference.high) == (1.0, 1.5)
+    assert found[ALL, "better"].difference.mean == pytest.approx((1.25 + 0.5) / 2)  # seed 1 of b is in no pair
+    assert found["a", "base"].difference is None
+    expected = paired_bootstrap([np.array([1.0, 1.5]), np.array([0.5])])
+    assert found[ALL, "better"].difference == expected
+    ps = {v: found[ALL, v].difference.p for v in ("better", "worse")}
+    assert {v: found[ALL, v].p for v in ps} == holm(ps)
+
+
+def test_frames_carry_over_and_cost(plan):
+    found = rows(plan)
+    assert found[ALL, "better"].frame_PSNR == 26.0
+    assert found["a", "better"].carry == pytest.approx(1.25)  # 1.25 dB of model for 1 dB of frames
+    assert found["a", "worse"].carry is None
+    assert found["a", "better"].cost == {"seconds": 15.0, "cpu_seconds": 15.0, "peak_MB": 5.0}
+    assert found["a", "worse"].cost["seconds"] == 10.0  # it has no frames
+
+
+def test_a_variant_without_all_scenes_has_no_mean_over_them(tmp_path):
+    plan = Plan(tmp_path)
+    fake_results(plan, {k: v for k, v in VALUES.items() if k != ("b", "worse", 0)})
+    found = rows(plan)
+    assert (ALL, "worse") not in found
+    assert ("a", "worse") in found
+
+
+def test_unfinished_runs_are_left_out_and_counted(plan, capsys):
+    (plan.folder("views-aworse0") / "study.json").unlink()
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
+    shown = capsys.readouterr()
+    assert "1 of 8 runs are not finished" in shown.err
+    assert "| all | black | better | 1 | 26.38 | - | +0.875 | +0.500 .. " in shown.out
+
+
+def test_the_file_holds_all_that_the_table_rests_on(plan, tmp_path, capsys):
+    path = tmp_path / "r.json"
+    options = {"metrics": ("PSNR", "SSIM"), "per_scene": True, "per_view": True, "format": "csv"}
+    show_table(STUDY, plan, StudyTableParams(json=str(path), **options))
+    first = capsys.readouterr().out.partition("\n")[2]
+    show_table(STUDY, Plan(tmp_path / "nothing"), StudyTableParams(results=str(path), **options))
+    assert capsys.readouterr().out == first
+    assert read_results(path)[0].views["black"]["x"]["PSNR"] == 20.0
+    content = json.loads(path.read_text())
+    assert content["baseline"] == "base"
+    row = next(r for r in content["rows"] if (r["scene"], r["variant"]) == ("a", "better"))
+    assert row["difference"]["mean"] == 1.25
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lr_kernel": "area"}, "'lr_kernel'"),
+        ({"truth": "other"}, "'truth'"),
+        ({"compositing": "floored"}, "'compositing'"),
+    ],
+)
+def test_other_protocols_are_refused(tmp_path, changed, message):
+    plan = Plan(tmp_path)
+    shared = Protocol(scene="a", background="black", views=1, truth="t")
+    fake_results(plan, {("a", "base", 0): {"x": 1.0}}, protocol=shared)
+    fake_results(plan, {("a", "better", 0): {"x": 1.0}}, protocol=replace(shared, **changed))
+    with pytest.raises(UserError, match=f"protocols differ in {message}"):
+        check_protocols(list(finished(plan)))
+
+
+def test_ways_of_drawing_are_shown_where_they_differ(tmp_path, capsys):
+    plan = Plan(tmp_path)
+    shared = Protocol(scene="a", background="black", views=1, truth="t")
+    fake_results(plan, {("a", "base", 0): {"x": 1.0}}, protocol=shared)
+    fake_results(plan, {("a", "better", 0): {"x": 1.0}}, protocol=replace(shared, dilation=0.1))
+    assert check_protocols(list(finished(plan))) == ["dilation"]
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
+    assert "| dilation |" in capsys.readouterr().out
+
+
+def test_wrong_questions(plan):
+    with pytest.raises(UserError, match="baseline 'nobody'"):
+        show_table(STUDY, plan, StudyTableParams(baseline="nobody"))
+    with pytest.raises(UserError, match="--metrics LPIPS: measured are PSNR, SSIM"):
+        show_table(STUDY, plan, StudyTableParams(metrics=("LPIPS",)))
+    with pytest.raises(UserError, match=r"no run in .* is finished"):
+        show_table(STUDY, Plan(plan.out / "empty"), StudyTableParams())
+
+
+def test_interrupted_and_mixed_code_are_said(plan, capsys):
+    for name, code in (("views-abase0", "one"), ("views-abetter0", "two")):
+        results = json.loads((plan.folder(name) / "study.json").read_text())["results"]
+        write_manifest(plan, plan.tasks[name], results, attempts=2, code={"train": code})
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
+    text = capsys.readouterr().out
+    assert "*: interrupted" in text
+    assert "Not one code state: train ran with several" in text
