@@ -1,4 +1,4 @@
-"""Run the whole pipeline on one scene: order, upsample, train, render, metrics; skip what is up to date."""
+"""Run the whole pipeline on one scene: order, depth, upsample, train, render, metrics; skip what is up to date."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ def main() -> None:
         if code:
             log.note(f"run.py: step {command.step} ended with exit code {code}; the same command continues from here")
             sys.exit(code)
-        if command.dry_run and i < len(commands) and read_record(command.folder, command.step) is None:
+        if command.dry_run and i < len(commands) and read_record(command.folder, command.record) is None:
             log.note(f"run.py: --dry_run ends here; the following steps need the result of {command.step}")
             break
     log.note(f"run.py: done in {log.duration(time.monotonic() - begin)}")

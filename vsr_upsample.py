@@ -18,7 +18,6 @@ def main() -> None:
     common, model, flags = parse("upsample")
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
-    from scene.sequences import FILE_NAME
     from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run
     from upsampling.precision import precision
     from upsampling.sources import folder_source, scene_source
@@ -30,7 +29,7 @@ def main() -> None:
         folder, source = out, folder_source(flags.frames, model.lr_kernel)
     else:
         folder = out / "hr"
-        source = scene_source(model, Path(flags.sequences or out / FILE_NAME), common.compat)
+        source = scene_source(model, flags, out, common.compat)
     refuse_inside(folder, flags.frames or model.source_path, source.hr_root, flags.internal)
     weights, device = resolve_weights(flags), choose_device(common.device)
     inputs = {**source.inputs, **internal_inputs(flags, source), "weights": [weights.path] if weights else []}
@@ -43,6 +42,7 @@ def main() -> None:
         return
     kept = {k: v for k, v in settings(common, model, flags).items() if k not in settings(model)}
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
+    kept["flow"] = "learned" if source.geometry is None else "geometry"
     kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
     removes = partial(clear, folder, source)
     with record.step(out, "upsample", kept, inputs, STEPS["upsample"].code, common, clear=removes) as attempt:

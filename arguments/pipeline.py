@@ -3,29 +3,34 @@
 Order of authority: default < method < configuration file < command line.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from arguments.flags import as_flags, make, parse_given
-from arguments.steps import METHODS, STEPS, RunParams, file_settings, own_settings, read_config
+from arguments.loading import CommonParams, ModelParams
+from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, file_settings, own_settings, read_config
+from arguments.upsampling import SINGLE_IMAGE, UpsamplingParams
 from utils.errors import UserError
 
 __all__ = ["METHODS", "Command", "RunParams", "plan"]
 
 # Flags that mean something else to a step than on run.py's command line: there --frames is what train.py trains on
-# and metrics.py measures, and --output_path is where render.py writes.
-NOT_SHARED = {"upsample": ("frames", "output_path")}
+# and metrics.py measures, --output_path is where render.py writes, and --geometry what vsr_upsample.py reads.
+NOT_SHARED = {"upsample": ("frames", "output_path"), "render": ("geometry",)}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One step's script with its arguments. `folder`: where its record says that it was done."""
+    """One step's script with its arguments. `folder`, `record`: where, and under which name, it is said that it was
+    done."""
 
     step: str
     script: str
     arguments: tuple[str, ...]
     folder: str
+    record: str
     dry_run: bool = False
 
 
@@ -36,31 +41,51 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
     ------
     UserError : unknown flag, section or key; no scene or no output folder.
     """
-    groups = [RunParams, *dict.fromkeys(g for step in STEPS.values() for g in step.groups)]
+    # UpsamplingParams before RenderParams: here --geometry is the former's.
+    groups = [RunParams, UpsamplingParams, *(g for step in STEPS.values() for g in step.groups)]
     given = parse_given(
-        "run.py", "Run all steps of one scene; skip what is up to date and say why a step runs.", groups, argv
+        "run.py",
+        "Run all steps of one scene; skip what is up to date and say why a step runs.",
+        list(dict.fromkeys(groups)),
+        argv,
     )
     config = given.pop("config", "")
     top, sections = read_config(config) if config else ({}, {})
     run = make(RunParams, top | given)
-    if not given.get("source_path") or not given.get("model_path"):
+    out = given.get("model_path")
+    if not given.get("source_path") or not out:
         raise UserError("run.py: -s SCENE (the LR views) and -m OUT (the output folder) are needed")
     values = {name: _values(name, run.method, sections, given) for name in STEPS}
-    rendered = values["render"].get("output_path") or given["model_path"]
+    rendered = values["render"].get("output_path") or out
     values["metrics"]["model_paths"] = [rendered]  # it takes several models; here it is this one
-    folders = dict.fromkeys(STEPS, given["model_path"]) | {"render": rendered, "metrics": rendered}
+    lr_model = str(Path(out) / "lr_model")
+    values["lr_model"]["model_path"] = lr_model
+    values["geometry"] |= {"model_path": lr_model, "output_path": out, "geometry": True}
+    folders = dict.fromkeys(STEPS, out) | {"lr_model": lr_model, "render": rendered, "metrics": rendered}
+    left_out = () if needs_geometry(values["upsample"]) else DEPTH_STEPS
     return [
         Command(
             name,
             STEPS[name].script,
             tuple(as_flags(values[name] | {"skip_done": True, "overwrite": True})),
             folders[name],
+            "train" if name == "lr_model" else name,
             values[name].get("dry_run", False),
         )
-        for name in run.steps
+        for name in run.steps or [name for name in STEPS if name not in left_out]
     ]
+
+
+def needs_geometry(upsample: Mapping[str, Any]) -> bool:
+    """Whether the upsampling step, with these settings, computes flow from depths that are still to be made."""
+    settings, compat = make(UpsamplingParams, upsample), upsample.get("compat")
+    propagates = settings.propagation != "none" and settings.upsampler not in SINGLE_IMAGE
+    wanted = settings.flow == "geometry" or (settings.flow == "auto" and not compat)
+    return propagates and wanted and not settings.geometry
 
 
 def _values(name: str, method: str, sections: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
     own = own_settings(name) - set(NOT_SHARED.get(name, ()))
+    if name in DEPTH_STEPS:
+        own = {f.name for group in (CommonParams, ModelParams) for f in fields(group)} | {"rasterizer", "raster_memory"}
     return file_settings(name, method, sections) | {key: value for key, value in given.items() if key in own}

@@ -19,7 +19,26 @@ from arguments.upsampling import UpsamplingParams
 from utils.errors import UserError
 from utils.log import set_quiet
 
-METHODS: dict[str, dict[str, Any]] = {"seqsplat": {}, "sequence_matters": {"compat": "sequence_matters"}}
+METHODS: dict[str, dict[str, Any]] = {
+    "seqsplat": {},
+    "sequence_matters": {"compat": "sequence_matters", "flow": "learned", "propagation": "path"},
+}
+# A model of the LR views alone, for its depth: 3DGS's schedule, scaled down to a minute or two on a CPU; no opacity
+# reset (a model of 3,000 steps does not recover from one).
+LR_MODEL: dict[str, Any] = {
+    "frames": "none",
+    "init_points": "auto",
+    "iterations": 3000,
+    "position_lr_max_steps": 3000,
+    "densify_from_iter": 300,
+    "densify_until_iter": 1800,
+    "opacity_reset_interval": 100_000,
+    "sh_interval": 500,
+    "max_gaussians": 60_000,
+    "random_background": True,
+    "test_iterations": (3000,),
+    "save_iterations": (3000,),
+}
 SHARED_SECTIONS = {"scene": ModelParams, "common": CommonParams}
 
 
@@ -39,6 +58,18 @@ STEPS = {
         "Order the LR views into smooth subsequences and write sequences.json.",
         (CommonParams, ModelParams, OrderingParams),
         ("ordering",),
+    ),
+    "lr_model": Step(
+        "train.py",
+        "Train a small model on the LR views alone, for its depth.",
+        (CommonParams, ModelParams, PipelineParams, OptimizationParams, TrainingParams),
+        ("training", "gaussian_renderer", "submodules"),
+    ),
+    "geometry": Step(
+        "render.py",
+        "Write depth and alpha of every LR view.",
+        (CommonParams, ModelParams, PipelineParams, RenderParams),
+        ("evaluation", "gaussian_renderer", "submodules"),
     ),
     "upsample": Step(
         "vsr_upsample.py",
@@ -67,6 +98,11 @@ STEPS = {
 }
 
 
+# Steps for depth: beside the sections that all share, their settings come from their own section alone, since
+# --iterations and the like on run.py's command line speak of the model that is wanted, not of this one.
+DEPTH_STEPS = ("lr_model", "geometry")
+
+
 @dataclass(frozen=True)
 class RunParams:
     """What is run"""
@@ -74,7 +110,9 @@ class RunParams:
     method: str = opt(
         "seqsplat", "seqsplat, or sequence_matters: the paper's released behaviour", choices=list(METHODS)
     )
-    steps: tuple[str, ...] = opt(tuple(STEPS), "steps to run, in this order", choices=list(STEPS))
+    steps: tuple[str, ...] = opt(
+        (), "steps to run, in this order; default: all that the settings need", choices=list(STEPS)
+    )
 
 
 def parse(name: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -102,7 +140,7 @@ def own_settings(name: str) -> set[str]:
 
 def file_settings(name: str, method: str, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What method and configuration file say for step `name`: the shared sections, then its own."""
-    merged = dict(METHODS[method])
+    merged = (LR_MODEL if name == "lr_model" else {}) | METHODS[method]
     for section in (*SHARED_SECTIONS, name):
         merged |= sections.get(section, {})
     return {key: value for key, value in merged.items() if key in own_settings(name)}
@@ -117,7 +155,8 @@ def read_config(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """
     if Path(path).suffix in (".yml", ".yaml"):
         flat = read_paper_config(path)
-        by_step = {name: {k: v for k, v in flat.items() if k in own_settings(name)} for name in STEPS}
+        names = [name for name in STEPS if name not in DEPTH_STEPS]
+        by_step = {name: {k: v for k, v in flat.items() if k in own_settings(name)} for name in names}
         return {"method": "sequence_matters"}, by_step
     content = read_toml(path)
     top = {key: value for key, value in content.items() if not isinstance(value, dict)}

@@ -147,8 +147,9 @@ class TrainingParams:
     init_points: str = opt(
         "scene",
         "start from the scene's points (random ones where it has none), or from the visual hull of views with alpha:"
-        " far fewer and better placed, for short runs on a CPU",
-        choices=("scene", "hull"),
+        " far fewer and better placed, for short runs on a CPU; auto: the hull for NeRF-synthetic scenes with alpha and"
+        " no points, else scene",
+        choices=("scene", "hull", "auto"),
     )
     init_ply: str = opt("", "start from the Gaussians of this PLY", result=False)
     init_gaussians: int = opt(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from arguments.flags import opt
 from utils.errors import UserError
 
+SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span")  # upsamplers to which other views say nothing
+
 
 @dataclass(frozen=True)
 class UpsamplingParams:
@@ -18,8 +20,29 @@ class UpsamplingParams:
     sequences: str = opt("", "sequences.json; default: the one in the output folder", result=False)
     frames: str = opt("", "plain folder of frames to upsample instead of a scene, sorted by name", result=False)
     output_path: str = opt("", "output folder of --frames", "-o", result=False)
+    flow: str = opt(
+        "auto",
+        "how features are moved between views: learned (the network's own flow), geometry (depth of an LR-trained model"
+        " and cameras), or auto = geometry where there is some",
+        choices=("auto", "learned", "geometry"),
+    )
     propagation: str = opt(
-        "path", "path: features run along each sequence; none: every frame alone (T = 1)", choices=("path", "none")
+        "auto",
+        "path: features run along each sequence; graph: each view gets from its nearest views; none: every frame alone"
+        " (T = 1); auto = graph with --flow geometry where the network can, else path",
+        choices=("auto", "path", "graph", "none"),
+    )
+    geometry: str = opt("", "folder of depths (render.py --geometry); default: OUT/geometry", result=False)
+    neighbours: int = opt(3, "views that a view gets features from in a graph")
+    passes: int = opt(2, "rounds of a graph in each direction; from the second on all views have features")
+    max_angle: float = opt(
+        0.0,
+        "angle between two views, about the scene's centre [degrees], from which nothing is handed on; 0 = 30 with"
+        " geometry, 20 with learned flow; without cameras, or as in the paper, any",
+    )
+    neighbour_cost: str = opt("angle", "which views are nearest in a graph: angle, or a function MODULE:NAME")
+    occlusion_tolerance: float = opt(
+        0.03, "difference of a surface's depths in two views, as a part of the depth, up to which both see it"
     )
     scale: int = opt(4, "magnification; networks do 4, filters any")
     weights: str = opt("", "weights: a file, or a name of the table (python -m utils.weights lists it)")
@@ -70,5 +93,14 @@ class UpsamplingParams:
             raise UserError(f"--internal_threshold {self.internal_threshold}: a number from 0 is expected")
         if not self.max_memory >= 0:
             raise UserError(f"--max_memory {self.max_memory}: gigabytes, 0 or more, are expected")
+        for name in ("neighbours", "passes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: a whole number from 1 is expected")
+        if not 0 <= self.max_angle <= 180:
+            raise UserError(f"--max_angle {self.max_angle}: degrees from 0 (automatic) to 180 are expected")
+        if not 0 < self.occlusion_tolerance <= 1:
+            raise UserError(f"--occlusion_tolerance {self.occlusion_tolerance}: more than 0, up to 1, is expected")
+        if self.frames and (self.flow == "geometry" or self.propagation == "graph"):
+            raise UserError("--frames: a folder has no cameras; --flow geometry and --propagation graph need a scene")
         if bool(self.frames) != bool(self.output_path):
             raise UserError("--frames DIR and --output_path DIR (-o) go together: frames in, frames out")

@@ -15,7 +15,7 @@ from arguments.steps import STEPS
 from arguments.training import TrainingParams
 from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
-from scene.hull import hull_points
+from scene.hull import has_hull, hull_points
 from scene.points import random_points
 from training import loop
 from training.checkpoint import Checkpoints, check_fingerprint, load
@@ -59,7 +59,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
         fix_order(device, settings.pipeline.rasterizer)
     scene = open_scene(model, common.compat)
     refuse_inside(out, scene.root, scene.hr_root)
-    if settings.training.init_points == "hull":
+    if settings.training.init_points == "hull" or (settings.training.init_points == "auto" and has_hull(scene)):
         scene.points = hull_points(scene, seed=common.seed)
     elif scene.points is None:
         scene.points = random_points(seed=common.seed)

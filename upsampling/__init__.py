@@ -29,6 +29,10 @@ from upsampling import (  # noqa: F401 (each registers its networks)
     span,
     spandrel,
 )
+from upsampling.aligner import Aligner
+from upsampling.alignment import Alignment, Graph
+from upsampling.alignment_report import FILE_NAME as ALIGNMENT_NAME
+from upsampling.alignment_report import view_entries, write_alignment
 from upsampling.consistency import FILE_NAME as REPORT_NAME
 from upsampling.consistency import consistency_db, projected, refuse_unknown, write_report
 from upsampling.ensemble import Flip, Frames, confidence, mean_over_flips
@@ -57,7 +61,8 @@ def frame_path(folder: Path, name: str) -> Path:
 def clear(folder: Path, source: Source) -> None:
     """Remove the frames that a run over `source` would write, so that none of other settings is kept."""
     folders = (folder, folder / CONFIDENCE, folder / DISAGREEMENT)
-    for path in (*(frame_path(f, name) for f in folders for name in source.sequences.saved), folder / REPORT_NAME):
+    reports = (folder / REPORT_NAME, folder / ALIGNMENT_NAME)
+    for path in (*(frame_path(f, name) for f in folders for name in source.sequences.saved), *reports):
         path.unlink(missing_ok=True)
 
 
@@ -105,11 +110,10 @@ class Job:
         """File of a saved frame; folders in names are kept."""
         return frame_path(self.folder, name)
 
-    def calls(self) -> list[Subsequence]:
-        """The calls as they are made: one frame each for what uses no neighbours, with nothing computed for nobody."""
-        if self.net.num_neighbours and self.settings.propagation == "path":
-            return [s for s in self.source.sequences.subsequences if s.save]
-        return [Subsequence((name,), (0,)) for name in self.source.sequences.saved]
+    @cached_property
+    def aligner(self) -> Aligner:
+        """Who hands features to whom."""
+        return Aligner.of(self.settings, self.source, self.net, self.compat)
 
 
 def run(job: Job) -> tuple[list[Path], dict[str, Any]]:
@@ -129,11 +133,12 @@ def run(job: Job) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
-    calls = job.calls()
+    calls = job.aligner.calls()
     names = [name for call in calls for name in call.saved]
     kept = {name for name in names if job.resume and job.path(name).is_file()}
     values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
     n = job.settings.ensemble
+    aligned: dict[str, Any] = {}
     progress = Progress(f"upsample {job.settings.upsampler}", n * len(names), "frame", n * len(kept))
     made = count(n * len(kept) + 1)
     for number, call in enumerate(calls, 1):
@@ -152,12 +157,16 @@ def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
             image = _finished(job, name, planes)
             write_png(job.path(name), image)  # last: a frame that is there is complete
             values[name] = _measured(job, name, image)
+        whole = _plan(job, call).tiles == (1, 1)
+        aligned |= view_entries(job.net, job.source.views, job.aligner, call, job.device, job.folder, whole)
     progress.close()
     stamp = RANDOM if job.settings.random_weights else ""
-    report = write_report(job.folder, job.source.kernel, {name: values[name] for name in names}, stamp)
-    notes: dict[str, Any] = {"frames": len(names), "kept_from_before": len(kept)}
+    reports = [write_report(job.folder, job.source.kernel, {name: values[name] for name in names}, stamp)]
+    if aligned:
+        reports.append(write_alignment(job.folder, job.aligner.facts(), aligned, stamp))
+    notes: dict[str, Any] = {"frames": len(names), "kept_from_before": len(kept)} | job.aligner.facts()
     beside = [frame_path(job.folder / kind, name) for kind in _kinds(job) for name in names]
-    return [*map(job.path, names), *beside, report], notes | ({"stamp": stamp} if stamp else {})
+    return [*map(job.path, names), *beside, *reports], notes | ({"stamp": stamp} if stamp else {})
 
 
 def _kinds(job: Job) -> list[str]:
@@ -167,7 +176,7 @@ def _kinds(job: Job) -> list[str]:
 
 def describe(job: Job) -> str:
     """What `run` would do: frames, sizes, cuts and memory. Reads headers only."""
-    calls = job.calls()
+    calls = job.aligner.calls()
     lines = []
     for (w, h), group in _by_size(job, calls).items():
         frames = sum(len(c.frames) + 2 * c.padded for c in group)
@@ -196,7 +205,8 @@ def _budget(job: Job, call: Subsequence) -> int:
 
 def _plan(job: Job, call: Subsequence) -> Plan:
     w, h = job.source.views.size(call.frames[0])
-    return plan(job.net, len(call.frames) + 2 * call.padded, h, w, _budget(job, call), _passes(job, call))
+    t, graph = len(call.frames) + 2 * call.padded, job.aligner.propagation == "graph"
+    return plan(job.net, t, h, w, _budget(job, call), _passes(job, call), graph)
 
 
 def _passes(job: Job, call: Subsequence) -> int:
@@ -254,21 +264,24 @@ def _images(
     colour = planes.flip(1) if bgr else planes
     has_alpha = job.source.views.has_alpha(names[0])
     alphas = [alpha_plane(image) for image in raw] if has_alpha else [None] * len(raw)
-    budget = _budget(job, call)
+    budget, alignment = _budget(job, call), job.aligner.alignment(names, job.device, job.folder)
 
     def estimate(flip: Flip) -> Frames:
-        for item in to_host(upsample(job.net, flip(colour).to(job.device), positions, budget)):
+        mirrored = alignment.mapped(flip.flow)
+        for item in to_host(upsample(job.net, flip(colour).to(job.device), positions, budget, mirrored)):
             tick()
             yield item
 
     colours = mean_over_flips(estimate, job.settings.ensemble, job.folder)
-    opacities = _alphas(job, alphas, positions, budget) if has_alpha else iter([None] * len(positions))
+    opacities = _alphas(job, alphas, positions, budget, alignment) if has_alpha else iter([None] * len(positions))
     for (position, hr, deviation), alpha in zip(colours, opacities, strict=True):
         hr = hr.flip(0) if bgr else hr
         yield names[position], joined(hr, alpha, alphas[position]), deviation
 
 
-def _alphas(job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: int) -> Iterator[Tensor]:
+def _alphas(
+    job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: int, alignment: Alignment | Graph
+) -> Iterator[Tensor]:
     """HR alphas [H, W] at `positions`; opaque calls cost nothing."""
     planes = torch.stack(list(alphas))[:, None].expand(-1, 3, -1, -1).contiguous()  # [T, 3, h, w]
     net: Any = job.net
@@ -277,7 +290,7 @@ def _alphas(job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: 
         net = Interpolation("bicubic", job.net.scale, job.device)
 
     def estimate(flip: Flip) -> Frames:
-        made = upsample(net, flip(planes).to(job.device), positions, budget)
+        made = upsample(net, flip(planes).to(job.device), positions, budget, alignment.mapped(flip.flow))
         return to_host((i, frame.mean(0, keepdim=True)) for i, frame in made)
 
     for _, frame, _ in mean_over_flips(estimate, 1 if filtered else job.settings.ensemble, job.folder):

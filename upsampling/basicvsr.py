@@ -3,7 +3,8 @@
 Shapes: T frames [3, h, w] in, features [1, 64, h, w] kept per frame between the two passes, frames [3, 4h, 4w] out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arguments.upsampling import UpsamplingParams
-from upsampling.alignment import Alignment, along_path
+from upsampling.alignment import Alignment, Graph, Visit, along_path, blended, flows, handed, pairs_of
+from upsampling.features import Features
+from upsampling.geometry import Flow
 from upsampling.precision import laid_out, precision
 from upsampling.registry import State, Upsampler, filled, network
-from upsampling.spynet import flow_bytes, padded_pixels, warp
+from upsampling.spynet import flow_bytes, padded_pixels
 from upsampling.video_network import CHANNELS, Trunk, VideoNetwork, from_openmmlab
 
 BLOCKS = 30
@@ -48,9 +51,21 @@ class BasicVSR(VideoNetwork):
         trunk = h * w * CHANNELS * (6 * size + 8)
         return t * per_frame + max(trunk, flow_bytes(h, w, size), self.tail_bytes(h, w))
 
+    def graph_bytes(self, t: int, h: int, w: int, in_file: bool) -> int:
+        """What a clip needs in a graph: its frames, features of both directions unless they wait in a file, and a step.
+
+        A step holds two features in float32 and three warps of one; features in a file pass through memory one by one.
+        """
+        size = self.dtype.itemsize
+        kept = h * w * 2 * CHANNELS * size
+        trunk = h * w * CHANNELS * (6 * size + 8)
+        blend = h * w * CHANNELS * (3 * size + 16)
+        step = max(trunk + blend, flow_bytes(h, w, size), self.tail_bytes(h, w)) + 2 * kept
+        return t * (h * w * (12 + (0 if in_file else 2 * CHANNELS * size)) + 16 * padded_pixels(h, w)) + step
+
     @torch.inference_mode()
     def upsample(
-        self, frames: Float[Tensor, "t 3 h w"], alignment: Alignment | None = None
+        self, frames: Float[Tensor, "t 3 h w"], alignment: Alignment | Graph | None = None
     ) -> Iterator[Float[Tensor, "3 H W"]]:
         """Upsample a clip.
 
@@ -64,32 +79,42 @@ class BasicVSR(VideoNetwork):
         Iterator of T frames [3, 4h, 4w], float32, not clamped.
         """
         alignment = alignment or along_path(len(frames))
-        pyramid = self.spynet.pyramid(frames)
-        backward = list(self._propagate(self.backward_trunk, frames, pyramid, alignment.backward, reverse=True))
-        forward = self._propagate(self.forward_trunk, frames, pyramid, alignment.forward, reverse=False)
-        for frame, feature in zip(frames, forward, strict=True):
-            fused = self.fusion(laid_out(torch.cat([backward.pop(), feature], dim=1)))
-            yield self._tail(F.leaky_relu_(fused, 0.1), frame[None])[0]
+        backward = Features(alignment.folder)
+        for _ in self._propagate(self.backward_trunk, frames, alignment, backward, reverse=True):
+            pass
+        visits = alignment.visits(reverse=False)
+        finished = {visit.frame: n for n, visit in enumerate(visits)}
+        forward = self._propagate(self.forward_trunk, frames, alignment, Features(alignment.folder), reverse=False)
+        for n, (visit, feature) in enumerate(zip(visits, forward, strict=True)):
+            if finished[visit.frame] == n:
+                fused = self.fusion(laid_out(torch.cat([backward.pop(visit.frame), feature], dim=1)))
+                yield self._tail(F.leaky_relu_(fused, 0.1), frames[visit.frame][None])[0]
 
     def _propagate(
-        self, trunk: nn.Module, frames: Tensor, pyramid: list[Tensor], sources: Sequence[int | None], reverse: bool
+        self, trunk: nn.Module, frames: Tensor, alignment: Alignment | Graph, kept: Features, reverse: bool
     ) -> Iterator[Tensor]:
-        """Features of all frames in visiting order; one is kept only while a later frame still needs it."""
-        order = range(len(frames) - 1, -1, -1) if reverse else range(len(frames))
-        last_use = {s: i for i in order if (s := sources[i]) is not None}
-        pairs = [(i, s) for i in order if (s := sources[i]) is not None]
-        flows = self.spynet.flows(pyramid, pairs, frames.shape[-2:])
-        kept: dict[int, Tensor] = {}
-        for i in order:
-            source = sources[i]
-            if source is None:
-                arrived = frames.new_zeros(1, CHANNELS, *frames.shape[-2:], dtype=self.dtype)
-            else:
-                arrived = warp(kept.pop(source) if last_use[source] == i else kept[source], next(flows))
-            feature = trunk(torch.cat([frames[i][None].to(self.dtype), arrived], dim=1))  # [1, 3 + 64, h, w] in
-            if i in last_use:
-                kept[i] = feature
+        """The feature made at each visit. The backward pass leaves the last of every frame in `kept`; the forward pass
+        keeps one only while a later visit still needs it."""
+        visits = alignment.visits(reverse)
+        last_use = {s: n for n, visit in enumerate(visits) for s in visit.sources}
+        known = flows(self.spynet, frames, pairs_of(visits), alignment.flow_of)
+        for n, visit in enumerate(visits):
+            arrived = self._arrived(visit, frames, kept, known)
+            feature = trunk(torch.cat([frames[visit.frame][None].to(self.dtype), arrived], dim=1))  # 3 + 64 channels in
+            if reverse or last_use.get(visit.frame, -1) > n:
+                kept[visit.frame] = feature
             yield feature
+            for used in [] if reverse else [s for s in visit.sources if last_use[s] == n]:
+                del kept[used]
+
+    def _arrived(self, visit: Visit, frames: Tensor, kept: Features, known: Iterator[Flow]) -> Tensor:
+        """[1, 64, h, w]: what the sources of a visit hand to it."""
+        if not visit.sources:
+            return frames.new_zeros(1, CHANNELS, *frames.shape[-2:], dtype=self.dtype)
+        if not visit.factors:
+            return handed(kept[visit.sources[0]], next(known))
+        features, known = (kept[s] for s in visit.sources), islice(known, len(visit.sources))
+        return blended(features, known, visit.factors).to(self.dtype)
 
 
 @network("basicvsr", "basicvsr_vimeo_bi")

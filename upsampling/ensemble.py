@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from upsampling.geometry import Flow
 from utils.errors import UserError
 
 FULL_DEVIATION = 0.1  # standard deviation, in units of the image's range, from which confidence is 0
@@ -34,10 +35,10 @@ class Flip:
         axes = [-1] * self.horizontal + [-2] * self.vertical
         return image.flip(axes) if axes else image
 
-    def flow(self, flow: Float[Tensor, "*batch 2 h w"]) -> Float[Tensor, "*batch 2 h w"]:
-        """The flow (x, y in px) between mirrored images: its field is mirrored, and so is its direction."""
-        signs = flow.new_tensor([-1.0 if self.horizontal else 1.0, -1.0 if self.vertical else 1.0])
-        return self(flow) * signs[:, None, None]
+    def flow(self, flow: Flow) -> Flow:
+        """The flow between mirrored images: its field is mirrored, and so is its direction."""
+        signs = flow.px.new_tensor([-1.0 if self.horizontal else 1.0, -1.0 if self.vertical else 1.0])
+        return Flow(self(flow.px) * signs[:, None, None], None if flow.visible is None else self(flow.visible))
 
 
 FLIPS = (Flip(), Flip(horizontal=True), Flip(vertical=True), Flip(True, True))

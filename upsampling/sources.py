@@ -8,12 +8,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from arguments.loading import ModelParams
-from scene import open_scene
+from arguments.upsampling import SINGLE_IMAGE, UpsamplingParams
+from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_header, read_image
 from scene.lr_kernel import KERNELS, LRKernelFile, resolve_kernel
 from scene.sequences import FILE_NAME, Sequences, Subsequence, read_sequences
+from upsampling.geometry import FOLDER, depth_path
 from utils.errors import UserError
+from utils.plugins import source_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -58,6 +61,8 @@ class Source:
     """What is upsampled: frames, calls, the step's input files, how the LR views were made (None = not known).
 
     hr_root : folder of the HR truth, where there is one.
+    scene : the scene, None for a plain folder.
+    geometry : folder of its views' depths, where flow is computed from them.
     """
 
     views: Views
@@ -65,6 +70,8 @@ class Source:
     inputs: dict[str, list[Path]]
     kernel: tuple[str, str] | None
     hr_root: Path | None = None
+    scene: Scene | None = None
+    geometry: Path | None = None
 
 
 def folder_source(folder: str | Path, lr_kernel: str) -> Source:
@@ -79,17 +86,45 @@ def folder_source(folder: str | Path, lr_kernel: str) -> Source:
     return Source(views, clip, {"views": list(views.paths.values())}, kernel)
 
 
-def scene_source(model: ModelParams, path: Path, compat: str) -> Source:
-    """The views of a scene in the order of the schedule in `path`.
+def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, compat: str) -> Source:
+    """The views of a scene in the order of --sequences or OUT/sequences.json, with their depths where flow needs them.
 
     Raises
     ------
-    UserError : no scene or no schedule there (says how to make one), or one that does not fit the other.
+    UserError : no scene, no schedule or no depths there (says how to make them), or what does not fit together.
     """
+    path = Path(settings.sequences or out / FILE_NAME)
     if not path.is_file():
         raise UserError(f"{path}: no {FILE_NAME}; make it with align_sequence.py, or name one with --sequences")
     scene = open_scene(model, compat)
     sequences = read_sequences(path, required=scene.train, known=scene.test)
     used = dict.fromkeys(name for s in sequences.subsequences for name in s.frames)
     kernel = resolve_kernel(scene, model.lr_kernel) if model.lr_kernel or scene.kernel_file else None
-    return Source(scene.images, sequences, {"sequences": [path], **scene_inputs(scene, used)}, kernel, scene.hr_root)
+    inputs = {"sequences": [path], **scene_inputs(scene, used), "plugins": source_files(settings.neighbour_cost)}
+    geometry = geometry_folder(settings, out, compat)
+    if geometry is not None:
+        inputs["geometry"] = [depth_path(geometry, name) for name in used]
+        for name, file in zip(used, inputs["geometry"], strict=True):
+            if not file.is_file():
+                raise UserError(f"{file}: view {name} has no depth; make all anew with render.py --geometry")
+    return Source(scene.images, sequences, inputs, kernel, scene.hr_root, scene, geometry)
+
+
+def geometry_folder(settings: UpsamplingParams, out: Path, compat: str) -> Path | None:
+    """Folder of depths that the flow is computed from; None = the flow is learned, or nothing propagates.
+
+    Raises
+    ------
+    UserError : --flow geometry, and there is no such folder.
+    """
+    folder = Path(settings.geometry or out / FOLDER)
+    unused = settings.upsampler in SINGLE_IMAGE or settings.propagation == "none"
+    automatic = settings.flow == "auto" and not compat and folder.is_dir()
+    if unused or not (automatic or settings.flow == "geometry"):
+        return None
+    if not folder.is_dir():
+        raise UserError(
+            f"--flow geometry: there is no {folder}; run.py makes it (its steps lr_model and geometry), or render.py "
+            "--geometry from a model of the LR views"
+        )
+    return folder

@@ -6,14 +6,17 @@ frames are taken from one chunk only, and tiles are blended linearly over the in
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from upsampling.alignment import Alignment, along_path
+from upsampling.alignment import Alignment, Graph, along_path
+from upsampling.geometry import Flow
 from upsampling.registry import Upsampler
 from utils.errors import UserError
 from utils.log import note
@@ -24,39 +27,47 @@ SLACK_BYTES = 256 << 20  # torch itself, weights, and the convolutions' own scra
 
 @dataclass(frozen=True)
 class Plan:
-    """How a clip is cut: `chunks` of frames (first, last + 1, of these kept from, to), grid of `tiles` (rows, cols)."""
+    """How a clip is cut: `chunks` of frames (first, last + 1, of these kept from, to), grid of `tiles` (rows, cols).
+
+    in_file : features wait in a file instead of memory.
+    """
 
     chunks: tuple[tuple[int, int, int, int], ...]
     tiles: tuple[int, int]
     bytes: int
+    in_file: bool = False
 
 
-def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1) -> Plan:
+def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1, graph: bool = False) -> Plan:
     """The coarsest cut of a clip of t frames of h x w px that stays under `max_bytes`.
 
     Parameters
     ----------
+    graph : frames propagate in a graph: they stay together, and their features go to a file before frames are tiled.
     passes : how many run side by side, each with `max_bytes`; the error speaks of their sum, as the flag does.
 
     Raises
     ------
     UserError : even one tile with its temporal context is too large; names --max_memory and what it must be.
     """
-    need = getattr(net, "working_bytes", None)
+    need = getattr(net, "graph_bytes" if graph else "working_bytes", None)
     if need is None:
         return Plan(_chunks(t, t, 0), (1, 1), 0)
-    context = 2 * net.num_neighbours
+    context = t - 1 if graph else 2 * net.num_neighbours
     least = min(t, context + 1)
     for tiles in _grids(h, w):
         th, tw = (min(_tile_side(net, n, k), n) for n, k in zip((h, w), tiles, strict=True))
+        joined = 16 * net.scale**2 * h * w if tiles != (1, 1) else 0
 
-        def total(frames: int, th: int = th, tw: int = tw, tiled: bool = tiles != (1, 1)) -> int:
-            joined = max(frames - context, 1) * 16 * net.scale**2 * h * w if tiled else 0
-            return need(frames, th, tw) + joined + 12 * t * h * w + SLACK_BYTES
+        for where in ((False,), (True,)) if graph else ((),):
 
-        if total(least) <= max_bytes:
-            longest = max(n for n in range(least, t + 1) if total(n) <= max_bytes)
-            return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest))
+            def total(frames: int, where: tuple[bool, ...] = where, size: Any = (th, tw), joined: int = joined) -> int:
+                kept = t if graph else max(frames - context, 1)
+                return need(frames, *size, *where) + joined * kept + 12 * t * h * w + SLACK_BYTES
+
+            if total(least) <= max_bytes:
+                longest = max(n for n in range(least, t + 1) if total(n) <= max_bytes)
+                return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest), any(where))
     needed = math.ceil(100 * passes * total(least) / 2**30) / 100  # rounded up: as a value of the flag it suffices
     raise UserError(f"--max_memory {passes * max_bytes / 2**30:.2f}: {w}x{h} px need {needed:.2f} GB or more")
 
@@ -99,7 +110,11 @@ def _chunks(t: int, longest: int, margin: int) -> tuple[tuple[int, int, int, int
 
 
 def upsample(
-    net: Upsampler, frames: Float[Tensor, "t 3 h w"], wanted: frozenset[int], max_bytes: int
+    net: Upsampler,
+    frames: Float[Tensor, "t 3 h w"],
+    wanted: frozenset[int],
+    max_bytes: int,
+    alignment: Alignment | Graph | None = None,
 ) -> Iterator[tuple[int, Float[Tensor, "3 H W"]]]:
     """Upsample a clip under a memory bound.
 
@@ -107,6 +122,7 @@ def upsample(
     ----------
     wanted : positions that are needed; chunks that hold none of them are not computed.
     max_bytes : bound of the working memory.
+    alignment : who hands features to whom; None = along the clip.
 
     Returns
     -------
@@ -117,9 +133,10 @@ def upsample(
     UserError : `plan` finds no cut, or memory runs out twice (it is halved once, with a note).
     """
     left = set(wanted)
+    alignment = alignment or along_path(len(frames))
     for attempt in range(2):
         try:
-            for position, frame in _upsample(net, frames, frozenset(left), max_bytes >> attempt):
+            for position, frame in _upsample(net, frames, frozenset(left), max_bytes >> attempt, alignment):
                 left.discard(position)
                 yield position, frame.clamp(0, 1)
             return
@@ -132,10 +149,14 @@ def upsample(
             torch.cuda.empty_cache()  # blocks of sizes that will not come again; the failed attempt is freed by now
 
 
-def _upsample(net: Upsampler, frames: Tensor, wanted: frozenset[int], max_bytes: int) -> Iterator[tuple[int, Tensor]]:
+def _upsample(
+    net: Upsampler, frames: Tensor, wanted: frozenset[int], max_bytes: int, alignment: Alignment | Graph
+) -> Iterator[tuple[int, Tensor]]:
     t, _, h, w = frames.shape
-    cut = plan(net, t, h, w, max_bytes)
-    alignment = along_path(t)
+    cut = plan(net, t, h, w, max_bytes, graph=isinstance(alignment, Graph))
+    if isinstance(alignment, Graph) and not cut.in_file:
+        alignment = replace(alignment, folder=None)
+    part: Any  # a Graph only for networks that take one
     for first, last, kept, end in cut.chunks:
         if not wanted & set(range(kept, end)):
             continue
@@ -148,19 +169,22 @@ def _upsample(net: Upsampler, frames: Tensor, wanted: frozenset[int], max_bytes:
                 break
 
 
-def _tiled(net: Upsampler, clip: Tensor, alignment: Alignment, start: int, tiles: tuple[int, int]) -> Iterator[Tensor]:
+def _tiled(
+    net: Any, clip: Tensor, alignment: Alignment | Graph, start: int, tiles: tuple[int, int]
+) -> Iterator[Tensor]:
     """All frames of a clip, tile after tile; the first `start`, which nobody keeps, come back as single pixels."""
     t, _, h, w = clip.shape
     s = net.scale
     joined = clip.new_zeros(t - start, 3, s * h, s * w)
-    overlap: int = net.overlap  # type: ignore[attr-defined]
+    overlap: int = net.overlap
     rows, cols = (_spans(n, k, overlap, _multiple(net)) for n, k in zip((h, w), tiles, strict=True))
     row_weights, col_weights = _ramps(rows, h, s, overlap), _ramps(cols, w, s, overlap)
     for (top, bottom), row_weight in zip(rows, row_weights, strict=True):
         for (left, right), col_weight in zip(cols, col_weights, strict=True):
             weight = (row_weight[:, None] * col_weight[None, :]).to(clip.device)
             part = clip[:, :, top:bottom, left:right].contiguous()
-            for i, frame in enumerate(net.upsample(part, alignment)):
+            local = alignment.mapped(partial(Flow.cropped, top=top, bottom=bottom, left=left, right=right))
+            for i, frame in enumerate(net.upsample(part, local)):
                 if i >= start:
                     joined[i - start, :, s * top : s * bottom, s * left : s * right] += frame * weight
     yield from (clip.new_zeros(3, 1, 1) for _ in range(start))

@@ -20,6 +20,7 @@ from tests.upsampling.test_run import Recorder
 from upsampling import Job, load, resolve_weights, run
 from upsampling.alignment import Alignment
 from upsampling.ensemble import FLIPS, confidence, mean_over_flips
+from upsampling.geometry import Flow
 from upsampling.sources import folder_source
 from upsampling.spynet import warp
 from utils.errors import UserError
@@ -54,7 +55,7 @@ def test_a_mirrored_flow_warps_mirrored_images_to_the_mirrored_result(flip):
     draw = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, 9, 13, generator=draw)
     flow = 3 * torch.randn(1, 2, 9, 13, generator=draw)
-    assert torch.allclose(warp(flip(image), flip.flow(flow)), flip(warp(image, flow)), atol=1e-5)
+    assert torch.allclose(warp(flip(image), flip.flow(Flow(flow)).px), flip(warp(image, flow)), atol=1e-5)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
@@ -110,6 +111,7 @@ def test_a_run_writes_the_mean_of_four_and_its_confidence(folder):
         *(f"{n}.png" for n in names),
         *(f"confidence/{n}.png" for n in names),
         "consistency.json",
+        "alignment.json",
     ]
     assert len(net.clips) == 4
     assert notes["frames"] == 3
@@ -138,7 +140,7 @@ def test_a_killed_ensemble_leaves_frames_that_are_complete_and_goes_on(folder):
     _, notes = run(replace(_job(folder, net, ensemble=4), resume=True))
     assert notes["kept_from_before"] == 1
     files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
-    assert len(files) == 7
+    assert len(files) == 8
     assert all((folder / "hr" / p).read_bytes() == (whole / p).read_bytes() for p in files)
 
 

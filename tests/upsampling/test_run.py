@@ -77,9 +77,10 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def test_every_frame_of_a_folder_comes_out_under_its_name(folder):
     outputs, notes = run(_job(folder, Recorder()))
-    assert [p.name for p in outputs] == [*(f"f{i}.png" for i in range(5)), "consistency.json"]
-    assert all(read_image(p).shape == (80, 96, 4) for p in outputs[:-1])
-    assert notes == {"frames": 5, "kept_from_before": 0}
+    assert [p.name for p in outputs] == [*(f"f{i}.png" for i in range(5)), "consistency.json", "alignment.json"]
+    assert all(read_image(p).shape == (80, 96, 4) for p in outputs[:-2])
+    assert notes["frames"] == 5
+    assert notes["kept_from_before"] == 0
 
 
 def test_frames_are_written_as_they_are_ready_and_kept_on_resume(folder):
@@ -105,7 +106,7 @@ def test_a_schedule_is_obeyed(folder):
     calls = (Subsequence(("f0", "f2", "f1"), (0, 1)), Subsequence(("f3", "f1"), (1,), padded=True))
     net = Recorder()
     outputs, _ = run(_job(folder, net, Sequences((*calls, Subsequence(("f4",), ())))))
-    assert [p.stem for p in outputs[:-1]] == ["f0", "f2", "f1"]
+    assert [p.stem for p in outputs[:-2]] == ["f0", "f2", "f1"]
     views = FolderViews(folder / "lr")
     plane = lambda name: torch.from_numpy(views.raw(name).astype(np.float32)).permute(2, 0, 1)  # noqa: E731
     assert [len(clip) for clip in net.clips] == [3, 4]
