@@ -66,6 +66,8 @@ class Job:
         start = initial_gaussians(self.scene.points, training.init_ply, model.sh_degree, self.device)
         if not training.init_gaussians:
             return start
+        if 0 < self.settings.optimisation.max_gaussians < training.init_gaussians:
+            raise UserError(f"--init_gaussians {training.init_gaussians}: more than --max_gaussians allows")
         cameras = (self.scene.cameras[name] for name in self.scene.train)
         return warm_start(start, cameras, training.init_gaussians, render_options(self.settings.pipeline))
 

@@ -155,6 +155,8 @@ def test_training_starts_from_it(tmp_path, run_train):
         read_gaussians(ply), [load_scene(root / "lr").cameras[f"train/r_{i}"] for i in range(8)], 222, {}
     )
     assert torch.equal(made.means, again.means)
+    with pytest.raises(UserError, match="more than --max_gaussians"):
+        run_train(command(root, root / "more", **flags | {"init_gaussians": 301}))
     said = run_train([*command(root, root / "dry", **flags), "--dry_run"])
     assert "222 Gaussians to start with" in said.out
     run_train(command(root, root / "whole", iterations=30, **flags))
