@@ -22,6 +22,7 @@ from training.state import Change, TrainState
 MOST_SHARING = 51  # k beyond it counts as it, as in the released code
 GROWTH = 1.05  # of the number, at each densification
 STEEPNESS, THRESHOLD = 100.0, 0.005  # of the noise's gate: full under, none well over this opacity
+STILL = 0.3  # opacity over which the noise is nothing
 REGULARISED = ("log_scales", "logit_opacities")
 
 
@@ -78,14 +79,16 @@ def diffuse(state: TrainState, rate: float, draws: torch.Generator) -> None:
 
     Notes
     -----
-    Section 3.2, equation 8; gate(o) = 1 / (1 + exp(100 (o - 0.005))) as in the released code.
+    Section 3.2, equation 8; gate(o) = 1 / (1 + exp(100 (o - 0.005))) as in the released code. Opacities over 0.3 are
+    left out, whose gate is under 2e-13.
     """
     gaussians = state.gaussians
-    eta = _normal(gaussians.means, draws)
-    gate = rate / (1 + (STEEPNESS * (_opacities(gaussians.logit_opacities) - THRESHOLD)).exp())
-    away = gaussians.quats * gaussians.quats.new_tensor([1.0, -1.0, -1.0, -1.0])
-    along = rotated(away, eta) * (2 * gaussians.log_scales).exp()
-    gaussians.means += gate * rotated(gaussians.quats, along)
+    rows = (gaussians.logit_opacities[:, 0] < logit(STILL)).nonzero()[:, 0]
+    quats, opacities = gaussians.quats[rows], _opacities(gaussians.logit_opacities[rows])
+    away = quats * quats.new_tensor([1.0, -1.0, -1.0, -1.0])
+    along = rotated(away, _normal(len(rows), draws, rows.device)) * (2 * gaussians.log_scales[rows]).exp()
+    gate = rate / (1 + (STEEPNESS * (opacities - THRESHOLD)).exp())
+    gaussians.means[rows] += gate * rotated(quats, along)
 
 
 def shared(
@@ -150,8 +153,8 @@ def _opacities(logits: Tensor) -> Tensor:
     return 1 / (1 + (-logits).exp())
 
 
-def _normal(like: Float[Tensor, "N 3"], draws: torch.Generator) -> Float[Tensor, "N 3"]:
-    if like.device.type == "cpu":
-        return torch.randn(like.shape, generator=draws)
+def _normal(count: int, draws: torch.Generator, device: torch.device) -> Float[Tensor, "N 3"]:
+    if device.type == "cpu":
+        return torch.randn(count, 3, generator=draws)
     seed = int(torch.randint(1 << 62, (), generator=draws))
-    return torch.randn(like.shape, generator=torch.Generator(like.device).manual_seed(seed), device=like.device)
+    return torch.randn(count, 3, generator=torch.Generator(device).manual_seed(seed), device=device)
