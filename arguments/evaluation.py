@@ -21,6 +21,11 @@ class MetricsParams:
     frames: str = opt("", "pseudo-HR frames to compare with the HR truth; default: hr/ of the model", result=False)
     no_frames: bool = opt(False, "do not measure pseudo-HR frames")
     jump_deg: float = opt(45.0, "frames beside a step of more degrees in sequences.json also get a mean of their own")
+    single_frames: str = opt(
+        "",
+        "folder of the same views upsampled without neighbours: the frames' gain over them is measured",
+        result=False,
+    )
     hr_root: str = opt("", "folder with the high-resolution truth of the frames; default: as rendered", result=False)
     no_report: bool = opt(False, "do not write report/index.html", result=False)
     link: bool = opt(False, "keep the report's images beside it instead of inside it", result=False)
@@ -31,6 +36,8 @@ class MetricsParams:
             raise UserError("--model_paths names a folder twice")
         if not 0 <= self.jump_deg <= 180:
             raise UserError(f"--jump_deg {self.jump_deg}: an angle from 0 to 180 degrees is expected")
+        if self.no_frames and (self.frames or self.single_frames):
+            raise UserError("--no_frames contradicts --frames and --single_frames; leave one away")
 
 
 @dataclass(frozen=True)

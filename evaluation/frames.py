@@ -25,22 +25,24 @@ def frame_paths(scene: Scene, frames: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
-def measure_frames(scene: Scene, frames: Path, background: str) -> dict[str, Any] | None:
-    """Measure frames, and plain bicubic upsampling of the same LR views.
+def measure_frames(scene: Scene, frames: Path, background: str, single: Path | None = None) -> dict[str, Any] | None:
+    """Measure frames, plain bicubic upsampling of the same LR views, and frames made without neighbours.
 
     Parameters
     ----------
     frames : folder of NAME.png, RGB or RGBA.
     background : "white" or "black", what frames and truths with alpha are composed on, rounded to 8 bit.
+    single : folder of the frames made without neighbours; None = there is none.
 
     Returns
     -------
     {"PSNR", "bicubic_PSNR": means in dB, "background", "views": count, "of": training views, "view_set",
-    "per_view": {name: {"PSNR", "bicubic_PSNR"}}}, or None where no view has both frame and truth.
+    "per_view": {name: {"PSNR", "bicubic_PSNR"}}}, with `single` "single_PSNR" beside each "PSNR"; None where no view
+    has both frame and truth.
 
     Raises
     ------
-    UserError : a frame of another size than its truth, or unreadable.
+    UserError : a frame of another size than its truth, missing among the single ones, or unreadable.
     """
     paths = frame_paths(scene, frames)
     if not paths:
@@ -49,18 +51,27 @@ def measure_frames(scene: Scene, frames: Path, background: str) -> dict[str, Any
     progress = Progress("frames", len(paths), "view")
     for i, (name, path) in enumerate(paths.items()):
         truth = truth_8bit(scene, name, background)
-        frame = composed(read_image(path), background)
-        if frame.shape != truth.shape:
-            sizes = [f"{x.shape[1]}x{x.shape[0]} px" for x in (frame, truth)]
-            raise UserError(f"{path}: {sizes[0]}, the HR truth of view {name} has {sizes[1]}; give the right --hr_root")
         bicubic = composed(bicubic_upsampled(scene.images.raw(name), truth.shape[1], truth.shape[0]), background)
+        images = {"PSNR": _frame(path, truth, background), "bicubic_PSNR": bicubic}
+        if single is not None:
+            images["single_PSNR"] = _frame(single / f"{name}.png", truth, background)
         target = as_tensor(truth)
-        values = {"PSNR": frame, "bicubic_PSNR": bicubic}
-        per_view[name] = {key: capped_psnr(as_tensor(image), target) for key, image in values.items()}
+        per_view[name] = {key: capped_psnr(as_tensor(image), target) for key, image in images.items()}
         progress.update(i + 1, PSNR=f"{per_view[name]['PSNR']:.2f}")
     progress.close()
     counts = {"background": background, "views": len(paths), "of": len(scene.train)}
     return mean(per_view.values()) | counts | {"view_set": view_set_hash(list(paths)), "per_view": per_view}
+
+
+def _frame(path: Path, truth: UInt8[np.ndarray, "H W 3"], background: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Read a frame and refuse one that cannot be compared with its truth."""
+    if not path.is_file():
+        raise UserError(f"{path}: not there; --single_frames needs a frame of every view that is measured")
+    frame = composed(read_image(path), background)
+    if frame.shape != truth.shape:
+        sizes = [f"{x.shape[1]}x{x.shape[0]} px" for x in (frame, truth)]
+        raise UserError(f"{path}: {sizes[0]}, the HR truth of its view has {sizes[1]}; give the right --hr_root")
+    return frame
 
 
 def composed(image: UInt8[np.ndarray, "H W c"], background: str) -> UInt8[np.ndarray, "H W 3"]:

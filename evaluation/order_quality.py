@@ -19,9 +19,9 @@ def measure_order(frames: Path, per_view: Mapping[str, Mapping[str, float]], jum
 
     Returns
     -------
-    {"method", "mean_step_deg", "worst_step_deg", "step_deg": `steps_beside` of the measured views, "jumps": {"over_deg",
-    "steps": how many, "views": measured frames beside one, and the mean of what was measured of them}}; None without a
-    schedule whose angles are known.
+    {"method", "mean_step_deg", "worst_step_deg", "step_deg": `steps_beside` of the measured views, "jumps":
+    {"over_deg", "steps": how many, "views": measured frames beside one, and the mean of what was measured of them}};
+    None without a schedule whose angles are known.
 
     Notes
     -----

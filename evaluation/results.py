@@ -142,13 +142,16 @@ def measure_all(rendered: Sequence[Rendered], lpips: Lpips | None, device: torch
 
 
 def write_results(
-    folder: Path, rendered: Sequence[Rendered], frames: Mapping[str, Any] | None, weights: Mapping[str, Any]
+    folder: Path,
+    rendered: Sequence[Rendered],
+    of_frames: Mapping[str, Any],
+    weights: Mapping[str, Any],
 ) -> list[Path]:
     """Write results.json, per_view.json (test views, the original's keys) and metrics.json.
 
     Parameters
     ----------
-    frames : what `evaluation.frames` measured of the pseudo-HR frames, or None.
+    of_frames : "frames" and "information", what the modules of these names measured, each or None.
     weights : records of the LPIPS weights.
 
     Returns
@@ -167,7 +170,7 @@ def write_results(
     everything = {
         "schema": SCHEMA,
         "methods": {f"{r.split}/{r.method}": _everything(r) for r in rendered},
-        "frames": frames,
+        **of_frames,
         "weights": dict(weights),
     }
     write_json(folder / "metrics.json", everything)

@@ -18,10 +18,11 @@ from utils.errors import UserError
 from utils.log import say
 from utils.record import read_record
 
-METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", "frame_PSNR", "bicubic_PSNR")
+FRAMES = {"frame_PSNR": "PSNR", "bicubic_PSNR": "bicubic_PSNR", "single_PSNR": "single_PSNR"}  # keys of "frames"
+METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", *FRAMES)
 ORDER = ("jump_PSNR", "jumps", "mean_step_deg", "worst_step_deg")  # of the schedule that made the frames
 FACTS = ("splats", "iteration", "seed", "seconds", "peak_MB")
-DECIMALS = {"PSNR": 2, "frame_PSNR": 2, "bicubic_PSNR": 2, "jump_PSNR": 2, "mean_step_deg": 1, "worst_step_deg": 1}
+DECIMALS = {"PSNR": 2, **dict.fromkeys(FRAMES, 2), "jump_PSNR": 2, "mean_step_deg": 1, "worst_step_deg": 1}
 DECIMALS |= {"seconds": 0, "peak_MB": 0}
 AS_IT_IS = ("scale",)
 COLUMNS = ("name", *METRICS, *ORDER, *FIELDS, *FACTS)
@@ -71,7 +72,7 @@ def read_row(folder: Path, name: str, split: str = "test", iteration: int = -1) 
             f"{folder}: no {split} results of iteration {iteration}; measured: {', '.join(methods) or 'none'}"
         )
     frames = content.get("frames") or {}
-    values = {**methods[chosen]["mean"], "frame_PSNR": frames.get("PSNR"), "bicubic_PSNR": frames.get("bicubic_PSNR")}
+    values = {**methods[chosen]["mean"], **{column: frames.get(key) for column, key in FRAMES.items()}}
     order = frames.get("order") or {}
     jumps = order.get("jumps") or {}
     values |= {key: order.get(key) for key in ORDER} | {"jump_PSNR": jumps.get("PSNR"), "jumps": jumps.get("steps")}

@@ -101,7 +101,8 @@ def sorted_bars(title: str, values: Mapping[str, float], larger_is_better: bool,
     ordered = sorted(values.items(), key=lambda item: item[1], reverse=not larger_is_better)
     numbers = [value for _, value in ordered]
     spread = max(numbers) - min(numbers)
-    ticks = nice_ticks(max(0.0, min(numbers) - 0.35 * spread), max(numbers), 4)
+    start = min(numbers) - 0.35 * spread
+    ticks = nice_ticks(max(0.0, start) if min(numbers) >= 0 else start, max(numbers), 4)
     low, high = ticks[0], ticks[-1]
     step = (WIDTH - LEFT - RIGHT) / len(ordered)
     parts = []

@@ -16,7 +16,7 @@ from evaluation.saved import saved_settings
 from scene import Scene, load_scene
 from scene.lr_kernel import BORDERS, KERNELS, LRKernel
 from scene.sequences import FILE_NAME, Sequences, read_sequences
-from utils.atomic import parse_json
+from utils.atomic import parse_json, read_json
 from utils.errors import UserError
 from utils.log import warn
 from utils.record import read_record
@@ -34,6 +34,7 @@ class RunData:
     folder : with metrics.json. model : the model's folder, often the same.
     metrics : content of metrics.json. records : of the finished steps, by name, in the pipeline's order.
     log : objects of log.jsonl. sequences, scene : where they are there and readable.
+    frames : what upsampling left about its frames, by view, see `frame_facts`.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class RunData:
     log: list[dict[str, Any]] = field(default_factory=list)
     sequences: Sequences | None = None
     scene: Scene | None = None
+    frames: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -83,9 +85,26 @@ def load_run(folder: Path) -> RunData:
     data.log = read_log(model / "log.jsonl")
     if (model / FILE_NAME).is_file():
         data.sequences = _optional(lambda: read_sequences(model / FILE_NAME))
+    data.frames = frame_facts(model / "hr")
     if (model / "cfg_args").is_file():
         data.scene = _optional(lambda: _scene(folder, model, notes))
     return data
+
+
+def frame_facts(hr: Path) -> dict[str, dict[str, Any]]:
+    """Join consistency.json and alignment.json of a folder of frames.
+
+    Returns
+    -------
+    {view: {"consistency": dB or None, "flow_px", "disagreement", "neighbours": [...]}}, each where it is known.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for file, group in (("consistency.json", "frames"), ("alignment.json", "views")):
+        content = _optional(lambda path=hr / file: read_json(path)) if (hr / file).is_file() else None
+        views = content.get(group) if isinstance(content, dict) else None
+        for name, value in views.items() if isinstance(views, dict) else ():
+            facts.setdefault(name, {}).update(value if isinstance(value, dict) else {"consistency": value})
+    return facts
 
 
 def _optional(read: Any) -> Any:

@@ -82,7 +82,8 @@ def results(data: RunData) -> Html:
         rows.append([label, *(cell_text(m, result["mean"].get(m)) for m in present)])
     if frames:
         views = f"{frames['views']} of {frames['of']} training views"
-        for label, key in (("pseudo-HR frames", "PSNR"), ("bicubic upsampling", "bicubic_PSNR")):
+        names = {"PSNR": "pseudo-HR frames", "single_PSNR": "without neighbours", "bicubic_PSNR": "bicubic upsampling"}
+        for key, label in ((key, label) for key, label in names.items() if key in frames):
             cells = (cell_text("PSNR", frames[key]) if m == "PSNR" else "-" for m in present)
             rows.append([f"2D baseline: {label} ({views})", *cells])
     protocol = next(iter(methods.values()))["protocol"]

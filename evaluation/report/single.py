@@ -8,21 +8,33 @@ import numpy as np
 from jaxtyping import UInt8
 
 from evaluation.frames import bicubic_upsampled, composed, frame_paths
+from evaluation.information import KINDS, map_path
 from evaluation.rendering import truth_8bit
 from evaluation.report import sections
 from evaluation.report.data import RunData, load_run, lr_and_bicubic
+from evaluation.report.diagnostics import frames_section
 from evaluation.report.html import Html, page, section
 from evaluation.report.pictures import Pictures, fitted
 from evaluation.tables import cell_text
 from scene import Scene
 from scene.image_files import read_image
+from upsampling import CONFIDENCE
 from utils.atomic import write_text
 from utils.log import duration, warn
 
 MAX_CARDS = 12
 MAX_FRAME_CARDS = 4
 THUMB_PX = 84
-LAYERS = {"lr": "LR", "bicubic": "bicubic", "ours": "ours", "truth": "truth"}
+LAYERS = {
+    "lr": "LR",
+    "bicubic": "bicubic",
+    "ours": "ours",
+    "truth": "truth",
+    "near": "information, near views",
+    "all": "information, all views",
+    "confidence": "confidence",
+}
+BASELINES = {"bicubic": "bicubic", "single": "single frames"}
 FOOTER = "Pictures are for display (WebP); every number comes from the 8-bit PNGs and is in metrics.json."
 
 
@@ -41,6 +53,7 @@ def write_report(folder: Path, link: bool = False) -> Path:
     pictures = Pictures(folder / "report", link)
     parts = [_top(data), sections.results(data), _viewer(data, pictures, MAX_CARDS if not link else 10**9)]
     parts += [sections.per_view(name, result) for name, result in list(data.metrics["methods"].items())[:1]]
+    parts += [part for part in [frames_section(data)] if part]
     if data.sequences is not None and data.scene is not None:
         names = {name for s in data.sequences.subsequences[: sections.MAX_STRIPS] for name in s.frames}
         parts.append(sections.film_strip(data.sequences, thumbnails(data.scene, names), pictures))
@@ -69,8 +82,9 @@ def _top(data: RunData) -> Html:
     items = [(cell_text(m, average[m]), m, "") for m in ("PSNR", "SSIM", "LPIPS") if m in average]
     items[0] = (f"{items[0][0]} dB", "PSNR", f"{protocol['views']} {protocol['split']} views")
     if frames:
-        gain = frames["PSNR"] - frames["bicubic_PSNR"]
-        items.append((f"{frames['PSNR']:.2f} dB", "PSNR of the frames", f"{gain:+.2f} dB against bicubic"))
+        gains = {name: frames["PSNR"] - frames[f"{name}_PSNR"] for name in BASELINES if f"{name}_PSNR" in frames}
+        more = ", ".join(f"{gain:+.2f} dB against {BASELINES[name]}" for name, gain in gains.items())
+        items.append((f"{frames['PSNR']:.2f} dB", "PSNR of the frames", more))
     if "splats" in notes:
         items.append((f"{notes['splats']:,}", "splats", f"iteration {notes['iteration']:,}"))
     if data.records:
@@ -95,7 +109,9 @@ def _viewer(data: RunData, pictures: Pictures, limit: int) -> Html:
         groups["test"] = f"the 3D model ({name})"
     shown = len(cards)
     if data.scene is not None and data.metrics["frames"] and (data.model / "hr").is_dir():
-        cards += frame_cards(data.scene, data.model / "hr", data.metrics["frames"], pictures, MAX_FRAME_CARDS)
+        cards += frame_cards(
+            data.scene, data.model / "hr", data.metrics["frames"], data.folder, pictures, MAX_FRAME_CARDS
+        )
         groups |= {"frames": "frames before 3D (training views)"} if len(cards) > shown else {}
     note = (
         f"Move the divider with the mouse or the arrow keys. {shown} of {len(result['views'])} views, the worst first"
@@ -120,8 +136,16 @@ def _view_card(method: Path, file: str, result: Mapping[str, Any], pictures: Pic
     return sections.card(values["name"], stats, layers, size, pictures, "test")
 
 
-def frame_cards(scene: Scene, frames: Path, measured: Mapping[str, Any], pictures: Pictures, limit: int) -> list[Html]:
-    """Show pseudo-HR frames beside LR, bicubic and truth, worst first."""
+def frame_cards(
+    scene: Scene, frames: Path, measured: Mapping[str, Any], folder: Path, pictures: Pictures, limit: int
+) -> list[Html]:
+    """Show pseudo-HR frames beside LR, bicubic, truth, and the maps that are there, worst first.
+
+    Parameters
+    ----------
+    frames : folder of the frames, their confidence maps in confidence/. measured : "frames" of metrics.json.
+    folder : with the information maps.
+    """
     background, paths = measured["background"], frame_paths(scene, frames)
     values = {name: v for name, v in measured["per_view"].items() if name in paths}
     cards = []
@@ -136,7 +160,10 @@ def frame_cards(scene: Scene, frames: Path, measured: Mapping[str, Any], picture
             "ours": ("pseudo-HR frame", composed(read_image(paths[name]), background), False),
             "truth": ("truth", truth, False),
         }
-        stats = f"PSNR {values[name]['PSNR']:.2f} · bicubic {values[name]['bicubic_PSNR']:.2f}"
+        maps = {kind: map_path(folder, kind, name) for kind in reversed(KINDS)}
+        maps["confidence"] = frames / CONFIDENCE / f"{name}.png"
+        layers |= {k: (LAYERS[k], composed(read_image(p), "black"), True) for k, p in maps.items() if p.is_file()}
+        stats = " · ".join(f"{key.replace('_PSNR', '')} {value:.2f}" for key, value in values[name].items())
         cards.append(sections.card(name, stats, layers, (truth.shape[1], truth.shape[0]), pictures, "frames"))
     return cards
 

@@ -7,7 +7,18 @@ const group = document.getElementById("group");
 
 function layers(view) { return [...view.querySelectorAll(".stage figure")]; }
 
+// Layers that no shown view has cannot be chosen.
+function offer() {
+  const shown = figures.filter((view) => !group || view.dataset.group === group.value);
+  const there = new Set(shown.flatMap((view) => layers(view).map((layer) => layer.dataset.layer)));
+  for (const control of [left, right]) {
+    for (const option of control.options) option.disabled = !there.has(option.value);
+    if (control.selectedOptions[0].disabled) control.value = [...control.options].find((o) => !o.disabled).value;
+  }
+}
+
 function choose() {
+  offer();
   for (const view of figures) {
     for (const layer of layers(view)) {
       layer.classList.toggle("left", layer.dataset.layer === left.value);
@@ -40,11 +51,31 @@ for (const view of figures) {
     button.setAttribute("aria-pressed", large);
   });
 }
-if (left && right) {
+if (left && right && figures.length) {
   for (const control of [left, right, group]) if (control) control.addEventListener("change", choose);
   document.getElementById("swap").addEventListener("click", () => {
     [left.value, right.value] = [right.value, left.value];
     choose();
   });
   choose();
+}
+
+// Headings of tables of class "sort" become buttons: numbers, largest first, then smallest first; texts by the alphabet.
+for (const table of document.querySelectorAll("table.sort")) {
+  const headings = [...table.querySelectorAll("thead th")], body = table.tBodies[0];
+  headings.forEach((heading, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => {
+      const down = heading.getAttribute("aria-sort") !== "descending";
+      const key = (row) => row.cells[column].textContent, value = (row) => parseFloat(key(row));
+      const compare = (a, b) => isNaN(value(a)) && isNaN(value(b)) ? key(b).localeCompare(key(a))
+        : (isNaN(value(a)) ? -Infinity : value(a)) - (isNaN(value(b)) ? -Infinity : value(b));
+      for (const other of headings) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+      body.append(...[...body.rows].sort((a, b) => down ? compare(b, a) : compare(a, b)));
+    });
+  });
 }
