@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.forked import ScriptProcess
-from tests.training_factory import command, write_scene
+from tests.training_factory import LR_SIZE, VIEWS, command, write_scene
 from training.checkpoint import Checkpoints, load
 
 ITERATIONS = 60
@@ -53,19 +53,21 @@ def checkpoints_load(out: Path) -> None:
         load(path)
 
 
-def survives(root: Path, out: Path, unbroken: tuple[Path, float], signum: int, seed: int, kills: int) -> list[int]:
+def survives(
+    root: Path, out: Path, unbroken: tuple[Path, float], signum: int, seed: int, kills: int, **flags: object
+) -> list[int]:
     """Disturb one run `kills` times at random moments, let it finish, compare; returns the exit codes."""
     rng = random.Random(seed)
     codes = []
     for _ in range(kills):
-        process = ScriptProcess(command(root, out), root / f"{out.name}.txt")
+        process = ScriptProcess(command(root, out, **flags), root / f"{out.name}.txt")
         time.sleep(rng.uniform(0, unbroken[1]))
         sent = time.monotonic()
         process.signal(signum)
         codes.append(process.wait())
         assert time.monotonic() - sent < 10, "a stopped run must end within 10 s"
         checkpoints_load(out)
-    process = ScriptProcess(command(root, out), root / f"{out.name}.txt")
+    process = ScriptProcess(command(root, out, **flags), root / f"{out.name}.txt")
     assert process.wait() == 0, process.text()
     assert ply(out) == ply(unbroken[0])
     assert log(out) == log(unbroken[0])
@@ -77,6 +79,24 @@ def survives(root: Path, out: Path, unbroken: tuple[Path, float], signum: int, s
 def test_two_kills_change_no_bit(root, unbroken, seed):
     codes = survives(root, root / f"killed_{seed}", unbroken, signal.SIGKILL, seed, kills=2)
     assert set(codes) <= {-signal.SIGKILL, 0}
+
+
+def test_kills_change_no_bit_with_every_switch_on(root, unbroken):
+    """3DGS-MCMC, exposures, depths, trusted filters and a warm start, all at once."""
+    depths = root / "geometry"
+    (depths / "train").mkdir(parents=True)
+    for i in range(VIEWS):
+        np.savez(depths / f"train/r_{i}.npz", z=np.full((LR_SIZE, LR_SIZE), 3.0), alpha=np.ones((LR_SIZE, LR_SIZE)))
+    start = unbroken[0] / "point_cloud" / f"iteration_{ITERATIONS}" / "point_cloud.ply"
+    flags = {"densification": "mcmc", "exposure_lr_init": 0.01, "depths": depths, "init_ply": start}
+    flags |= {"filter_3d": True, "filter_3d_rate": "lr", "init_gaussians": 200}
+    whole, begin = root / "switches", time.monotonic()
+    process = ScriptProcess(command(root, whole, **flags), root / "switches.txt")
+    assert process.wait() == 0, process.text()
+    took = time.monotonic() - begin
+    survives(root, root / "switches_killed", (whole, took), signal.SIGKILL, seed=1, kills=2, **flags)
+    exposures = [(out / "exposure.json").read_bytes() for out in (whole, root / "switches_killed")]
+    assert exposures[0] == exposures[1]
 
 
 @pytest.mark.slow
