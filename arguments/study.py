@@ -10,8 +10,9 @@ from utils.errors import UserError
 class StudyParams:
     """Which part of a study (python -m evaluation.study STUDY.toml {plan,run,status,table})"""
 
-    out: str = opt("", "folder of all tasks; default: what the study says, or output/study/NAME")
-    source: str = opt("", "one LR scene instead of the study's scenes")
+    out: str = opt("", "folder of all tasks; default: what the study says, or output/study, which studies may share")
+    source: str = opt("", "one LR scene instead of the study's scenes; settings for it go after --")
+    hr: str = opt("", "its HR scene, for variants that train on the truth; none = they are left out")
     scenes: tuple[str, ...] = opt((), "only these scenes")
     variants: tuple[str, ...] = opt((), "only these variants, and what they need")
     seeds: tuple[int, ...] = opt((), "these seeds instead of the study's", type=int)

@@ -16,6 +16,7 @@ from arguments.loading import CommonParams, ModelParams
 from arguments.pipeline import RunParams
 from arguments.steps import STEPS
 from arguments.study import ExecutorParams, FrameQualityParams, StudyParams, StudyTableParams, WorkerParams
+from arguments.subset import SubsetParams
 from scene.sequences import read_sequences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     **{step.script: step.groups for step in STEPS.values()},
     "run.py": (RunParams, *(group for step in STEPS.values() for group in step.groups)),
     "scene.downscale": (DownscaleParams,),
+    "scene.subset": (SubsetParams,),
     "evaluation.tables": (TableParams,),
     "evaluation.study": (StudyParams, ExecutorParams, StudyTableParams),
     "evaluation.study.tasks": (WorkerParams,),

@@ -109,12 +109,13 @@ class Plan:
         return list(found.values())
 
 
-def make_plan(study: Study, out: str = "", source: str = "") -> Plan:
+def make_plan(study: Study, out: str = "", source: str = "", hr: str = "") -> Plan:
     """Expand a study.
 
     Parameters
     ----------
-    out : folder of all tasks instead of the study's. source : one LR scene instead of the study's.
+    out : folder of all tasks instead of the study's. source, hr : one LR scene, and its HR scene, instead of
+        the study's.
 
     Raises
     ------
@@ -122,13 +123,14 @@ def make_plan(study: Study, out: str = "", source: str = "") -> Plan:
     """
     scenes = study.scenes
     if source:
-        scenes = (SceneSpec(Path(source).resolve().name, source),)
+        scenes = (SceneSpec(Path(source).resolve().name, source, hr),)
     if not scenes:
         raise UserError(f"study {study.name}: no [scenes.NAME], and no --source; which scene is meant?")
     planner = _Planner(study, Plan(Path(os.path.abspath(out or expanded(study.out, study.name)))))
     for scene in scenes:
         for variant in study.variants:
-            if not variant.scenes or scene.name in variant.scenes:
+            there = bool(source) or not variant.scenes or scene.name in variant.scenes
+            if variant.wanted and there and (scene.hr or variant.source == "lr"):
                 for seed in variant.seeds or study.seeds:
                     planner.plan.runs.append(planner.run(scene, variant, seed))
     wanted = [task for run in planner.plan.runs for task in run.tasks]
@@ -153,7 +155,7 @@ def expanded(text: str, where: str) -> str:
 def uses_seed(step: str, values: Mapping[str, Any]) -> bool:
     """Whether a step's result depends on the seed; own code (MODULE:NAME) may."""
     if step == "order":
-        return str(values.get("ordering", "")) == "random" or _own_code(values, "ordering", "cost")
+        return str(values.get("ordering", "")) == "random" or _own_code(values, "ordering", "cost", "gate")
     if step == "upsample":
         return bool(values.get("random_weights")) or _own_code(values, "upsampler", "neighbour_cost")
     return step in ("train", "lr_model")

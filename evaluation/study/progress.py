@@ -57,11 +57,16 @@ class StudyProgress:
             total += max((expected or 0.0) - spent, 0.0)
         return ("> " if unknown else "") + log.duration(total / self.slots)
 
+    def due(self) -> bool:
+        """Whether `show` would show something."""
+        period = log.TERMINAL_PERIOD_S if self.terminal else log.FILE_PERIOD_S
+        return time.monotonic() - self.shown >= period and not log.is_quiet()
+
     def show(self, running: Collection[str], outcome: Any) -> None:
         """Show the line where it is time to."""
         now = time.monotonic()
         self.since = {name: self.since.get(name, now) for name in running}
-        if now - self.shown < (log.TERMINAL_PERIOD_S if self.terminal else log.FILE_PERIOD_S) or log.is_quiet():
+        if not self.due():
             return
         self.shown = now
         over = outcome.done | outcome.failed.keys() | outcome.left.keys()

@@ -31,7 +31,7 @@ class SceneSpec:
     source, hr : folders of the LR scene and, for variants with source = "hr", of the HR scene; `{prepared}` is the
         folder that the `prepare` commands write to, environment variables are expanded.
     backgrounds : what is rendered on; () = the study's.
-    settings : {"flags" or a step's name: {setting: value}}.
+    settings : {"flags", "hr_flags" (for source = "hr" only) or a step's name: {setting: value}}.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Variant:
         for its frames' folder.
     before : {step: commands that run before it}.
     seeds, scenes : its own; () = the study's.
+    wanted : False where it is there only for others that need it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Variant:
     seeds: tuple[int, ...] = ()
     scenes: tuple[str, ...] = ()
     settings: Sections = field(default_factory=dict)
+    wanted: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Study:
     def settings(self, scene: SceneSpec, variant: Variant, step: str) -> dict[str, Any]:
         """What the study says for a step: method < configuration < scene < variant < command line."""
         values = file_settings(step, variant.method, {k: dict(v) for k, v in self.config[1].items()})
-        for layer in (scene.settings, variant.settings, {"flags": self.overrides}):
+        bound = {"flags": scene.settings.get("hr_flags", {}) if variant.source == "hr" else {}}
+        for layer in (scene.settings, bound, variant.settings, {"flags": self.overrides}):
             values |= {**layer.get("flags", {}), **layer.get(step, {})}
         known = own_settings(step) - ({"compat"} if step in PROTOCOL_STEPS else set())
         return {key: value for key, value in values.items() if key in known}
@@ -103,13 +106,13 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     content = _included(path, ())
-    known = {"out", "title", "config", "seeds", "baseline", "backgrounds", "scenes", "variants"}
+    known = {"out", "config", "seeds", "baseline", "backgrounds", "use", "scenes", "variants"}
     _known_keys(content, known, str(path))
     scenes = tuple(_scene(name, table, path) for name, table in _tables(content, "scenes", path).items())
     variants = tuple(_variant(name, table, path) for name, table in _tables(content, "variants", path).items())
     study = Study(
         path.stem,
-        _text(content.get("out", f"output/study/{path.stem}"), f"{path}: out"),
+        _text(content.get("out", "output/study"), f"{path}: out"),
         scenes,
         variants,
         _numbers(content.get("seeds", [0]), f"{path}: seeds"),
@@ -119,6 +122,13 @@ def read_study(path: str | Path) -> Study:
     )
     if not study.variants or not study.seeds:
         raise UserError(f"{path}: no {'seeds' if study.variants else '[variants.NAME]'}; there is nothing to run")
+    for variant in variants:
+        for name in variant.scenes:
+            _one_of(name, [s.name for s in scenes], f"{path}: variant {variant.name}: scenes")
+    use = _table(content, "use", str(path))
+    _known_keys(use, {"scenes", "variants"}, f"{path}: use")
+    named = [_texts(use.get(key, []), f"{path}: use.{key}") for key in ("scenes", "variants")]
+    study = restrict(study, named[0], named[1], (), f"{path}: use")
     check(study, str(path))
     return study
 
@@ -140,7 +150,7 @@ def _included(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds: Sequence[int], where: str) -> Study:
-    """Keep only some scenes; name the variants whose runs are wanted by giving all others no scenes.
+    """Keep only some scenes, and mark the variants whose runs are wanted; the others stay for those that need them.
 
     Raises
     ------
@@ -150,17 +160,11 @@ def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds
         for name in given:
             _one_of(name, [x.name for x in there], f"{where}: {what}")
     kept = tuple(s for s in study.scenes if not scenes or s.name in scenes)
-    ways = tuple(
-        replace(
-            v,
-            scenes=() if not variants or v.name in variants else ("",),
-            seeds=tuple(seeds) or v.seeds,
-        )
-        if not v.scenes or (variants and v.name not in variants)
-        else replace(v, seeds=tuple(seeds) or v.seeds)
+    chosen = tuple(
+        replace(v, wanted=v.wanted and (not variants or v.name in variants), seeds=tuple(seeds) or v.seeds)
         for v in study.variants
     )
-    return replace(study, scenes=kept, variants=ways, seeds=tuple(seeds) or study.seeds)
+    return replace(study, scenes=kept, variants=chosen, seeds=tuple(seeds) or study.seeds)
 
 
 def with_overrides(study: Study, words: Sequence[str], where: str) -> Study:
@@ -191,9 +195,6 @@ def check(study: Study, where: str) -> None:
         here = f"{where}: variant {variant.name}"
         for name in variant.needs.values():
             _one_of(name, names, f"{here}: needs")
-        for name in variant.scenes:
-            if name:
-                _one_of(name, [s.name for s in study.scenes], f"{here}: scenes")
         for scene in study.scenes:
             if variant.source == "hr" and not scene.hr:
                 raise UserError(f"{here}: source = 'hr', but scene {scene.name} does not say hr = FOLDER")
@@ -209,7 +210,7 @@ def check(study: Study, where: str) -> None:
 def _scene(name: str, table: Mapping[str, Any], path: Path) -> SceneSpec:
     where = f"{path}: scene {name}"
     _plain_name(name, where)
-    _known_keys(table, {"source", "hr", "prepare", "backgrounds", "flags", *STEPS}, where)
+    _known_keys(table, {"source", "hr", "prepare", "backgrounds", "flags", "hr_flags", *STEPS}, where)
     if not table.get("source"):
         raise UserError(f"{where}: source = FOLDER (the LR views) is needed")
     backgrounds = _backgrounds(table["backgrounds"], f"{where}: backgrounds") if "backgrounds" in table else ()
@@ -222,7 +223,7 @@ def _scene(name: str, table: Mapping[str, Any], path: Path) -> SceneSpec:
 def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
     where = f"{path}: variant {name}"
     _plain_name(name, where)
-    own = {f.name for f in fields(Variant)} - {"name", "settings"}
+    own = {f.name for f in fields(Variant)} - {"name", "settings", "wanted"}
     _known_keys(table, {*own, "flags", *STEPS}, where)
     given: dict[str, Any] = {}
     for key, choices in (("source", ("lr", "hr")), ("method", tuple(METHODS))):
@@ -250,9 +251,9 @@ def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
 
 def _sections(table: Mapping[str, Any], where: str) -> Sections:
     """The settings of a scene or variant, each key and type checked."""
-    sections = {key: _table(table, key, where) for key in ("flags", *STEPS) if key in table}
+    sections = {key: _table(table, key, where) for key in ("flags", "hr_flags", *STEPS) if key in table}
     for name, values in sections.items():
-        steps = list(STEPS.values()) if name == "flags" else [STEPS[name]]
+        steps = [STEPS[name]] if name in STEPS else list(STEPS.values())
         groups = list(dict.fromkeys(g for step in steps for g in step.groups))
         here = f"{where} [{name}]"
         checked(_not_decided(values, here), groups, here)
