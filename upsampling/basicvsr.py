@@ -4,7 +4,6 @@ Shapes: T frames [3, h, w] in, features [1, 64, h, w] kept per frame between the
 """
 
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arguments.upsampling import UpsamplingParams
-from upsampling.alignment import Alignment, Graph, Visit, along_path, blended, flows, handed, pairs_of
+from upsampling.alignment import Alignment, Graph, along_path
 from upsampling.features import Features
-from upsampling.geometry import Flow
 from upsampling.precision import laid_out, precision
 from upsampling.registry import State, Upsampler, filled, network
 from upsampling.spynet import flow_bytes, padded_pixels
-from upsampling.video_network import CHANNELS, Trunk, VideoNetwork, from_openmmlab
+from upsampling.video_network import CHANNELS, Step, Trunk, VideoNetwork, from_openmmlab
 
 BLOCKS = 30
 
@@ -80,41 +78,20 @@ class BasicVSR(VideoNetwork):
         """
         alignment = alignment or along_path(len(frames))
         backward = Features(alignment.folder)
-        for _ in self._propagate(self.backward_trunk, frames, alignment, backward, reverse=True):
+        for _ in self._propagate(self._step(self.backward_trunk, frames), frames, alignment, backward, reverse=True):
             pass
         visits = alignment.visits(reverse=False)
         finished = {visit.frame: n for n, visit in enumerate(visits)}
-        forward = self._propagate(self.forward_trunk, frames, alignment, Features(alignment.folder), reverse=False)
+        forward = self._propagate(
+            self._step(self.forward_trunk, frames), frames, alignment, Features(alignment.folder), reverse=False
+        )
         for n, (visit, feature) in enumerate(zip(visits, forward, strict=True)):
             if finished[visit.frame] == n:
                 fused = self.fusion(laid_out(torch.cat([backward.pop(visit.frame), feature], dim=1)))
                 yield self._tail(F.leaky_relu_(fused, 0.1), frames[visit.frame][None])[0]
 
-    def _propagate(
-        self, trunk: nn.Module, frames: Tensor, alignment: Alignment | Graph, kept: Features, reverse: bool
-    ) -> Iterator[Tensor]:
-        """The feature made at each visit. The backward pass leaves the last of every frame in `kept`; the forward pass
-        keeps one only while a later visit still needs it."""
-        visits = alignment.visits(reverse)
-        last_use = {s: n for n, visit in enumerate(visits) for s in visit.sources}
-        known = flows(self.spynet, frames, pairs_of(visits), alignment.flow_of)
-        for n, visit in enumerate(visits):
-            arrived = self._arrived(visit, frames, kept, known)
-            feature = trunk(torch.cat([frames[visit.frame][None].to(self.dtype), arrived], dim=1))  # 3 + 64 channels in
-            if reverse or last_use.get(visit.frame, -1) > n:
-                kept[visit.frame] = feature
-            yield feature
-            for used in [] if reverse else [s for s in visit.sources if last_use[s] == n]:
-                del kept[used]
-
-    def _arrived(self, visit: Visit, frames: Tensor, kept: Features, known: Iterator[Flow]) -> Tensor:
-        """[1, 64, h, w]: what the sources of a visit hand to it."""
-        if not visit.sources:
-            return frames.new_zeros(1, CHANNELS, *frames.shape[-2:], dtype=self.dtype)
-        if not visit.factors:
-            return handed(kept[visit.sources[0]], next(known))
-        features, known = (kept[s] for s in visit.sources), islice(known, len(visit.sources))
-        return blended(features, known, visit.factors).to(self.dtype)
+    def _step(self, trunk: nn.Module, frames: Tensor) -> Step:
+        return lambda i, arrived: trunk(torch.cat([frames[i][None].to(self.dtype), arrived], dim=1))  # 3 + 64 in
 
 
 @network("basicvsr", "basicvsr_vimeo_bi")

@@ -4,7 +4,7 @@ Shapes: T frames [3, h, w] in, features [1, 64, h, w] kept per frame between the
 Inside, sides are extended to multiples of 4. A *keyframe*'s window holds `reach` frames on each side of it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from arguments.upsampling import UpsamplingParams
 from upsampling.alignment import Alignment, along_path
 from upsampling.edvr import MULTIPLE, WindowFeatures, window_bytes
+from upsampling.features import Features
+from upsampling.geometry import Flow
 from upsampling.precision import laid_out, precision
 from upsampling.registry import State, Upsampler, filled, network
-from upsampling.spynet import flow_bytes, padded_pixels, warp
+from upsampling.spynet import flow_bytes, padded_pixels
 from upsampling.video_network import CHANNELS, Trunk, VideoNetwork, from_openmmlab
 from utils.errors import UserError
 
@@ -98,12 +100,12 @@ class IconVSR(VideoNetwork):
         self, frames: Float[Tensor, "t 3 h w"], alignment: Alignment | None = None
     ) -> Iterator[Float[Tensor, "3 H W"]]:
         """See BasicVSR.upsample. A window's frames come from the line that features travel, see `keyframe_windows`."""
-        alignment = alignment or along_path(len(frames))
+        alignment = (alignment or along_path(len(frames))).mapped(mirrored_flow)
         h, w = frames.shape[-2:]
         frames = _extended(frames)
-        pyramid = self.spynet.pyramid(frames)
         windows = keyframe_windows(alignment, self.reach)
         refills: dict[int, Tensor] = {}
+        backward = Features()
 
         def step_back(i: int, arrived: Tensor) -> Tensor:
             if i in windows:
@@ -111,52 +113,35 @@ class IconVSR(VideoNetwork):
                 arrived = self._refilled(self.backward_fusion, arrived, refills[i])
             return self.backward_trunk(torch.cat([frames[i][None].to(self.dtype), arrived], dim=1))
 
-        backward = list(self._propagate(step_back, frames, pyramid, alignment.backward, reverse=True))
-
         def step_forth(i: int, arrived: Tensor) -> Tensor:
             if i in windows:
                 arrived = self._refilled(self.forward_fusion, arrived, refills.pop(i))
-            return self.forward_trunk(torch.cat([frames[i][None].to(self.dtype), backward.pop(), arrived], dim=1))
+            return self.forward_trunk(torch.cat([frames[i][None].to(self.dtype), backward.pop(i), arrived], dim=1))
 
-        for frame, feature in zip(
-            frames, self._propagate(step_forth, frames, pyramid, alignment.forward, reverse=False), strict=True
-        ):
+        for _ in self._propagate(step_back, frames, alignment, backward, reverse=True):
+            pass
+        forward = self._propagate(step_forth, frames, alignment, Features(), reverse=False)
+        for frame, feature in zip(frames, forward, strict=True):
             yield self._tail(feature, frame[None])[0, :, : 4 * h, : 4 * w]
 
     def _refilled(self, fusion: nn.Module, arrived: Tensor, refill: Tensor) -> Tensor:
         return fusion(laid_out(torch.cat([arrived, refill], dim=1)))
 
-    def _propagate(
-        self,
-        step: Callable[[int, Tensor], Tensor],
-        frames: Tensor,
-        pyramid: list[Tensor],
-        sources: Sequence[int | None],
-        reverse: bool,
-    ) -> Iterator[Tensor]:
-        """Features of all frames in visiting order; one is kept only while a later frame still needs it."""
-        order = range(len(frames) - 1, -1, -1) if reverse else range(len(frames))
-        last_use = {s: i for i in order if (s := sources[i]) is not None}
-        pairs = [(i, s) for i in order if (s := sources[i]) is not None]
-        flows = self.spynet.flows(pyramid, pairs, frames.shape[-2:])
-        kept: dict[int, Tensor] = {}
-        for i in order:
-            source = sources[i]
-            if source is None:
-                arrived = frames.new_zeros(1, CHANNELS, *frames.shape[-2:], dtype=self.dtype)
-            else:
-                arrived = warp(kept.pop(source) if last_use[source] == i else kept[source], next(flows))
-            feature = step(i, arrived)
-            if i in last_use:
-                kept[i] = feature
-            yield feature
 
-
-def _extended(frames: Float[Tensor, "t 3 h w"]) -> Float[Tensor, "t 3 h4 w4"]:
+def _extended(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h4 w4"]:
     """Mirrored beyond the right and lower edge to multiples of 4 px; the edge repeated where a side is 1 or 2 px."""
-    h, w = frames.shape[-2:]
+    h, w = x.shape[-2:]
     right, below = -w % MULTIPLE, -h % MULTIPLE
-    return F.pad(frames, (0, right, 0, below), mode="reflect" if right < w and below < h else "replicate")
+    return F.pad(x, (0, right, 0, below), mode="reflect" if right < w and below < h else "replicate")
+
+
+def mirrored_flow(flow: Flow) -> Flow:
+    """A known flow between frames that were extended: a mirrored pixel is found where its support's mirror image is."""
+    h, w = flow.px.shape[-2:]
+    px = _extended(flow.px)
+    px[:, 0, :, w:].neg_()
+    px[:, 1, h:].neg_()
+    return Flow(px, None if flow.visible is None else _extended(flow.visible))
 
 
 def reach_of(state: State) -> int:

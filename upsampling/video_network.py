@@ -5,11 +5,16 @@ BasicSR's; OpenMMLab's are mapped (`from_openmmlab`).
 """
 
 import re
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upsampling.alignment import Alignment, Graph, Visit, blended, flows, handed, pairs_of
+from upsampling.features import Features
+from upsampling.geometry import Flow
 from upsampling.precision import laid_out, layout
 from upsampling.registry import State
 from upsampling.spynet import SPyNet
@@ -18,6 +23,9 @@ CHANNELS = 64
 # LR pixels that pass the x4 tail at a time: its maps are 16 times the trunk's. More on a GPU, to keep it busy.
 TAIL_PIXELS = {"cpu": 8192, "cuda": 32768}
 TAIL_HALO = 2  # LR rows that reach into the tail's output: two 3x3 at x4, one at x2, one at x1
+
+# (frame, what arrives at it) -> its feature, both [1, 64, h, w]
+Step = Callable[[int, Tensor], Tensor]
 
 
 class ResidualBlock(nn.Module):
@@ -74,6 +82,31 @@ class VideoNetwork(nn.Module):
                 weight = module.weight
                 weight.data = weight.data.contiguous(memory_format=layout(weight.device, dtype))
         return self
+
+    def _propagate(
+        self, step: Step, frames: Tensor, alignment: Alignment | Graph, kept: Features, reverse: bool
+    ) -> Iterator[Tensor]:
+        """The feature made at each visit. The backward pass leaves the last of every frame in `kept`; the forward pass
+        keeps one only while a later visit still needs it."""
+        visits = alignment.visits(reverse)
+        last_use = {s: n for n, visit in enumerate(visits) for s in visit.sources}
+        known = flows(self.spynet, frames, pairs_of(visits), alignment.flow_of)
+        for n, visit in enumerate(visits):
+            feature = step(visit.frame, self._arrived(visit, frames, kept, known))
+            if reverse or last_use.get(visit.frame, -1) > n:
+                kept[visit.frame] = feature
+            yield feature
+            for used in [] if reverse else [s for s in visit.sources if last_use[s] == n]:
+                del kept[used]
+
+    def _arrived(self, visit: Visit, frames: Tensor, kept: Features, known: Iterator[Flow]) -> Tensor:
+        """[1, 64, h, w]: what the sources of a visit hand to it."""
+        if not visit.sources:
+            return frames.new_zeros(1, CHANNELS, *frames.shape[-2:], dtype=self.dtype)
+        if not visit.factors:
+            return handed(kept[visit.sources[0]], next(known))
+        features, known = (kept[s] for s in visit.sources), islice(known, len(visit.sources))
+        return blended(features, known, visit.factors).to(self.dtype)
 
     def tail_bytes(self, h: int, w: int) -> int:
         """Memory that `_tail` needs for a frame of h x w LR px, with the one before it, still on its way out."""

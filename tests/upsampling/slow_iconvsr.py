@@ -3,12 +3,16 @@
 Windows of keyframes are made as the published code makes them, by frames put before and behind the clip.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tests.upsampling import slow_networks as slow
 from tests.upsampling.slow_networks import Shapes, State, conv, lrelu
+
+Known = Callable[[int, int], tuple[Tensor, Tensor]]  # [2, h, w] px, [h, w] 0-1
 
 
 def _conv(key: str, inputs: int, size: int = 3) -> Shapes:
@@ -162,8 +166,11 @@ def window_feature(s: State, frames: list[Tensor]) -> Tensor:
     return fuse(s, [align(s, level, levels[len(frames) // 2]) for level in levels])
 
 
-def iconvsr(state: State, frames: Tensor) -> Tensor:
-    """[t, 3, h, w] float64 -> [t, 3, 4h, 4w]; t of at least 5 or 7, as the published code wants it."""
+def iconvsr(state: State, frames: Tensor, known: Known | None = None) -> Tensor:
+    """[t, 3, h, w] float64 -> [t, 3, 4h, 4w]; t of at least 5 or 7, as the published code wants it.
+
+    known : gives flow and visibility of (frame, source) where they are not to be learned; h, w are then multiples of 4.
+    """
     s, (t, _, height, width) = slow.doubled(state), frames.shape
     x = F.pad(frames, (0, -width % 4, 0, -height % 4), mode="reflect")
     reach = s["edvr.fusion.feat_fusion.weight"].shape[1] // 128
@@ -175,14 +182,20 @@ def iconvsr(state: State, frames: Tensor) -> Tensor:
     def refilled(branch: str, i: int, f: Tensor) -> Tensor:
         return conv(s, f"{branch}_fusion", torch.cat([f, refill[i]])) if i in refill else f
 
+    def handed(f: Tensor, i: int, source: int) -> Tensor:
+        if known is None:
+            return slow.warped(f, slow.spynet(s, x[i], x[source]))
+        flow, visible = known(i, source)
+        return slow.warped(f, flow) * visible
+
     back: dict[int, Tensor] = {}
     f = torch.zeros(64, *x.shape[2:], dtype=x.dtype)
     for i in reversed(range(t)):
-        f = f if i == t - 1 else slow.warped(f, slow.spynet(s, x[i], x[i + 1]))
+        f = f if i == t - 1 else handed(f, i, i + 1)
         f = back[i] = slow.trunk(s, "backward_trunk", torch.cat([x[i], refilled("backward", i, f)]), 30)
     f, out = torch.zeros_like(f), []
     for i in range(t):
-        f = f if i == 0 else slow.warped(f, slow.spynet(s, x[i], x[i - 1]))
+        f = f if i == 0 else handed(f, i, i - 1)
         f = slow.trunk(s, "forward_trunk", torch.cat([x[i], back[i], refilled("forward", i, f)]), 30)
         out.append(slow.tail(s, f, x[i])[:, : 4 * height, : 4 * width])
     return torch.stack(out)

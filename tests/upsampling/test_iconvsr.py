@@ -1,6 +1,8 @@
 """IconVSR against a second writing, its windows against those of the published code, checkpoints of both publishers."""
 
 import hashlib
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from tests.upsampling import slow_iconvsr, slow_networks
 from tests.upsampling.test_networks import CPU, moving_texture, openmmlab
 from upsampling import load, resolve_weights
 from upsampling.alignment import Alignment, along_path
-from upsampling.iconvsr import IconVSR, keyframe_windows
+from upsampling.geometry import Flow
+from upsampling.iconvsr import IconVSR, keyframe_windows, mirrored_flow
+from upsampling.spynet import warp
 from upsampling.tiling import plan, upsample
 from upsampling.video_network import from_openmmlab
 from utils.errors import UserError
@@ -56,6 +60,39 @@ def test_the_network_is_its_second_writing(nets, states, reach, t, h, w):
     result = torch.stack(list(nets[reach].upsample(frames)))
     assert float(_residual(expected, frames).std()) > 0.1
     assert float((result - expected).abs().max()) < 2e-5  # measured 2e-6
+
+
+def _known(i: int, s: int, h: int, w: int) -> Flow:
+    g = torch.Generator().manual_seed(10 * i + s)
+    return Flow(2 * torch.randn(1, 2, h, w, generator=g), (torch.rand(1, 1, h, w, generator=g) > 0.3).float())
+
+
+def test_known_flow_is_taken_on_the_path(nets, states):
+    frames = moving_texture(5, 12, 16)
+    alignment = replace(along_path(5), flow_of=lambda i, s: _known(i, s, 12, 16))
+
+    def known(i: int, s: int) -> tuple[torch.Tensor, torch.Tensor]:
+        flow = _known(i, s, 12, 16)
+        return flow.px[0].double(), flow.visible[0, 0].double()
+
+    expected = slow_iconvsr.iconvsr(states[2], frames.double(), known)
+    result = torch.stack(list(nets[2].upsample(frames, alignment)))
+    assert float((result - expected).abs().max()) < 2e-5
+    assert float((result - torch.stack(list(nets[2].upsample(frames)))).std()) > 0.01
+
+
+def test_known_flow_of_other_sizes_is_mirrored_as_frames_are():
+    """Warping what was extended is extending what was warped, up to where flow leaves the extended image."""
+    h, w = 13, 9  # extended by 3 px
+    g = torch.Generator().manual_seed(0)
+    x, px = torch.rand(1, 2, h, w, generator=g), torch.rand(1, 2, h, w, generator=g) * 1.8 - 0.9
+    px[:, 0, :, -1] = px[:, 1, -1] = 0.0  # the edge itself is its own mirror image
+    visible = (torch.rand(1, 1, h, w, generator=g) > 0.5).float()
+    extend = partial(F.pad, pad=(0, 3, 0, 3), mode="reflect")
+    flow = mirrored_flow(Flow(px.clone(), visible))
+    warped, expected = warp(extend(x), flow.px), extend(warp(x, px))
+    assert torch.allclose(warped[..., : h + 2, : w + 2], expected[..., : h + 2, : w + 2], atol=1e-5)
+    assert torch.equal(flow.visible, extend(visible))
 
 
 @pytest.mark.parametrize("reach", [2, 3])
