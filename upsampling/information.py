@@ -71,7 +71,7 @@ def information_maps(
     then too low. A cell is 1 / s of an LR pixel wide: depth errors move the samples of views far apart by more than
     that, and the map then says how many cells are filled rather than which. Noise, the LR kernel's damping of what lies
     between the pixels, and gloss, which gives each view another colour of one point, are not in it.
-    Cost: O(views^2 pixels), 2 ms for a pair of 200 x 200 px views half filled, on one core.
+    Cost: O(views^2 pixels), 2 to 3 ms for a pair of 200 x 200 px views on one core.
     """
     if scale < 2:
         raise ValueError(f"scale {scale}: there is nothing between the pixels")

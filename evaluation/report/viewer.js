@@ -60,7 +60,7 @@ if (left && right && figures.length) {
   choose();
 }
 
-// Headings of tables of class "sort" become buttons: numbers, largest first, then smallest first; texts by the alphabet.
+// Headings of tables of class "sort" become buttons: numbers the largest first, texts by the alphabet, then reversed.
 for (const table of document.querySelectorAll("table.sort")) {
   const headings = [...table.querySelectorAll("thead th")], body = table.tBodies[0];
   headings.forEach((heading, column) => {
@@ -69,10 +69,11 @@ for (const table of document.querySelectorAll("table.sort")) {
     button.append(...heading.childNodes);
     heading.append(button);
     button.addEventListener("click", () => {
-      const down = heading.getAttribute("aria-sort") !== "descending";
-      const key = (row) => row.cells[column].textContent, value = (row) => parseFloat(key(row));
-      const compare = (a, b) => isNaN(value(a)) && isNaN(value(b)) ? key(b).localeCompare(key(a))
-        : (isNaN(value(a)) ? -Infinity : value(a)) - (isNaN(value(b)) ? -Infinity : value(b));
+      const key = (row) => row.cells[column].textContent, number = (row) => parseFloat(key(row));
+      const words = [...body.rows].every((row) => isNaN(number(row)));
+      const before = heading.getAttribute("aria-sort"), down = words ? before === "ascending" : before !== "descending";
+      const compare = words ? (a, b) => key(a).localeCompare(key(b))
+        : (a, b) => (isNaN(number(a)) ? -Infinity : number(a)) - (isNaN(number(b)) ? -Infinity : number(b)) || 0;
       for (const other of headings) other.removeAttribute("aria-sort");
       heading.setAttribute("aria-sort", down ? "descending" : "ascending");
       body.append(...[...body.rows].sort((a, b) => down ? compare(b, a) : compare(a, b)));
