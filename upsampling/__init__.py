@@ -179,7 +179,7 @@ def describe(job: Job) -> str:
     calls = job.aligner.calls()
     lines = []
     for (w, h), group in _by_size(job, calls).items():
-        frames = sum(len(c.frames) + 2 * c.padded for c in group)
+        frames = job.settings.ensemble * sum(len(c.frames) + 2 * c.padded for c in group)
         saved = sum(len(c.save) for c in group)
         longest = max(group, key=lambda c: len(c.frames))
         cut = _plan(job, longest)

@@ -12,16 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from arguments.loading import ModelParams
 from arguments.upsampling import UpsamplingParams
 from scene.image_files import read_image, write_png
 from scene.lr_kernel import LRKernel
-from tests.scene_factory import picture
+from scene.sequences import FILE_NAME, Sequences, Subsequence, write_sequences
+from tests.scene_factory import picture, write_blender
 from tests.upsampling.test_run import Recorder
 from upsampling import Job, load, resolve_weights, run
-from upsampling.alignment import Alignment
+from upsampling.alignment import Alignment, Graph, along_path, handed
 from upsampling.ensemble import FLIPS, confidence, mean_over_flips
 from upsampling.geometry import Flow
-from upsampling.sources import folder_source
+from upsampling.sources import folder_source, scene_source
 from upsampling.spynet import warp
 from utils.errors import UserError
 
@@ -35,6 +37,23 @@ class Lopsided(Recorder):
         for frame in super().upsample(frames, alignment):
             h, w = frame.shape[-2:]
             yield 0.5 * frame + 0.2 * torch.linspace(0, 1, w) + 0.1 * torch.linspace(0, 1, h)[:, None]
+
+
+class Follower(Recorder):
+    """A network that is flip-equivariant as long as the flows are mirrored with the frames."""
+
+    def upsample(self, frames: Tensor, alignment: Alignment | Graph | None = None) -> Iterator[Tensor]:
+        assert isinstance(alignment, Alignment)
+        assert alignment.flow_of is not None
+        self.clips.append(frames)
+        for i, frame in enumerate(frames):
+            arrived = [
+                handed(frames[s][None], alignment.flow_of(i, s))[0]
+                for s in (alignment.backward[i], alignment.forward[i])
+                if s is not None
+            ]
+            mixed = torch.stack([frame, *arrived]).mean(0)
+            yield mixed.repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
 def test_flips_mirror_images_and_undo_themselves():
@@ -56,6 +75,50 @@ def test_a_mirrored_flow_warps_mirrored_images_to_the_mirrored_result(flip):
     image = torch.rand(1, 3, 9, 13, generator=draw)
     flow = 3 * torch.randn(1, 2, 9, 13, generator=draw)
     assert torch.allclose(warp(flip(image), flip.flow(Flow(flow)).px), flip(warp(image, flow)), atol=1e-5)
+
+
+def test_known_flows_and_what_they_show_are_mirrored_with_the_frames(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    frames = torch.rand(3, 3, 9, 13, generator=draw)
+    known = {
+        pair: Flow(
+            2 * torch.randn(1, 2, 9, 13, generator=draw), (torch.rand(1, 1, 9, 13, generator=draw) > 0.3).float()
+        )
+        for pair in ((0, 1), (1, 2), (1, 0), (2, 1))
+    }
+    alignment = replace(along_path(3), flow_of=lambda i, s: known[i, s])
+
+    def deviations(mirrored: bool) -> float:
+        def estimate(flip):
+            return enumerate(Follower().upsample(flip(frames), alignment.mapped(flip.flow) if mirrored else alignment))
+
+        return max(float(deviation.max()) for _, _, deviation in mean_over_flips(estimate, 4, tmp_path))
+
+    assert deviations(mirrored=True) < 1e-5  # warps are computed in float32
+    assert deviations(mirrored=False) > 0.1
+
+
+def test_a_run_mirrors_the_flows_of_geometry(tmp_path):
+    """A plane seen by eight cameras: the estimates agree, so the flows were mirrored; they are not zero."""
+    scene = write_blender(tmp_path / "scene", views=8, test_views=1, size=24)
+    out, names = tmp_path / "out", tuple(f"train/r_{i}" for i in range(8))
+    write_sequences(out / FILE_NAME, Sequences((Subsequence(names, tuple(range(8))),)))
+    for name in names:
+        (out / "geometry" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(out / "geometry" / f"{name}.npz", z=np.full((24, 24), 4, np.float32), alpha=np.ones((24, 24)))
+    flags = UpsamplingParams(ensemble=4, flow="geometry", propagation="path", max_angle=90, alpha="bicubic")
+    source = scene_source(ModelParams(source_path=str(scene), lr_kernel="bicubic", eval=True), flags, out, "")
+    runs = {}
+    for count in (1, 4):
+        net = Follower()
+        settings = replace(flags, ensemble=count)
+        run(Job(net, settings, source, out / f"hr{count}"))  # type: ignore[arg-type]
+        runs[count] = [read_image(out / f"hr{count}" / f"{name}.png").astype(int) for name in names]
+        assert len(net.clips) == count
+    assert all((read_image(out / "hr4" / "confidence" / f"{name}.png") >= 254).all() for name in names)
+    assert max(np.abs(a - b).max() for a, b in zip(runs[1], runs[4], strict=True)) <= 1
+    plain = read_image(scene / f"{names[3]}.png").astype(int).repeat(4, 0).repeat(4, 1)
+    assert np.abs(runs[4][3] - plain).max() > 20  # the neighbours did take part
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
