@@ -81,3 +81,5 @@ class FrameQualityParams:
     """On what frames are compared (python -m evaluation.study.frame_quality -s SCENE -m TASK; a task does)"""
 
     backgrounds: tuple[str, ...] = opt(("black",), "white, black", choices=("white", "black"))
+    jump_deg: float = opt(45.0, "frames beside a step of more degrees also get a mean of their own")
+    geometry: str = opt("", "folder of depths, for the flow between consecutive views")

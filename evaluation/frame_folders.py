@@ -52,7 +52,7 @@ class FrameFolders:
         measured = measure_frames(self.scene, self.frames, background, self.single)
         if measured is None:
             return None
-        order = measure_order(self.frames, measured["per_view"], self.jump_deg)
+        order = measure_order(self.scene, self.frames, measured["per_view"], self.jump_deg, self.geometry)
         return measured | {"order": order, "confidence": measure_confidence(self.scene, self.frames, background)}
 
     def maps(self, device: torch.device) -> information.Kinds:

@@ -4,11 +4,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evaluation.metrics import mean
+from scene import Scene
 from scene.sequences import FILE_NAME, Sequences, read_sequences
+from upsampling.geometry import Geometry, depth_path
 
 
-def measure_order(frames: Path, per_view: Mapping[str, Mapping[str, float]], jump_deg: float) -> dict[str, Any] | None:
+def measure_order(
+    scene: Scene,
+    frames: Path,
+    per_view: Mapping[str, Mapping[str, float]],
+    jump_deg: float,
+    geometry: Path,
+) -> dict[str, Any] | None:
     """Relate the quality of frames to the steps of the schedule that made them.
 
     Parameters
@@ -16,12 +26,14 @@ def measure_order(frames: Path, per_view: Mapping[str, Mapping[str, float]], jum
     frames : folder of the frames; the schedule is `sequences.json` beside it.
     per_view : what was measured of each frame, by view.
     jump_deg : a step of more degrees is a jump.
+    geometry : folder of the views' depths; need not exist.
 
     Returns
     -------
-    {"method", "mean_step_deg", "worst_step_deg", "step_deg": `steps_beside` of the measured views, "jumps":
-    {"over_deg", "steps": how many, "views": measured frames beside one, and the mean of what was measured of them}};
-    None without a schedule whose angles are known.
+    {"method", "mean_step_deg", "worst_step_deg", "step_deg": `steps_beside` of the measured views,
+    "jumps": {"over_deg", "steps": how many, "views": measured frames beside one, and the mean of what was measured of
+    them}}, and with the depths of all views that take part "flow_px": `mean_flow_px`; None without a schedule whose
+    angles are known.
 
     Notes
     -----
@@ -35,7 +47,10 @@ def measure_order(frames: Path, per_view: Mapping[str, Mapping[str, float]], jum
     angles, beside = sequences.step_angles_deg(), steps_beside(sequences)
     views = [name for name in per_view if beside.get(name, 0.0) > jump_deg]
     jumps = {"over_deg": jump_deg, "steps": sum(angle > jump_deg for angle in angles), "views": views}
-    return {
+    taking_part = {name for call in sequences.subsequences for name in call.frames}
+    known = all(depth_path(geometry, name).is_file() for name in taking_part)
+    flow = {"flow_px": mean_flow_px(scene, sequences, geometry)} if known else {}
+    return flow | {
         "method": sequences.method,
         "mean_step_deg": sum(angles) / len(angles),
         "worst_step_deg": max(angles),
@@ -56,6 +71,33 @@ def steps_beside(sequences: Sequences) -> dict[str, float]:
             if angles:
                 found[call.frames[place]] = max(angles)
     return found
+
+
+def mean_flow_px(scene: Scene, sequences: Sequences, folder: Path) -> float | None:
+    """How far surfaces move from one view to the next, LR pixels: mean over all steps of the mean over the foreground.
+
+    Parameters
+    ----------
+    folder : depths of the views (`render.py --geometry`). None where no step has a foreground.
+
+    Raises
+    ------
+    UserError : no readable depth of a view.
+
+    Notes
+    -----
+    This is what a network's learned flow has to find; from about 5 px on SPyNet misses most of it.
+    """
+    geometry, cpu = Geometry(folder, scene.cameras, tolerance=1.0), torch.device("cpu")
+    steps = dict.fromkeys(
+        step for call in sequences.subsequences for step in zip(call.frames[1:], call.frames, strict=False)
+    )
+    means = []
+    for target, support in steps:
+        solid = geometry.depth(target, cpu) > 0
+        if bool(solid.any()):
+            means.append(float(geometry.flow(target, support, cpu).px[0].norm(dim=0)[solid].mean()))
+    return sum(means) / len(means) if means else None
 
 
 def mean_of(per_view: Mapping[str, Mapping[str, float]], views: Sequence[str]) -> dict[str, float]:

@@ -54,6 +54,23 @@ class PublishedSet:
         return "; ".join([*parts, entry.caveat] if entry.caveat else parts)
 
 
+@dataclass(frozen=True)
+class FrameEntry:
+    """One published row of frames' PSNR [dB], by scene; `value` is their mean."""
+
+    name: str
+    value: float
+    source: str
+    caveat: str
+    background: str
+    scenes: dict[str, float]
+
+
+def load_published_frames() -> list[FrameEntry]:
+    """The rows of table 2 of "Sequence Matters": frames beside jumps."""
+    return [FrameEntry(**row) for row in read_toml(FILE)["blender_jumps"]]
+
+
 def load_published(which: str, our_scenes: set[str] | None = None) -> PublishedSet:
     """Read the rows of a data set.
 

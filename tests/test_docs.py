@@ -13,6 +13,7 @@ import pytest
 from arguments.downscale import DownscaleParams
 from arguments.evaluation import TableParams
 from arguments.loading import CommonParams, ModelParams
+from arguments.paper import PaperParams
 from arguments.pipeline import RunParams
 from arguments.steps import STEPS
 from arguments.study import ExecutorParams, FrameQualityParams, StudyParams, StudyTableParams, WorkerParams
@@ -43,6 +44,7 @@ FOREIGN_FLAGS = {
 # Files of other projects, and of the reader's own.
 FOREIGN_FILES = {
     *("render_samename.py", "full_eval.py", "convert.py", "my_lab/net.py", "my_lab/orders.py", "my_lab/costs.py"),
+    "my_lab/near.py",
     *("scripts/downscale_dataset_blender.py", "scripts/downscale_dataset_mip360.py"),
 }
 GROUPS: dict[str, tuple[type, ...]] = {
@@ -53,6 +55,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.tables": (TableParams,),
     "evaluation.study": (StudyParams, ExecutorParams, StudyTableParams),
     "evaluation.study.tasks": (WorkerParams,),
+    "evaluation.paper": (PaperParams, ExecutorParams),
     "evaluation.study.frame_quality": (ModelParams, FrameQualityParams),
     "examples.demo": (CommonParams,),
 }

@@ -1,5 +1,6 @@
 """The examples of docs/extending.md as they stand, through the commands that the page shows."""
 
+import json
 import re
 import shlex
 import sys
@@ -18,7 +19,7 @@ from tests.scene_factory import opengl_poses, picture, world_to_camera, write_bl
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/extending.md").read_text()
 EXAMPLE = re.compile(r"<!-- example: (\w+) -->\n```python\n(.*?)^```\n", re.S | re.M)
-FILES = {"ordering": "orders.py", "cost": "costs.py", "network": "net.py"}
+FILES = {"ordering": "orders.py", "cost": "costs.py", "network": "net.py", "neighbour": "near.py"}
 PLUGINS = sorted(FILES)
 SCRIPTS = {"align_sequence.py": align_sequence.main, "vsr_upsample.py": vsr_upsample.main}
 
@@ -89,6 +90,19 @@ def test_example_of_a_network(lab, monkeypatch):
         opaque = small[..., 3] == 255
         assert (large[1::3, 1::3][opaque] == small[opaque]).all()
         assert (large.reshape(32, 3, 32, 3, 4)[:, :, :, 0] == large.reshape(32, 3, 32, 3, 4)[:, :, :, 2]).all()
+
+
+def test_example_of_a_neighbour_cost(lab, monkeypatch):
+    """BasicVSR with random weights: which views a view gets features from is what the example says."""
+    run(monkeypatch, lab, command("orders"))
+    network = ("--upsampler", "basicvsr", "--random_weights", "--neighbours", "1", "--max_angle", "180")
+    out = run(monkeypatch, lab, command("near"), *network)
+    found = json.loads((out / "hr/alignment.json").read_text())
+    assert found["propagation"] == "graph"
+    number = {name: i for i, name in enumerate(load_scene(lab).train)}
+    for name, view in found["views"].items():
+        assert all(abs(number[n["name"]] - number[name]) == 1 for n in view["neighbours"])
+        assert view["neighbours"]
 
 
 def test_example_of_a_reader(tmp_path):

@@ -7,9 +7,12 @@ import pytest
 
 from arguments.evaluation import MetricsParams
 from arguments.loading import CommonParams
-from evaluation.order_quality import mean_of, measure_order, steps_beside
+from evaluation.order_quality import mean_flow_px, mean_of, measure_order, steps_beside
 from evaluation.run_metrics import measure_models
 from evaluation.tables import build, read_row
+from scene import Scene
+from scene.cameras import Camera
+from scene.images import ImageStore
 from scene.sequences import Sequences, Subsequence, write_sequences
 from tests.evaluation_factory import render, write_frames, write_model, write_scenes
 from utils.errors import UserError
@@ -34,16 +37,23 @@ def test_a_view_alone_in_its_call_has_no_step():
 def test_frames_beside_jumps_get_a_mean_of_their_own(tmp_path):
     write_sequences(tmp_path / "sequences.json", SEQUENCES)
     per_view = {name: {"PSNR": 30.0 + i, "bicubic_PSNR": 20.0} for i, name in enumerate(VIEWS)}
-    found = measure_order(tmp_path / "hr", per_view, 45.0)
+    found = measure_order(None, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")
     assert found["jumps"] == {
         **{"over_deg": 45.0, "steps": 1, "views": list(VIEWS[:2]), "PSNR": 30.5, "bicubic_PSNR": 20.0}
     }
     assert found["mean_step_deg"] == pytest.approx(np.mean([60, 10, 30]))
     assert (found["worst_step_deg"], found["method"]) == (60.0, "greedy")
     assert found["step_deg"] == {VIEWS[0]: 60.0, VIEWS[1]: 60.0, VIEWS[3]: 30.0}
-    assert measure_order(tmp_path / "hr", per_view, 60.0)["jumps"] == {"over_deg": 60.0, "steps": 0, "views": []}
+    assert measure_order(None, tmp_path / "hr", per_view, 60.0, tmp_path / "geometry")["jumps"] == {
+        "over_deg": 60.0,
+        "steps": 0,
+        "views": [],
+    }
     del per_view[VIEWS[0]]  # without a truth it is not measured
-    assert measure_order(tmp_path / "hr", per_view, 20.0)["jumps"]["views"] == [VIEWS[1], VIEWS[3]]
+    assert measure_order(None, tmp_path / "hr", per_view, 20.0, tmp_path / "geometry")["jumps"]["views"] == [
+        VIEWS[1],
+        VIEWS[3],
+    ]
     assert mean_of(per_view, VIEWS[:2]) == per_view[VIEWS[1]]  # another run's jumps, in this run's frames
 
 
@@ -51,7 +61,7 @@ def test_frames_beside_jumps_get_a_mean_of_their_own(tmp_path):
 def test_without_a_schedule_or_its_angles_there_is_nothing_to_say(tmp_path, angles):
     if angles is not None:
         write_sequences(tmp_path / "sequences.json", Sequences((Subsequence(VIEWS, (0, 1, 2, 3)),)))
-    assert measure_order(tmp_path / "hr", {VIEWS[0]: {"PSNR": 1.0}}, 45.0) is None
+    assert measure_order(None, tmp_path / "hr", {VIEWS[0]: {"PSNR": 1.0}}, 45.0, tmp_path / "geometry") is None
 
 
 def test_metrics_and_tables_show_it(tmp_path):
@@ -78,6 +88,35 @@ def test_metrics_and_tables_show_it(tmp_path):
     before = (out / "metrics.json").stat().st_mtime_ns
     measure(20.0)
     assert (out / "metrics.json").stat().st_mtime_ns > before  # and so is another schedule
+
+
+def test_flow_between_views_is_how_far_surfaces_move(tmp_path):
+    """A wall facing two cameras of equal orientation, s to its side: every surface moves f s / z pixels."""
+    K, size, z = np.array([[40.0, 0, 16], [0, 40, 12], [0, 0, 1]]), (32, 24), 4.0
+    cameras = {}
+    for name, x in (("a", 0.0), ("b", 0.3), ("c", 0.9)):
+        pose = np.eye(4)
+        pose[0, 3] = -x
+        cameras[name] = Camera(name, *size, K, pose)
+    depth = np.full(size[::-1], z, np.float32)
+    depth[:, :5] = 0  # background does not count
+    (tmp_path / "geometry").mkdir()
+    for name in "abc":
+        np.savez(tmp_path / f"geometry/{name}.npz", z=depth)
+    scene = Scene(tmp_path, "blender", cameras, list("abc"), [], ImageStore({}))
+    walk = Sequences((Subsequence(("a", "b", "c"), (0, 1, 2), True, (), (4.0, 8.0)),))
+    expected = np.mean([40 * 0.3 / z, 40 * 0.6 / z])
+    assert mean_flow_px(scene, walk, tmp_path / "geometry") == pytest.approx(expected, rel=1e-4)
+    assert mean_flow_px(scene, Sequences((Subsequence(("a",), (0,)),)), tmp_path / "geometry") is None
+    write_sequences(tmp_path / "sequences.json", walk)
+    per_view = {name: {"PSNR": 1.0} for name in "abc"}
+    assert measure_order(scene, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")["flow_px"] == pytest.approx(
+        expected, rel=1e-4
+    )
+    (tmp_path / "geometry/c.npz").unlink()
+    assert "flow_px" not in measure_order(scene, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")
+    with pytest.raises(UserError, match=r"c\.npz"):
+        mean_flow_px(scene, walk, tmp_path / "geometry")
 
 
 @pytest.mark.parametrize("degrees", [-1.0, 200.0, float("nan")])

@@ -154,13 +154,13 @@ def test_release_on_a_colmap_scene_orders_test_views_too(tmp_path):
     scene = load_scene(root)
     with pytest.raises(UserError, match="image_id 1"):  # the factory's ids have gaps: the release stops
         build(scene, OrderingParams(), compat="sequence_matters")
-    _number_from_one(data)
+    number_from_one(data)
     (root / "sparse/0/images.bin").write_bytes(bytes(data))
     sequences = build(load_scene(root), OrderingParams(als=True), compat="sequence_matters")
     assert sorted(sequences.saved) == sorted([*scene.train, *scene.test])
 
 
-def _number_from_one(data):
+def number_from_one(data):
     """Image ids 1 .. N in place of the factory's 3, 6, 9, ..."""
     at = 8
     for image_id in range(1, int.from_bytes(data[:8], "little") + 1):
