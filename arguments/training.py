@@ -132,6 +132,19 @@ class TrainingParams:
     frames: str = opt(
         "", "folder of pseudo-HR frames; default: OUT/hr where it is; none = train on the scene's own", result=False
     )
+    choose_lambda: bool = opt(
+        False,
+        "choose --lambda_tex and --lambda_tex_final, without HR truth, by short trainings of --lambda_candidates that"
+        " are compared on held-out LR views; see OUT/lambda.json",
+    )
+    lambda_candidates: tuple[str, ...] = opt(
+        ("0.6", "0.3", "0.1", "0.05", "0.9:0.1", "0.9:0.02"),
+        "weights of the frames' loss that --choose_lambda tries; 0.9:0.1 = a schedule",
+    )
+    choose_iterations: int = opt(
+        0, "optimisation steps of all candidates together; 0 = as many as --iterations, at most 6000"
+    )
+    held_out_every: int = opt(8, "--choose_lambda holds out every so many training views")
     confidence: str = opt(
         "",
         "folder of 8-bit grey maps NAME.png of the frames' size, which multiply each pixel's part in the frames' loss:"
@@ -179,6 +192,10 @@ class TrainingParams:
         _at_least(self, "init_gaussians", 0)
         if self.init_gaussians and not self.init_ply:
             raise UserError(f"--init_gaussians {self.init_gaussians}: of which model? name its PLY with --init_ply")
+        _at_least(self, "choose_iterations", 0)
+        _at_least(self, "held_out_every", 2)
+        if self.choose_lambda and len(set(self.lambda_candidates)) < max(2, len(self.lambda_candidates)):
+            raise UserError("--lambda_candidates: two or more are needed to choose from, each once")
         _at_least(self, "checkpoint_interval", 1)
         _at_least(self, "log_interval", 1)
 

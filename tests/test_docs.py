@@ -18,6 +18,7 @@ from arguments.pipeline import RunParams
 from arguments.steps import STEPS
 from arguments.study import ExecutorParams, FrameQualityParams, StudyParams, StudyTableParams, WorkerParams
 from arguments.subset import SubsetParams
+from benchmarks.choose_lambda import Lengths
 from scene.sequences import read_sequences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.paper": (PaperParams, ExecutorParams),
     "evaluation.study.frame_quality": (ModelParams, FrameQualityParams),
     "examples.demo": (CommonParams,),
+    "benchmarks.choose_lambda": (*STEPS["train"].groups, Lengths),
 }
 BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn", "ordering", "vsr")
 RUNS_PIPELINE = {"run_scene.sh", "ablate_ordering.sh"}  # what follows their two folders goes to run.py

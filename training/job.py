@@ -1,5 +1,6 @@
 """A run whose inputs are loaded and checked, and how its settings name them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,15 @@ class Job:
         return groups
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint of this run is made from (trust in it: training.checkpoint)."""
+        """What a checkpoint of this run is made from (trust in it: training.checkpoint), as JSON values."""
         hashes = {f"{name} files": hash_files(paths)["sha256"] for name, paths in self.inputs().items()}
         facts = {"seed": self.settings.common.seed, "device": self.device.split(":")[0]}
         facts |= {
             "instruction set": instruction_set(self.settings.pipeline, self.device, self.extended),
             "code": hash_code(STEPS["train"].code),
         }
-        return {"settings": self.settings.results} | hashes | facts
+        found: dict[str, Any] = json.loads(json.dumps({"settings": self.settings.results} | hashes | facts))
+        return found
 
 
 def frames_folder(flag: str, out: Path) -> Path | None:

@@ -27,8 +27,8 @@ TRAIN_INDICES = range(5, 30, 5)  # the training views that the original code mea
 class Measurer:
     """Measures a model on up to three groups of views.
 
-    "test" = held-out views against `truth`, "train" = training views against their targets, "lr" = the same views,
-    reduced, against their LR views.
+    "test" = held-out views against `truth`, "train" = a few training views against their targets, "lr" = all training
+    views, reduced, against their LR views: the LR PSNR of the model.
     """
 
     views: TrainingViews
@@ -57,12 +57,13 @@ class Measurer:
             target = self.truth.load(name, self.background).to(self.views.device)
             yield "test", self._render(gaussians, camera, sh_degree), target
         names = list(self.views.views)
-        for name in dict.fromkeys(names[i % len(names)] for i in TRAIN_INDICES):
+        few = {names[i % len(names)] for i in TRAIN_INDICES}
+        for name in names if self.views.lr is not None else [n for n in names if n in few]:
             view, targets = self.views.views[name], self.views.targets(name, self.background)
             rendered = self._render(gaussians, view.camera, sh_degree)
             if exposures is not None:
                 rendered = exposed(rendered, exposures.leaf(name))
-            if targets.hr is not None:
+            if targets.hr is not None and name in few:
                 yield "train", rendered, targets.hr
             if targets.lr is not None and view.kernel is not None:
                 yield "lr", view.kernel.down(rendered), targets.lr

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
 from scene.hull import has_hull, hull_points
 from scene.points import random_points
-from training import loop
+from training import held_out, loop
 from training.checkpoint import Checkpoints, check_fingerprint, load
 from training.dry_run import describe
 from training.estimate import estimate, megabytes
@@ -30,7 +30,7 @@ from utils import record, rng
 from utils.compute import device_facts, set_threads, use_fixed_order
 from utils.errors import UserError
 from utils.folders import refuse_inside
-from utils.log import note, warn
+from utils.log import note, say, warn
 
 ON_DEVICE = ("device", "instruction set")  # in a fingerprint
 UNUSED = ("ip", "port", "debug_from", "detect_anomaly", "disable_viewer")
@@ -52,38 +52,61 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
     """
     common, model, optimisation = settings.common, settings.model, settings.optimisation
     _notice_unused(settings.training)
-    rng.seed_all(common.seed)
-    set_threads(common.threads)
-    device = device_for(common.device, settings.pipeline.rasterizer)
-    if settings.training.deterministic:
-        fix_order(device, settings.pipeline.rasterizer)
-    scene = open_scene(model, common.compat)
-    refuse_inside(out, scene.root, scene.hr_root)
-    if settings.training.init_points == "hull" or (settings.training.init_points == "auto" and has_hull(scene)):
-        scene.points = hull_points(scene, seed=common.seed)
-    elif scene.points is None:
-        scene.points = random_points(seed=common.seed)
-    frames = frames_folder(settings.training.frames, out)
-    confidence = Path(settings.training.confidence) if settings.training.confidence else None
-    views = training_views(scene, frames, model, optimisation, settings.training.scale, device, confidence)
-    views = with_depths(views, settings.training.depths, optimisation)
-    job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
+    job = open_job(settings, out)
+    scene, device = job.scene, job.device
     if common.dry_run:
+        if settings.training.choose_lambda:
+            say(f"first {held_out.plan(job)}")
         trainer = job.trainer()
-        describe(trainer, estimate(views, trainer.state.gaussians, optimisation.max_gaussians), out)
+        describe(trainer, estimate(job.views, trainer.state.gaussians, optimisation.max_gaussians), out)
         return None
     inputs, code = job.inputs(), STEPS["train"].code
     replaceable = common.overwrite or record.read_record(out, "train") is not None
     with record.step(out, "train", settings.results, inputs, code, common) as run:
         if run.up_to_date:
             return None
-        run.outputs = list(_run(job, stop, measure, replaceable))
-        run.notes = device_facts(torch.device(device))
+        if settings.training.choose_lambda:
+            choice = held_out.choose_lambda(job)
+            job, run.outputs, run.notes["lambda"] = choice.job, [choice.path], choice.facts
+            rng.seed_all(common.seed)  # as if the search had not been
+        run.outputs += _run(job, stop, measure, replaceable)
+        run.notes |= device_facts(torch.device(device))
         run.notes |= {"deterministic": settings.training.deterministic or device == "cpu"}
         run.notes |= {"rasterizer": settings.pipeline.rasterizer, "extent": scene.extent}
         if model.hr_root:  # render.py and metrics.py find the truth again; relative, so that the record can be shared
             run.notes["hr_root"] = os.path.relpath(model.hr_root, out)
     return ply_path(out, optimisation.iterations)
+
+
+def open_job(settings: Settings, out: Path) -> Job:
+    """Seed, set up the device, load and check what a run is made from.
+
+    Raises
+    ------
+    UserError : bad input; names it.
+    """
+    common, model, optimisation, training = settings.common, settings.model, settings.optimisation, settings.training
+    rng.seed_all(common.seed)
+    set_threads(common.threads)
+    device = device_for(common.device, settings.pipeline.rasterizer)
+    if training.deterministic:
+        fix_order(device, settings.pipeline.rasterizer)
+    scene = open_scene(model, common.compat)
+    refuse_inside(out, scene.root, scene.hr_root)
+    if training.init_points == "hull" or (training.init_points == "auto" and has_hull(scene)):
+        scene.points = hull_points(scene, seed=common.seed)
+    elif scene.points is None:
+        scene.points = random_points(seed=common.seed)
+    frames = frames_folder(training.frames, out)
+    confidence = Path(training.confidence) if training.confidence else None
+    # both terms are there for a search, whatever lambda_tex says
+    compared = replace(optimisation, lambda_tex=0.5) if training.choose_lambda else optimisation
+    views = training_views(scene, frames, model, compared, training.scale, device, confidence)
+    views = with_depths(views, training.depths, optimisation)
+    job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
+    if training.choose_lambda:
+        held_out.check(job)
+    return job
 
 
 def _run(job: Job, stop: StopRequest, measure: MeasureFactory, replaceable: bool) -> Iterator[Path]:

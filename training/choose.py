@@ -1,0 +1,186 @@
+"""lambda_tex chosen without HR truth: cross-validation on held-out LR views (train.py --choose_lambda).
+
+Every k-th training view is held out, its LR image and its pseudo-HR frame. Each candidate (a constant, or a schedule)
+is trained on the others for n/2 and for n iterations, with the run's own schedules scaled to that length and the same
+seed, so the same views in the same order. Letters: R a render of a held-out view, I its LR view, A the LR kernel.
+
+    detail = mean over held-out views of -10 log10 mean((Laplacian of (A R - I))^2)                               [dB]
+    at the length N of the run: detail(n) + (detail(n) - detail(n/2)) log2(N / n)
+
+The plain error of A R is mostly that of coarse structure, which hardly tells candidates apart and favours those with
+too small a weight of the frames; the Laplacian weighs it by the fourth power of the frequency. The best weight falls
+as training goes on, so a short run alone would choose too large a one: hence two lengths, and a line in log n.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments.training import OptimizationParams
+from utils.errors import UserError
+from utils.psnr import psnr
+
+MAX_DB = 100.0  # equal images have no finite one
+MIN_HELD_OUT = 2
+MIN_INTERVAL = 20  # iterations between densifications: fewer views say too little about a gradient
+SCALED = (
+    *("position_lr_max_steps", "densify_from_iter", "densify_until_iter"),
+    *("opacity_reset_interval", "sh_interval"),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A weight of the frames' term: `tex` throughout, or falling or rising from it to `final` (-1 = constant)."""
+
+    tex: float
+    final: float = -1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Candidate":
+        """Read "0.6" or "0.9:0.1".
+
+        Raises
+        ------
+        UserError : not one or two numbers from 0 to 1.
+        """
+        try:
+            values = [float(word) for word in text.split(":")]
+        except ValueError:
+            values = []
+        if len(values) not in (1, 2) or not all(0 <= value <= 1 for value in values):
+            raise UserError(f"--lambda_candidates {text}: numbers from 0 to 1, or schedules like 0.9:0.1 are expected")
+        return cls(*values)
+
+    def __str__(self) -> str:
+        return f"{self.tex:g}" if self.final < 0 else f"{self.tex:g}:{self.final:g}"
+
+    def of(self, settings: OptimizationParams) -> OptimizationParams:
+        """The run's settings with this weight."""
+        return replace(settings, lambda_tex=self.tex, lambda_tex_final=self.final)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a candidate came to after `iterations`: [dB] of each held-out view, `detail` as above, `psnr` of A R."""
+
+    iterations: int
+    detail: dict[str, float]
+    psnr: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean detail."""
+        return sum(self.detail.values()) / len(self.detail)
+
+
+def held_out(names: Sequence[str], every: int) -> list[str]:
+    """Every `every`-th view, from the middle of the first such group on.
+
+    Raises
+    ------
+    UserError : fewer than two would be held out, or none would be left.
+    """
+    chosen = list(names[every // 2 :: every])
+    if len(chosen) < MIN_HELD_OUT or len(chosen) == len(names):
+        raise UserError(
+            f"--held_out_every {every}: of {len(names)} training views {len(chosen)} would be held out, at least "
+            f"{MIN_HELD_OUT} are needed, and others to train on"
+        )
+    return chosen
+
+
+def lengths(settings: OptimizationParams, candidates: int, budget: int) -> tuple[int, int]:
+    """Iterations n/2 and n of each candidate, so that all together take about `budget`, and none more than the run."""
+    long = min(2 * budget // (3 * candidates), settings.iterations)
+    return max(long // 2, 1), max(long, 2)
+
+
+def scaled(settings: OptimizationParams, iterations: int) -> OptimizationParams:
+    """The same training in fewer iterations: its schedules end and begin at the same shares of the whole."""
+    factor = iterations / settings.iterations
+    values = {name: max(1, round(getattr(settings, name) * factor)) for name in SCALED}
+    interval = settings.densification_interval
+    values["densification_interval"] = min(interval, max(MIN_INTERVAL, round(interval * factor)))
+    return replace(settings, iterations=iterations, **values)
+
+
+def detail_db(reduced: Float[Tensor, "3 h w"], lr: Float[Tensor, "3 h w"]) -> float:
+    """Compare two LR images by their Laplacians (4, -1 at the four sides): -10 log10 of the mean squared difference.
+
+    Returns
+    -------
+    dB, at most 100. Pixels at the border are left out; computed in float64.
+    """
+    d = (reduced - lr).double()
+    sides = d[:, :-2, 1:-1] + d[:, 2:, 1:-1] + d[:, 1:-1, :-2] + d[:, 1:-1, 2:]  # [3, h - 2, w - 2]
+    return min(float(-10 * (4 * d[:, 1:-1, 1:-1] - sides).square().mean().log10()), MAX_DB)
+
+
+def score(iterations: int, pairs: Iterable[tuple[str, Tensor, Tensor]]) -> Score:
+    """Measure held-out views, given as (name, A R, I)."""
+    detail, plain = {}, {}
+    for name, reduced, lr in pairs:
+        detail[name] = detail_db(reduced, lr)
+        plain[name] = min(float(psnr(reduced.double(), lr.double())), MAX_DB)
+    return Score(iterations, detail, plain)
+
+
+def predicted(short: Score, long: Score, iterations: int) -> float:
+    """Mean detail after `iterations`, on the line in log iterations through two measured lengths [dB]."""
+    slope = (long.mean - short.mean) / math.log(long.iterations / short.iterations)
+    return long.mean + slope * math.log(iterations / long.iterations)
+
+
+def search(
+    candidates: Sequence[Candidate],
+    short_long: tuple[int, int],
+    iterations: int,
+    known: dict[str, list[Score]],
+    train: Callable[[Candidate, int], Score | None],
+    keep: Callable[[dict[str, list[Score]]], None],
+) -> tuple[Candidate, dict[str, float]]:
+    """Train what is not known yet, and choose.
+
+    Parameters
+    ----------
+    candidates : in order of preference between equals. short_long : two lengths. iterations : of the run itself.
+    known : scores of an interrupted search by candidate, changed in place.
+    train : gives the score of one training, None where it broke off with NaN. keep : called after each.
+
+    Returns
+    -------
+    The choice, and the predicted detail of every candidate that did not break off.
+
+    Raises
+    ------
+    UserError : all of them broke off.
+    """
+    found: dict[str, float] = {}
+    for candidate in candidates:
+        scores = known.setdefault(str(candidate), [])
+        for length in short_long[len(scores) :]:
+            made = train(candidate, length)
+            if made is None:
+                break
+            scores.append(made)
+            keep(known)
+        if len(scores) == 2:
+            found[str(candidate)] = predicted(scores[0], scores[1], iterations)
+    if not found:
+        raise UserError("--choose_lambda: every candidate ended in NaN or Inf; train with a fixed --lambda_tex")
+    return max((c for c in candidates if str(c) in found), key=lambda c: found[str(c)]), found
+
+
+def to_json(known: dict[str, list[Score]]) -> dict[str, Any]:
+    """Scores as JSON values."""
+    return {name: [vars(one) for one in scores] for name, scores in known.items()}
+
+
+def from_json(value: dict[str, Any]) -> dict[str, list[Score]]:
+    """The inverse of `to_json`."""
+    return {name: [Score(**one) for one in scores] for name, scores in value.items()}

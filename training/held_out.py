@@ -1,0 +1,151 @@
+"""Carrying out --choose_lambda for a run: short trainings without the held-out views, and lambda.json.
+
+lambda.json is written after each training, so a search that was cut short goes on from there, and a run that goes on
+after it was cut short has the same choice. It belongs to its key: settings, inputs, seed, code and machine.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaussian_renderer import render
+from training import choose
+from training.choose import Candidate, Score
+from training.engines import render_options
+from training.job import Job
+from training.trainer import NonFinite, Trainer
+from utils.atomic import read_json, write_json
+from utils.errors import UserError
+from utils.log import Progress, note, say, warn
+
+FILE_NAME = "lambda.json"
+SCHEMA = 1
+SHORT_RUN = 6000  # optimisation steps of all candidates together, where --iterations are more
+NOT_TRIED = ("lambda_tex", "lambda_tex_final", "save_iterations")  # settings that a search does not depend on
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What --choose_lambda came to: the settings with it, and what a record says of it."""
+
+    job: Job
+    path: Path
+    facts: dict[str, Any]
+
+
+def check(job: Job) -> None:
+    """Refuse a run in which there is nothing to choose.
+
+    Raises
+    ------
+    UserError : there are no frames or no LR views, too few views to hold some out, or a candidate is malformed.
+    """
+    if job.views.hr is None or job.views.lr is None:
+        raise UserError("--choose_lambda: needs pseudo-HR frames and LR views; without both there is nothing to weigh")
+    choose.held_out(list(job.views.views), job.settings.training.held_out_every)
+    _candidates(job)
+
+
+def plan(job: Job) -> str:
+    """Say what a search will do."""
+    short, long = _lengths(job)
+    views = choose.held_out(list(job.views.views), job.settings.training.held_out_every)
+    texts = ", ".join(map(str, _candidates(job)))
+    return f"choosing lambda_tex from {texts}: {short} and {long} iterations each, {len(views)} LR views held out"
+
+
+def choose_lambda(job: Job) -> Choice:
+    """Choose the weight of the frames' term for a run, or take the choice that was made for this very run.
+
+    Raises
+    ------
+    UserError : as `check`, or every candidate ended in NaN.
+    """
+    check(job)
+    path, key = job.out / FILE_NAME, _key(job)
+    names = choose.held_out(list(job.views.views), job.settings.training.held_out_every)
+    content: dict[str, Any] = {"schema": SCHEMA, "held_out": names, "key": key}
+    known = _earlier(path, key)
+    note(plan(job))
+
+    def keep(scores: dict[str, list[Score]]) -> None:
+        write_json(path, content | {"candidates": choose.to_json(scores)})
+
+    def train(candidate: Candidate, iterations: int) -> Score | None:
+        trainer = trained(job, names, candidate, iterations)
+        return None if trainer is None else choose.score(iterations, reduced_views(job, names, trainer))
+
+    total = job.settings.optimisation.iterations
+    best, details = choose.search(_candidates(job), _lengths(job), total, known, train, keep)
+    facts = {"lambda_tex": best.tex, "lambda_tex_final": best.final, "predicted_detail_db": details}
+    write_json(path, content | {"candidates": choose.to_json(known), "choice": facts})
+    say(f"lambda_tex {best}: chosen on {len(names)} held-out LR views, see {path}")
+    settings = replace(job.settings, optimisation=best.of(job.settings.optimisation))
+    return Choice(replace(job, settings=settings), path, facts)
+
+
+def _candidates(job: Job) -> list[Candidate]:
+    return [Candidate.parse(text) for text in job.settings.training.lambda_candidates]
+
+
+def _lengths(job: Job) -> tuple[int, int]:
+    settings = job.settings.optimisation
+    budget = job.settings.training.choose_iterations or min(settings.iterations, SHORT_RUN)
+    return choose.lengths(settings, len(job.settings.training.lambda_candidates), budget)
+
+
+def _key(job: Job) -> dict[str, Any]:
+    """What a search's result is made from, as JSON values."""
+    made = job.fingerprint()
+    return made | {"settings": {name: value for name, value in made["settings"].items() if name not in NOT_TRIED}}
+
+
+def _earlier(path: Path, key: dict[str, Any]) -> dict[str, list[Score]]:
+    """Scores of an earlier search of the same key; none where there is none, or its file is not whole."""
+    if not path.is_file():
+        return {}
+    try:
+        content = read_json(path)
+        if content["schema"] == SCHEMA and content["key"] == key:
+            return choose.from_json(content["candidates"])
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        warn(f"{path}: not a file of --choose_lambda ({error}); the search begins anew")
+    return {}
+
+
+def trained(job: Job, names: list[str], candidate: Candidate, iterations: int) -> Trainer | None:
+    """Train one candidate without the views `names`; None when it ended in NaN."""
+    settings = candidate.of(choose.scaled(job.settings.optimisation, iterations))
+    left = {name: view for name, view in job.views.views.items() if name not in set(names)}
+    short = replace(job, settings=replace(job.settings, optimisation=settings), views=replace(job.views, views=left))
+    trainer = short.trainer()
+    progress = Progress(f"lambda_tex {candidate}", iterations)
+    try:
+        while trainer.iteration < iterations:
+            trainer.advance()
+            trainer.finished.clear()
+            progress.update(trainer.iteration)
+        trainer.settle()
+    except NonFinite as error:
+        warn(f"lambda_tex {candidate}: {error}; left out of the choice")
+        return None
+    finally:
+        progress.close()
+    return trainer
+
+
+@torch.no_grad()
+def reduced_views(job: Job, names: list[str], trainer: Trainer) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Views as (name, A R, I), R clamped to 0-1, on the run's own background."""
+    model, degree = trainer.drawn, trainer.degree(trainer.iteration)
+    options = render_options(job.settings.pipeline)
+    for name in names:
+        view, lr = job.views.views[name], job.views.targets(name, job.background).lr
+        assert view.kernel is not None, "check"
+        assert lr is not None, "check"
+        output = render(view.camera, model, background=job.background, sh_degree=degree, **options)
+        yield name, view.kernel.down(output.color.clamp(0, 1)), lr
