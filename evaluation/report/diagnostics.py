@@ -85,6 +85,7 @@ def frames_section(data: RunData) -> Html | None:
         "The frames, view by view",
         tag("div", *charts, class_="charts"),
         _correlation(data),
+        _confidence(data),
         tag("details", tag("summary", f"All {len(rows)} views as a table"), listed),
         note=f"How the pseudo-HR frames came about, before any 3D model. {meaning}.",
         id_="frames",
@@ -138,5 +139,17 @@ def _correlation(data: RunData) -> Html:
     text = (
         "Rank correlation of the information with the reduction of the squared error of 8 x 8 px blocks, with the "
         f"ratio of that error, and of the views' means with their gains in dB: {'; '.join(words)}."
+    )
+    return tag("p", text, class_="note")
+
+
+def _confidence(data: RunData) -> Html:
+    """Say in words how well the frames' confidence knows where they err."""
+    measured = (data.metrics.get("frames") or {}).get("confidence") or {}
+    if not all(is_number(measured.get(key)) for key in ("pixel", "block")):
+        return Html("")
+    text = (
+        "Rank correlation of the estimates' deviation (hr/confidence) with the squared error of the frames: "
+        f"{measured['pixel']:.2f} by pixel, {measured['block']:.2f} by block of 8 x 8 px."
     )
     return tag("p", text, class_="note")

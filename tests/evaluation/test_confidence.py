@@ -54,8 +54,8 @@ def test_blocks_are_means_of_8_px_and_the_rest_is_left_out():
     np.testing.assert_allclose(block_means(values), expected)
 
 
-def measure(folder):
-    measure_models(CommonParams(quiet=True), MetricsParams((str(folder),), no_lpips=True, no_report=True))
+def measure(folder, report=False):
+    measure_models(CommonParams(quiet=True), MetricsParams((str(folder),), no_lpips=True, no_report=not report))
     return json.loads((folder / "metrics.json").read_text())["frames"]["confidence"]
 
 
@@ -74,7 +74,9 @@ def test_metrics_correlate_the_maps_beside_the_frames(tmp_path):
         write_png(path, frame)
         write_png(out / f"hr/confidence/train/r_{i}.png", 255 - step)
     render(out, lr, background="black", skip_train=True)
-    found = measure(out)
+    found = measure(out, report=True)
+    shown = f"{found['pixel']:.2f} by pixel, {found['block']:.2f} by block"
+    assert shown in (out / "report" / "index.html").read_text()
     assert found["views"] == len(found["per_view"]) == 4
     # The soft rim dims the error but not the doubt.
     assert 0.8 < found["pixel"] < 1
