@@ -84,8 +84,16 @@ def needs_geometry(upsample: Mapping[str, Any]) -> bool:
     return propagates and wanted and not settings.geometry
 
 
-def _values(name: str, method: str, sections: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
-    own = own_settings(name) - set(NOT_SHARED.get(name, ()))
+def reached(name: str) -> set[str]:
+    """Settings of step `name` that the flags of run.py's command line set."""
     if name in DEPTH_STEPS:
-        own = {f.name for group in (CommonParams, ModelParams) for f in fields(group)} | {"rasterizer", "raster_memory"}
+        return {f.name for group in (CommonParams, ModelParams) for f in fields(group)} | {
+            "rasterizer",
+            "raster_memory",
+        }
+    return own_settings(name) - set(NOT_SHARED.get(name, ()))
+
+
+def _values(name: str, method: str, sections: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
+    own = reached(name)
     return file_settings(name, method, sections) | {key: value for key, value in given.items() if key in own}

@@ -62,7 +62,11 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "benchmarks.choose_lambda": (*STEPS["train"].groups, Lengths),
 }
 BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn", "ordering", "vsr")
-RUNS_PIPELINE = {"run_scene.sh", "ablate_ordering.sh"}  # what follows their two folders goes to run.py
+ABLATIONS = ("alignment", "backend", "estimates", "lambda", "ordering")
+RUNS_PIPELINE = {
+    "run_scene.sh",
+    *(f"ablate_{name}.sh" for name in ABLATIONS),
+}  # what follows their two folders goes to run.py
 TOOLS = {"pip", "pytest", "venv"}  # their own flags are not ours to check
 
 

@@ -112,7 +112,7 @@ def carry_out(
     """Run what a table needs and is not finished, then show it; whether all of it is there."""
     from evaluation.study.__main__ import conclude, show_plan
     from evaluation.study.executors import execute
-    from evaluation.study.plan import make_plan
+    from evaluation.study.planner import make_plan
 
     plan = make_plan(study, params.out)
     frames_only = table.layout == "jumps"

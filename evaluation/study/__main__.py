@@ -11,7 +11,8 @@ from arguments.flags import parse_groups
 from arguments.study import ExecutorParams, StudyParams, StudyTableParams
 from evaluation.formats import Table, aligned
 from evaluation.study.executors import Outcome, execute, wanted_tasks
-from evaluation.study.plan import Plan, make_plan
+from evaluation.study.plan import Plan
+from evaluation.study.planner import make_plan
 from evaluation.study.spec import read_study, restrict, with_overrides
 from evaluation.study.tasks import failure, in_use, read_manifest, stale
 from utils import errors
@@ -19,7 +20,7 @@ from utils.errors import UserError
 from utils.log import note, say, set_quiet
 
 PROGRAM = "python -m evaluation.study STUDY.toml {plan,run,status,table}"
-KINDS = ("scene", "frames", "model", "views")
+KINDS = ("scene", "lr", "frames", "model", "views")
 ACTIONS = ("plan", "run", "status", "table")
 
 
@@ -59,7 +60,7 @@ def main() -> None:
 def show_plan(plan: Plan) -> None:
     """Print the runs by number, and how many tasks they share."""
     rows = [
-        [str(i), r.scene, r.variant, str(r.seed), *(getattr(r, kind) or "-" for kind in KINDS[1:])]
+        [str(i), r.scene, r.variant, str(r.seed), *(getattr(r, kind) or "-" for kind in KINDS[2:])]
         for i, r in enumerate(plan.runs)
     ]
     say(aligned(Table(["run", "scene", "variant", "seed", "frames", "model", "views"], rows)))

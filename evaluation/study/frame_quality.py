@@ -1,6 +1,7 @@
 """Frames of a study's task against the HR truth: `python -m evaluation.study.frame_quality -s SCENE -m TASK`.
 
-Writes TASK/frames.json: {background: what `evaluation.frames.measure_frames` found, null where there is no truth}.
+Writes TASK/frames.json: {background: what `evaluation.frames.measure_frames` found, null where there is no truth; with
+"order" (evaluation.order_quality) and "alignment": {"flow_px", "disagreement"}, means over the views that have them}.
 """
 
 from pathlib import Path
@@ -9,10 +10,18 @@ from arguments.flags import parse_groups
 from arguments.loading import ModelParams
 from arguments.study import FrameQualityParams
 from utils import errors
-from utils.atomic import write_json
+from utils.atomic import read_json, write_json
 from utils.log import say
 
 FILE_NAME = "frames.json"
+ALIGNMENT_FILE = "alignment.json"  # of the upsampling step
+
+
+def alignment_means(path: Path) -> dict[str, float]:
+    """Means over views of what alignment.json says of each, {} where frames were made alone."""
+    views = read_json(path)["views"].values() if path.is_file() else []
+    found = {key: [v[key] for v in views if v.get(key) is not None] for key in ("flow_px", "disagreement")}
+    return {key: sum(values) / len(values) for key, values in found.items() if values}
 
 
 def main() -> None:
@@ -29,6 +38,7 @@ def main() -> None:
         if frames is not None:
             geometry = Path(params.geometry or task / FOLDER)
             frames["order"] = measure_order(scene, task / "hr", frames["per_view"], params.jump_deg, geometry)
+            frames["alignment"] = alignment_means(task / "hr" / ALIGNMENT_FILE)
     write_json(task / FILE_NAME, found)
     for background, frames in found.items():
         say(f"{background}: " + (f"{frames['PSNR']:.2f} dB in {frames['views']} views" if frames else "no truth"))

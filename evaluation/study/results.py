@@ -24,6 +24,8 @@ class Result:
     Parameters
     ----------
     views, frames : {background: {view: {metric: value}}} of the test views' renders and of the training frames.
+    frame_facts : {background: {"jump_PSNR", "mean_step_deg", "worst_step_deg", "step_px", "flow_px",
+        "disagreement"}}, as far as known.
     protocols : by background. splats : of the model.
     seconds, cpu_seconds : of all that leads to the renders, shared tasks counted in full; None = not recorded.
     peak_MB : of the largest process.
@@ -35,6 +37,7 @@ class Result:
     seed: int
     views: Mapping[str, Views] = field(default_factory=dict)
     frames: Mapping[str, Views] = field(default_factory=dict)
+    frame_facts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     protocols: Mapping[str, Protocol] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -50,7 +53,11 @@ class Result:
         values = {name: getattr(self, name) for name in ("scene", "variant", "seed", "splats", "interrupted")}
         values |= {name: round(getattr(self, name), 1) for name in ("seconds", "cpu_seconds", "peak_MB")}
         values |= {"tasks": dict(self.tasks), "code": dict(self.code), "protocols": protocols}
-        return values | {"views": _rounded(self.views), "frames": _rounded(self.frames)}
+        return values | {
+            "views": _rounded(self.views),
+            "frames": _rounded(self.frames),
+            "frame_facts": _rounded({"all": self.frame_facts})["all"],
+        }
 
 
 def _rounded(tables: Mapping[str, Views]) -> dict[str, Any]:
@@ -84,6 +91,7 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]]) -> Result:
             for b, found in frames.items()
             if found and b in run.backgrounds
         },
+        {b: _frame_facts(found) for b, found in frames.items() if found and b in run.backgrounds},
         {b: from_json(measured["protocol"], f"{run.views}/study.json") for b, measured in model.items()},
         sum(c["seconds"] for c in counted),
         sum(c["cpu_seconds"] for c in counted),
@@ -93,6 +101,14 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]]) -> Result:
         {kind: getattr(run, kind) for kind in ("frames", "model", "views")},
         {step: code for m in made for step, code in m["code"].items()},
     )
+
+
+def _frame_facts(found: Mapping[str, Any]) -> dict[str, float]:
+    order = found.get("order") or {}
+    facts = {key: order[key] for key in ("mean_step_deg", "worst_step_deg") if key in order}
+    facts |= {"step_px": order["flow_px"]} if order.get("flow_px") is not None else {}
+    jumps = order.get("jumps", {})
+    return facts | ({"jump_PSNR": jumps["PSNR"]} if "PSNR" in jumps else {}) | found.get("alignment", {})
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from arguments.flags import checked, make, parse_given, read_toml
-from arguments.steps import METHODS, STEPS, RunParams, file_settings, own_settings, read_config
+from arguments.pipeline import reached
+from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, file_settings, own_settings, read_config
 from utils.errors import UserError
 
 BACKGROUNDS = ("white", "black")
+RESERVED = {"task", "source", "hr", "prepared", "geometry", "frames", "model", "device", "threads"}  # in braces
 PROTOCOL_STEPS = ("render", "metrics")  # how a result is measured: never --compat, so that all results compare
 # The study itself says these.
 DECIDED = {
@@ -92,7 +94,8 @@ class Study:
         values = file_settings(step, variant.method, {k: dict(v) for k, v in self.config[1].items()})
         bound = {"flags": scene.settings.get("hr_flags", {}) if variant.source == "hr" else {}}
         for layer in (scene.settings, bound, variant.settings, {"flags": self.overrides}):
-            values |= {**layer.get("flags", {}), **layer.get(step, {})}
+            shared = {key: value for key, value in layer.get("flags", {}).items() if key in reached(step)}
+            values |= shared | dict(layer.get(step, {}))
         known = own_settings(step) - ({"compat"} if step in PROTOCOL_STEPS else set())
         return {key: value for key, value in values.items() if key in known}
 
@@ -176,7 +179,9 @@ def with_overrides(study: Study, words: Sequence[str], where: str) -> Study:
     """
     groups = list(dict.fromkeys(g for step in STEPS.values() for g in step.groups))
     given = parse_given(where, "", groups, list(words))
-    study = replace(study, overrides=_not_decided(given, f"{where}: after --"))
+    config = given.pop("config", "")
+    given = _not_decided(given, f"{where}: after --")
+    study = replace(study, overrides=given, config=read_config(config) if config else study.config)
     check(study, where)
     return study
 
@@ -198,7 +203,7 @@ def check(study: Study, where: str) -> None:
         for scene in study.scenes:
             if variant.source == "hr" and not scene.hr:
                 raise UserError(f"{here}: source = 'hr', but scene {scene.name} does not say hr = FOLDER")
-            for step in (*variant.steps, *PROTOCOL_STEPS):
+            for step in (*variant.steps, *DEPTH_STEPS, *PROTOCOL_STEPS):
                 values = study.settings(scene, variant, step)
                 try:
                     for group in STEPS[step].groups:
@@ -238,6 +243,10 @@ def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
         if given["steps"] not in (allowed, allowed[:2], allowed[2:]):
             raise UserError(f"{where}: steps = {list(steps)}; order and upsample go together, before train")
     needs = {key: _text(value, f"{where}: needs") for key, value in _table(table, "needs", where).items()}
+    if RESERVED & needs.keys():
+        raise UserError(
+            f"{where}: needs: {{{min(RESERVED & needs.keys())}}} has a meaning already; choose another word"
+        )
     before = {}
     for step, commands in _table(table, "before", where).items():
         _one_of(step, (*STEPS,), f"{where}: before")

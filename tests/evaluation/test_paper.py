@@ -20,7 +20,7 @@ from evaluation.paper import __main__ as paper
 from evaluation.paper.study import BLENDER, MIP360, row_name, study_text
 from evaluation.paper.tables import TABLES, Cells, jump_table, quality_tables
 from evaluation.study import executors, frame_quality, tasks
-from evaluation.study.plan import make_plan
+from evaluation.study.planner import make_plan
 from evaluation.study.results import Result
 from evaluation.study.spec import read_study
 from scene import downscale

@@ -4,6 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -18,15 +20,18 @@ def calls(folder: Path, *command: str, **env: str) -> list[list[str]]:
     return lines
 
 
-def test_the_ordering_study_changes_the_ordering_alone(tmp_path):
-    command = ("scripts/ablate_ordering.sh", str(tmp_path), str(tmp_path / "out"), "--seed", "1")
-    *runs, table = calls(tmp_path, *command)
-    orderings = ["file", "random", "greedy", "als", "tour"]
-    for ordering, words in zip(orderings, runs, strict=True):
-        assert words[1:] == [
-            *("-s", str(tmp_path), "-m", str(tmp_path / "out" / ordering), "--cost", "pose", "--seed", "1"),
-            *("--ordering", ordering),
-        ]
-    assert table == ["-m", "evaluation.tables", *(str(tmp_path / "out" / ordering) for ordering in orderings)]
-    *runs, _ = calls(tmp_path, *command, COST="orb")
-    assert all(words[words.index("--cost") + 1] == "orb" for words in runs)
+@pytest.mark.parametrize("name", ["alignment", "backend", "estimates", "lambda", "ordering"])
+def test_ablations_are_studies_of_one_scene(tmp_path, name):
+    out = str(tmp_path / "out")
+    run, table = calls(tmp_path, f"scripts/ablate_{name}.sh", str(tmp_path), out, "--iterations", "9", SEEDS="3 4")
+    study = ["-m", "evaluation.study", f"{ROOT}/studies/{name}.toml"]
+    where = ["--source", str(tmp_path), "--out", out, "--seeds", "3", "4"]
+    assert run == [*study, "run", *where, "--slots", "1", "--", "--iterations", "9"]
+    assert table == [*study, "table", *where, "--frames", "--json", f"{out}/results.json", "--", "--iterations", "9"]
+
+
+def test_without_a_scene_they_say_what_they_want(tmp_path):
+    done = subprocess.run(["scripts/ablate_ordering.sh"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Usage: scripts/ablate_ordering.sh LR_SCENE OUT" in done.stderr
+    assert "set -euo" not in done.stderr

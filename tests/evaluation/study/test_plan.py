@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from evaluation.study.executors import wanted_tasks
-from evaluation.study.plan import Plan, Task, make_plan
+from evaluation.study.plan import Plan, Task
+from evaluation.study.planner import make_plan
 from evaluation.study.spec import read_study, restrict, with_overrides
 from utils.errors import UserError
+from utils.provenance import PROJECT
 
 BASE = """
 out = "OUT"
@@ -159,6 +161,61 @@ def test_a_scene_is_prepared_once_before_all_else(tmp_path):
     assert f"--source_path={p.folder(first.id)}/lr" in words(task(p, "single", "frames"), "order")
 
 
+GRAPH = """
+[variants.graph]
+upsample = {flow = "geometry", propagation = "graph"}
+lr_model = {max_gaussians = 500}
+flags = {iterations = 50}
+[variants.depth]
+upsample = {flow = "geometry", propagation = "graph"}
+lr_model = {max_gaussians = 500}
+train = {depths = "{geometry}/geometry", confidence = "{frames}/hr/confidence"}
+"""
+
+
+def test_flow_from_geometry_brings_a_model_of_the_lr_views(tmp_path):
+    p = plan(tmp_path, GRAPH)
+    frames = [task(p, "graph", "frames", seed) for seed in (0, 1)]
+    lr = [p.tasks[next(n for n in f.needs if n.startswith("lr-"))] for f in frames]
+    assert lr[0].id != lr[1].id  # a training depends on the seed, and so do the frames from its depth
+    train, geometry = lr[0].commands
+    assert {"--frames=none", "--max_gaussians=500", f"--model_path={p.folder(lr[0].id)}/lr_model"} <= set(train.words)
+    assert "--iterations=50" not in train.words  # flags speak of the model that is wanted, not of this one
+    assert (train.record, geometry.record) == (("lr_model", "train"), (".", "geometry"))
+    assert {"--geometry", f"--output_path={p.folder(lr[0].id)}"} <= set(geometry.words)
+    assert f"--geometry={p.folder(lr[0].id)}/geometry" in words(frames[0], "upsample")
+    model = words(task(p, "depth", "model"), "train")
+    assert f"--depths={p.folder(lr[0].id)}/geometry" in model
+    assert f"--confidence={p.folder(frames[0].id)}/hr/confidence" in model
+    assert not [w for w in words(task(p, "single", "frames"), "upsample") if w.startswith("--geometry")]
+
+
+def test_one_scene_in_place_of_those_of_the_file(tmp_path):
+    whole = study(tmp_path, "[variants.there]\nscenes = ['toy']\n")
+    p = make_plan(whole, source="given/scene")
+    assert {r.variant for r in p.runs} == {"single", "low", "there"}  # no truth was named: no bound
+    with_truth = make_plan(whole, source="given/scene", hr="given/hr")
+    bound = words(task(with_truth, "bound", "model"), "train")
+    assert f"--source_path={Path('given/hr').absolute()}" in bound
+    (tmp_path / "c.toml").write_text("[train]\niterations = 77\n")
+    other = make_plan(with_overrides(whole, ["--config", str(tmp_path / "c.toml"), "--lambda_tex", "0.5"], "x"))
+    assert {"--iterations=77", "--lambda_tex=0.5"} <= set(words(task(other, "low", "model"), "train"))
+
+
+def test_settings_of_the_truth_alone(tmp_path):
+    p = make_plan(study(tmp_path, "", BASE.replace("flags = {eval = true}", 'hr_flags = {images = "images_gt"}')))
+    assert "--images=images_gt" in words(task(p, "bound", "model"), "train")
+    assert not [w for w in words(task(p, "single", "model"), "train") if "images" in w]
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "studies").glob("*.toml")), ids=lambda p: p.stem)
+def test_studies_that_are_here_can_be_planned(path, monkeypatch):
+    monkeypatch.setenv("SEQSPLAT_DATA", "/data")
+    if "[variants" in path.read_text():
+        assert make_plan(read_study(path)).runs
+        assert make_plan(read_study(path), source="given").runs
+
+
 def test_a_part_of_a_study(tmp_path):
     whole = study(tmp_path, '[scenes.second]\nsource = "two"\nhr = "two_hr"\n')
     part = make_plan(restrict(whole, ["toy"], ["low"], [7], "x"))
@@ -202,6 +259,8 @@ WRONG = {
     "[scenes.b]\nsource = '{nothing}'\nhr = 'x'": "means nothing here",
     "[variants.x]\nneeds = {y = 'y'}\ntrain = {init_ply = '{y}'}\n"
     "[variants.y]\nneeds = {x = 'x'}\ntrain = {init_ply = '{x}'}": "circle: x -> y -> x",
+    "[variants.x]\nneeds = {frames = 'single'}": "has a meaning already",
+    "[use]\nvariants = ['singel']": "did you mean 'single'",
     "[variants.x\n": "Expected ']'",
 }  # fmt: skip
 

@@ -8,11 +8,12 @@ import pytest
 
 from arguments.study import StudyTableParams
 from evaluation.protocols import Protocol
+from evaluation.study.comparison import ALL, Comparison
 from evaluation.study.plan import Plan
 from evaluation.study.results import check_protocols, finished, read_results
 from evaluation.study.spec import Study, Variant
 from evaluation.study.statistics import holm, paired_bootstrap
-from evaluation.study.table import ALL, Comparison, show_table
+from evaluation.study.table import show_table
 from tests.study_factory import fake_results, write_manifest
 from utils.errors import UserError
 
@@ -129,6 +130,20 @@ def test_ways_of_drawing_are_shown_where_they_differ(tmp_path, capsys):
     assert check_protocols(list(finished(plan))) == ["dilation"]
     show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
     assert "| dilation |" in capsys.readouterr().out
+
+
+def test_the_table_of_frames(tmp_path, capsys):
+    plan = Plan(tmp_path)
+    models = {("a", "base", 0): {"x": 1.0}, ("a", "better", 0): {"x": 2.0}}
+    fake_results(plan, models, {("a", "base"): 20.0, ("a", "better"): 21.5})
+    order = {"mean_step_deg": 10.0, "worst_step_deg": 50.0, "jumps": {"PSNR": 19.0}}
+    found = {"per_view": {"f": {"PSNR": 21.5}}, "order": order, "alignment": {"flow_px": 3.25}}
+    write_manifest(plan, plan.tasks["frames-abetter"], {"black": found})
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), frames=True, format="csv"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("a,black,better,21.50,+1.500,+1.500 .. +1.500,")
+    assert lines[-1].endswith(",19.00,10.00,50.00,-,3.25,-")
+    assert lines[-2] == "a,black,base,20.00,-,-,-,-,-,-,-,-,-"
 
 
 def test_wrong_questions(plan):
