@@ -1,4 +1,5 @@
-"""The engine of the native kernels: no autograd, no PyTorch reduction, no gradient of a parameter in memory.
+"""The engine of the native kernels: no autograd, no PyTorch reduction, no gradient of a parameter in memory (but of
+opacities and scales where they have regularisers).
 
 On the CPU every sum is made by the kernels in an order that does not depend on the number of threads, so neither does a
 result. On a GPU the order is fixed with --deterministic; the step never waits for the device but to read one size.
