@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from arguments.flags import opt
 from utils.errors import UserError
 
-SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span")  # upsamplers to which other views say nothing
+SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span", "spandrel")  # upsamplers to which other views say nothing
 
 
 @dataclass(frozen=True)

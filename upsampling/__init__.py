@@ -187,7 +187,9 @@ def describe(job: Job) -> str:
         lines.append(
             f"{saved} frames {w}x{h} -> {s * w}x{s * h} px in {len(group)} calls ({frames} frames in all); the longest "
             f"call in {len(cut.chunks)} chunks of {rows}x{cols} tiles, about {cut.bytes / 2**30:.1f} GB"
+            + (" with features in a file" if cut.in_file else "")
         )
+    lines.append(job.aligner.describe())
     return "\n".join(lines)
 
 

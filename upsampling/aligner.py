@@ -60,6 +60,17 @@ class Aligner:
             return {"propagation": "none"}
         return {"flow": self.flow, "propagation": self.propagation, "max_angle_deg": self.max_angle_deg}
 
+    def describe(self) -> str:
+        """What was decided, for people."""
+        if self.propagation == "none":
+            return "every frame alone"
+        flow = {"learned": "learned flow", "geometry": "flow from geometry"}[self.flow]
+        way = "a path" if self.propagation == "path" else "a graph"
+        if self.propagation == "graph":
+            way += f" of {self.settings.neighbours} neighbours in {self.settings.passes} rounds"
+        limit = f", up to {self.max_angle_deg:g} degrees apart" if self.max_angle_deg < ANY_ANGLE else ""
+        return f"features run along {flow} on {way}{limit}"
+
     def calls(self) -> list[Subsequence]:
         """The calls as they are made, with nothing computed for nobody: those of the schedule along a path, one of all
         saved views of a size and kind in a graph, one a view where nothing propagates."""

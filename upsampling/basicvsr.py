@@ -77,18 +77,17 @@ class BasicVSR(VideoNetwork):
         Iterator of T frames [3, 4h, 4w], float32, not clamped.
         """
         alignment = alignment or along_path(len(frames))
-        backward = Features(alignment.folder)
-        for _ in self._propagate(self._step(self.backward_trunk, frames), frames, alignment, backward, reverse=True):
-            pass
+        step_back, step_forth = (self._step(trunk, frames) for trunk in (self.backward_trunk, self.forward_trunk))
         visits = alignment.visits(reverse=False)
         finished = {visit.frame: n for n, visit in enumerate(visits)}
-        forward = self._propagate(
-            self._step(self.forward_trunk, frames), frames, alignment, Features(alignment.folder), reverse=False
-        )
-        for n, (visit, feature) in enumerate(zip(visits, forward, strict=True)):
-            if finished[visit.frame] == n:
-                fused = self.fusion(laid_out(torch.cat([backward.pop(visit.frame), feature], dim=1)))
-                yield self._tail(F.leaky_relu_(fused, 0.1), frames[visit.frame][None])[0]
+        with Features(alignment.folder) as backward, Features(alignment.folder) as kept:
+            for _ in self._propagate(step_back, frames, alignment, backward, reverse=True):
+                pass
+            forward = self._propagate(step_forth, frames, alignment, kept, reverse=False)
+            for n, (visit, feature) in enumerate(zip(visits, forward, strict=True)):
+                if finished[visit.frame] == n:
+                    fused = self.fusion(laid_out(torch.cat([backward.pop(visit.frame), feature], dim=1)))
+                    yield self._tail(F.leaky_relu_(fused, 0.1), frames[visit.frame][None])[0]
 
     def _step(self, trunk: nn.Module, frames: Tensor) -> Step:
         return lambda i, arrived: trunk(torch.cat([frames[i][None].to(self.dtype), arrived], dim=1))  # 3 + 64 in

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -29,11 +29,18 @@ class Features:
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._file = TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
+                self._file = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed by __exit__)
             except OSError as error:
-                raise UserError(
-                    f"{folder}: features cannot wait there ({error.strerror}); raise --max_memory"
-                ) from error
+                reason = f"{folder}: features cannot wait there ({error.strerror}); raise --max_memory"
+                raise UserError(reason) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.clear()
+        if self._file is not None:
+            self._file.close()
 
     def __setitem__(self, frame: int, feature: Tensor) -> None:
         self._kept[frame] = feature if self._file is None else self._written(frame, feature)
@@ -53,21 +60,29 @@ class Features:
     def _written(self, frame: int, feature: Tensor) -> tuple[torch.Size, bool, torch.dtype, torch.device]:
         last = not feature.is_contiguous()  # then channels lie innermost
         rows = feature.permute(0, 2, 3, 1) if last else feature
-        data = rows.contiguous().cpu().view(-1).view(torch.uint8).numpy()
+        data = _bytes(rows.contiguous().cpu())
         try:
             self._file.seek(frame * data.nbytes)
-            self._file.write(data)
-            self._file.flush()
+            rest = data
+            while rest:  # a single call writes 2 GB at most
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise UserError(
-                f"features of {data.nbytes >> 20} MB a frame cannot be written ({error.strerror})"
-            ) from error
+            reason = f"features cannot be written to the output folder ({error.strerror}); raise --max_memory"
+            raise UserError(reason) from error
         return rows.shape, last, feature.dtype, feature.device
 
     def _read(self, frame: int, shape: torch.Size, last: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
         rows = torch.empty(shape, dtype=dtype)
-        data = rows.view(-1).view(torch.uint8).numpy()
+        data = _bytes(rows)
         self._file.seek(frame * data.nbytes)
-        self._file.readinto(data)
+        rest = data
+        while rest:
+            rest = rest[self._file.readinto(rest) :]
         feature = rows.to(device)
         return feature.permute(0, 3, 1, 2) if last else feature
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)

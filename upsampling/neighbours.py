@@ -47,9 +47,8 @@ def cost_of_neighbours(name: str, scene: Scene, names: Sequence[str]) -> Float[n
     measure = NEIGHBOUR_COSTS.get(name) or imported("--neighbour_cost", name)
     cost = np.asarray(measure(scene, names), dtype=float)
     if cost.shape != (len(names), len(names)) or np.isnan(cost).any():
-        raise UserError(
-            f"--neighbour_cost {name}: {cost.shape}; [N, N] of the {len(names)} views without NaN is expected"
-        )
+        n = len(names)
+        raise UserError(f"--neighbour_cost {name}: returned {cost.shape}; [{n}, {n}] without NaN is expected")
     return cost
 
 

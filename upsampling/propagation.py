@@ -11,11 +11,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from upsampling.alignment import Alignment
+from upsampling.geometry import FlowOf
 from upsampling.spynet import SPyNet, warp
 
 BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 
-Flows = dict[int, Tensor]  # frame -> flow to its source, [1, 2, h, w]
+
+@dataclass(frozen=True)
+class Flows:
+    """Flows [1, 2, h, w] of one direction.
+
+    learned : frame -> flow to its source; empty where `known` (from geometry) gives any flow.
+    """
+
+    learned: dict[int, Tensor]
+    known: FlowOf | None = None
+
+    def to_source(self, i: int, s: int) -> Float[Tensor, "1 2 h w"]:
+        """Flow from frame i to its source s."""
+        return self.learned[i] if self.known is None else self.known(i, s).px
+
+    def to_second(self, i: int, s: int, ss: int) -> Float[Tensor, "1 2 h w"]:
+        """Flow from frame i to the source ss of its source s: known, or the two learned flows one after the other."""
+        if self.known is not None:
+            return self.known(i, ss).px
+        return self.learned[i] + warp(self.learned[s], self.learned[i])
 
 
 @dataclass(frozen=True)
@@ -37,12 +57,14 @@ def sources_of(branch: str, alignment: Alignment) -> tuple[int | None, ...]:
 
 def all_flows(spynet: SPyNet, frames: Float[Tensor, "t 3 h w"], alignment: Alignment) -> dict[str, Flows]:
     """Flows of every branch; branches of one direction share theirs."""
+    if alignment.flow_of is not None:
+        return dict.fromkeys(BRANCHES, Flows({}, alignment.flow_of))
     pyramid = spynet.pyramid(frames)
     found = {}
     for name in BRANCHES[:2]:
         pairs = [(i, s) for i, s in enumerate(sources_of(name, alignment)) if s is not None]
-        flows = spynet.flows(pyramid, pairs, frames.shape[-2:])
-        found[name] = {i: flow for (i, _), flow in zip(pairs, flows, strict=True)}
+        learned = spynet.flows(pyramid, pairs, frames.shape[-2:])
+        found[name] = Flows({i: flow for (i, _), flow in zip(pairs, learned, strict=True)})
     return {name: found[name[:-1] + "1"] for name in BRANCHES}
 
 
@@ -52,7 +74,7 @@ def propagate(sources: Sequence[int | None], flows: Flows, advance: Advance) -> 
     Parameters
     ----------
     sources : whose features each frame gets; all later frames (a backward pass) or all earlier ones.
-    flows : to the source, of every frame that has one.
+    flows : between any frame and its sources.
     advance : makes a frame's feature; called in visiting order.
 
     Returns
@@ -73,9 +95,9 @@ def propagate(sources: Sequence[int | None], flows: Flows, advance: Advance) -> 
         first = second = None
         s = sources[i]
         if s is not None:
-            first = Arrival(kept[s], flows[i])
+            first = Arrival(kept[s], flows.to_source(i, s))
             if (ss := sources[s]) is not None:
-                second = Arrival(kept[ss], flows[i] + warp(flows[s], flows[i]))  # the flows one after the other
+                second = Arrival(kept[ss], flows.to_second(i, s, ss))
         feature = advance(i, first, second)
         if i in last_use:
             kept[i] = feature

@@ -4,7 +4,7 @@ Nothing is shared with the package. Tensors are [c, h, w]; a state maps the publ
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
+FlowOf = Callable[[int, int], Tensor]
 BRANCHES = ("backward_1", "forward_1", "backward_2", "forward_2")
 
 
@@ -169,6 +170,47 @@ def tail(s: State, x: Tensor, frame: Tensor) -> Tensor:
     return x + F.interpolate(frame[None], scale_factor=4, mode="bilinear", align_corners=False)[0]
 
 
+Handed = Callable[[int, dict[int, Tensor]], Tensor | None]  # (frame, features made so far) -> what arrives
+
+
+def basicvsr(state: State, frames: Tensor, arrival: Handed, rounds: int, blocks: int) -> Tensor:
+    """BasicVSR over frames [t, 3, h, w] float64, whatever `arrival` hands to each visit; -> [t, 3, 4h, 4w]."""
+    s, t = doubled(state), len(frames)
+    made: list[dict[int, Tensor]] = []
+    for name, order in (("backward_trunk", range(t)[::-1]), ("forward_trunk", range(t))):
+        features: dict[int, Tensor] = {}
+        for i in [*order] * rounds:
+            arrived = arrival(i, features)
+            if arrived is None:
+                arrived = torch.zeros(64, *frames.shape[-2:], dtype=frames.dtype)
+            features[i] = trunk(s, name, torch.cat([frames[i], arrived]), blocks)
+        made.append(features)
+    fused = [lrelu(conv(s, "fusion", torch.cat([made[0][i], made[1][i]]))) for i in range(t)]
+    return torch.stack([tail(s, x, frame) for x, frame in zip(fused, frames, strict=True)])
+
+
+def graph_arrival(
+    angles_deg: Sequence[Sequence[float]], flow_of: Callable[[int, int], tuple[Tensor, Tensor]], limit_deg: float = 30.0
+) -> Handed:
+    """The mean over the three nearest views within the limit that have features; flow_of gives (flow, visible)."""
+
+    def arrival(i: int, features: dict[int, Tensor]) -> Tensor | None:
+        near = sorted((angles_deg[i][j], j) for j in features if j != i and angles_deg[i][j] <= limit_deg)[:3]
+        total, weights = 0.0, 0.0
+        for angle, j in near:
+            flow, visible = flow_of(i, j)
+            weight = (visible + 1e-3) * math.exp(-angle / 8)
+            total, weights = total + weight * warped(features[j], flow), weights + weight
+        return total / weights if near else None  # type: ignore[return-value]
+
+    return arrival
+
+
+def basicvsr_shapes(blocks: int) -> Shapes:
+    shapes = _shared(64) | _conv("fusion", 64, 128, 1, 1)
+    return shapes | _trunk("backward_trunk", 67, blocks) | _trunk("forward_trunk", 67, blocks)
+
+
 def deform(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Deformable 3x3 convolution, tap after tap; offset [G * 18, h, w] as (dy, dx), mask [G * 9, h, w]."""
     c, h, w = x.shape
@@ -193,20 +235,32 @@ def visits(branch: str, t: int) -> Iterator[tuple[int, int | None, int | None]]:
         yield i, order[step - 1] if step > 0 else None, order[step - 2] if step > 1 else None
 
 
-def basicvsr_pp(state: State, frames: Tensor) -> Tensor:
-    """[t, 3, h, w] float64 -> [t, 3, 4h, 4w]."""
+def both_flows(
+    s: State, frames: Tensor, i: int, before: int, earlier: int | None, known: FlowOf | None
+) -> tuple[Tensor, Tensor]:
+    """Flows of frame i to the one before it and to the one before that; zero where there is none."""
+    if known is not None:
+        return known(i, before), torch.zeros_like(frames[0, :2]) if earlier is None else known(i, earlier)
+    flow = spynet(s, frames[i], frames[before])
+    if earlier is None:
+        return flow, torch.zeros_like(flow)
+    return flow, flow + warped(spynet(s, frames[before], frames[earlier]), flow)
+
+
+def basicvsr_pp(state: State, frames: Tensor, known: FlowOf | None = None) -> Tensor:
+    """[t, 3, h, w] float64 -> [t, 3, 4h, 4w]; `known` gives the flow [2, h, w] of any (frame, source) instead."""
     s, t = doubled(state), len(frames)
     features = {"spatial": [trunk(s, "feat_extract", frame, 5) for frame in frames]}
-    zero, still = torch.zeros_like(features["spatial"][0]), torch.zeros_like(frames[0, :2])
+    zero = torch.zeros_like(features["spatial"][0])
     for branch in BRANCHES:
         done: dict[int, Tensor] = {}
         for i, before, earlier in visits(branch, t):
             current, f = features["spatial"][i], zero
             if before is not None:
-                flow1, n2, c2, flow2 = spynet(s, frames[i], frames[before]), zero, zero, still
+                flow1, flow2 = both_flows(s, frames, i, before, earlier, known)
+                n2, c2 = zero, zero
                 if earlier is not None:
-                    n2, flow2 = done[earlier], flow1 + warped(spynet(s, frames[before], frames[earlier]), flow1)
-                    c2 = warped(n2, flow2)
+                    n2, c2 = done[earlier], warped(done[earlier], flow2)
                 x = torch.cat([warped(done[before], flow1), current, c2, flow1, flow2])
                 for layer in (0, 2, 4, 6):
                     x = conv(s, f"deform_align.{branch}.conv_offset.{layer}", x)
@@ -299,8 +353,8 @@ def patch_moved(x: Tensor, flow: Tensor) -> Tensor:
     return result
 
 
-def psrt(state: State, frames: Tensor) -> Tensor:
-    """[t, 3, h, w] float64 -> [t, 3, 4h, 4w]."""
+def psrt(state: State, frames: Tensor, known: FlowOf | None = None) -> Tensor:
+    """As `basicvsr_pp`."""
     s, t = doubled(state), len(frames)
     inputs = [conv(s, "conv_first", frame) for frame in frames]
     for branch in BRANCHES:
@@ -308,11 +362,10 @@ def psrt(state: State, frames: Tensor) -> Tensor:
         for i, before, earlier in visits(branch, t):
             maps = [inputs[i]] * 3
             if before is not None:
-                flow = spynet(s, frames[i], frames[before])
-                maps = [patch_moved(done[before], flow), inputs[i], torch.zeros_like(inputs[i])]
+                flow1, flow2 = both_flows(s, frames, i, before, earlier, known)
+                maps = [patch_moved(done[before], flow1), inputs[i], torch.zeros_like(inputs[i])]
                 if earlier is not None:
-                    flow = flow + warped(spynet(s, frames[before], frames[earlier]), flow)
-                    maps[2] = patch_moved(done[earlier], flow)
+                    maps[2] = patch_moved(done[earlier], flow2)
             done[i] = psrt_branch(s, f"patch_align.{branch}", maps)
         inputs = [done[i] for i in range(t)]
     return torch.stack([tail(s, conv(s, "conv_before_upsample", x), f) for x, f in zip(inputs, frames, strict=True)])

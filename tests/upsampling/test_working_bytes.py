@@ -5,15 +5,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.upsampling.test_networks import moving_texture
+from upsampling.alignment import Graph
 from upsampling.basicvsr import BasicVSR
 from upsampling.basicvsr_pp import BasicVSRpp
+from upsampling.geometry import Flow
 from upsampling.iconvsr import IconVSR
+from upsampling.neighbours import graph_visits
 from upsampling.psrt import PSRT
 
 
@@ -56,3 +60,19 @@ def test_what_is_said_is_enough_and_not_far_more(make, t, h, w, dtype):
         for _ in net.upsample(frames):
             pass
     assert 0.4 * net.working_bytes(t, h, w) < alive.peak < net.working_bytes(t, h, w)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_graph_is_said_to_need_is_enough_and_not_far_more(dtype, in_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("upsampling.basicvsr.BLOCKS", 2)
+    net = BasicVSR().eval().requires_grad_(False).in_precision(dtype)
+    t, h, w = 9, 48, 56
+    frames, still = moving_texture(t, h, w), Flow(torch.zeros(1, 2, h, w), torch.ones(1, 1, h, w))
+    far = np.abs(np.arange(t)[:, None] - np.arange(t)[None]).astype(float)
+    visits = (graph_visits(far, far < 9, np.exp(-far), order, 3, 2) for order in (range(t)[::-1], range(t)))
+    graph = Graph(*visits, lambda i, s: still, tmp_path if in_file else None)
+    with Alive() as alive:
+        for _ in net.upsample(frames, graph):
+            pass
+    assert 0.4 * net.graph_bytes(t, h, w, in_file) < alive.peak < net.graph_bytes(t, h, w, in_file)
