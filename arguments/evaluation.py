@@ -48,7 +48,7 @@ class TableParams:
     columns: tuple[str, ...] = opt(
         ("name", "scene", "PSNR", "SSIM", "LPIPS"),
         "name, any metric, any protocol field, jump_PSNR (frames beside jumps), jumps, mean_step_deg, worst_step_deg, "
-        "flow_px (mean geometric flow between consecutive views, LR px), "
+        "step_px (mean geometric flow between consecutive views, LR px), "
         "splats, iteration, seed, seconds, peak_MB",
     )
     published: str = opt("", "published numbers below ours: blender, mip360, or one scene, blender:lego")

@@ -32,7 +32,7 @@ def measure_order(
     -------
     {"method", "mean_step_deg", "worst_step_deg", "step_deg": `steps_beside` of the measured views,
     "jumps": {"over_deg", "steps": how many, "views": measured frames beside one, and the mean of what was measured of
-    them}}, and with the depths of all views that take part "flow_px": `mean_flow_px`; None without a schedule whose
+    them}}, and with the depths of all views that take part "step_px": `mean_step_px`; None without a schedule whose
     angles are known.
 
     Notes
@@ -49,7 +49,7 @@ def measure_order(
     jumps = {"over_deg": jump_deg, "steps": sum(angle > jump_deg for angle in angles), "views": views}
     taking_part = {name for call in sequences.subsequences for name in call.frames}
     known = all(depth_path(geometry, name).is_file() for name in taking_part)
-    flow = {"flow_px": mean_flow_px(scene, sequences, geometry)} if known else {}
+    flow = {"step_px": mean_step_px(scene, sequences, geometry)} if known else {}
     return flow | {
         "method": sequences.method,
         "mean_step_deg": sum(angles) / len(angles),
@@ -73,7 +73,7 @@ def steps_beside(sequences: Sequences) -> dict[str, float]:
     return found
 
 
-def mean_flow_px(scene: Scene, sequences: Sequences, folder: Path) -> float | None:
+def mean_step_px(scene: Scene, sequences: Sequences, folder: Path) -> float | None:
     """How far surfaces move from one view to the next, LR pixels: mean over all steps of the mean over the foreground.
 
     Parameters

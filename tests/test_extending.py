@@ -92,6 +92,21 @@ def test_example_of_a_network(lab, monkeypatch):
         assert (large.reshape(32, 3, 32, 3, 4)[:, :, :, 0] == large.reshape(32, 3, 32, 3, 4)[:, :, :, 2]).all()
 
 
+def test_a_changed_module_makes_the_step_run_again(lab, monkeypatch):
+    run(monkeypatch, lab, command("orders"))
+
+    def made():
+        out = run(monkeypatch, lab, command("net"), "--scale", "3", "--skip_done")
+        return json.loads((out / "run.json").read_text())["steps"]["upsample"]
+
+    first = made()
+    assert made() == first
+    with open(lab.parent / "my_lab/net.py", "a") as opened:
+        opened.write("# changed\n")
+    second = made()
+    assert {group for group in first["inputs"] if second["inputs"][group] != first["inputs"][group]} == {"plugins"}
+
+
 def test_example_of_a_neighbour_cost(lab, monkeypatch):
     """BasicVSR with random weights: which views a view gets features from is what the example says."""
     run(monkeypatch, lab, command("orders"))

@@ -100,7 +100,8 @@ def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, comp
     sequences = read_sequences(path, required=scene.train, known=scene.test)
     used = dict.fromkeys(name for s in sequences.subsequences for name in s.frames)
     kernel = resolve_kernel(scene, model.lr_kernel) if model.lr_kernel or scene.kernel_file else None
-    inputs = {"sequences": [path], **scene_inputs(scene, used), "plugins": source_files(settings.neighbour_cost)}
+    plugins = source_files(settings.upsampler, settings.neighbour_cost)
+    inputs = {"sequences": [path], **scene_inputs(scene, used), "plugins": plugins}
     geometry = geometry_folder(settings, out, compat)
     if geometry is not None:
         inputs["geometry"] = [depth_path(geometry, name) for name in used]

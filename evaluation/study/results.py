@@ -105,8 +105,7 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]]) -> Result:
 
 def _frame_facts(found: Mapping[str, Any]) -> dict[str, float]:
     order = found.get("order") or {}
-    facts = {key: order[key] for key in ("mean_step_deg", "worst_step_deg") if key in order}
-    facts |= {"step_px": order["flow_px"]} if order.get("flow_px") is not None else {}
+    facts = {key: order[key] for key in ("mean_step_deg", "worst_step_deg", "step_px") if order.get(key) is not None}
     jumps = order.get("jumps", {})
     return facts | ({"jump_PSNR": jumps["PSNR"]} if "PSNR" in jumps else {}) | found.get("alignment", {})
 

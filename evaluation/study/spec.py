@@ -155,6 +155,8 @@ def _included(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
 def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds: Sequence[int], where: str) -> Study:
     """Keep only some scenes, and mark the variants whose runs are wanted; the others stay for those that need them.
 
+    What is named last counts: a variant that the file's `use` leaves out can be wanted on the command line.
+
     Raises
     ------
     UserError : a name that is not in the study.
@@ -164,7 +166,7 @@ def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds
             _one_of(name, [x.name for x in there], f"{where}: {what}")
     kept = tuple(s for s in study.scenes if not scenes or s.name in scenes)
     chosen = tuple(
-        replace(v, wanted=v.wanted and (not variants or v.name in variants), seeds=tuple(seeds) or v.seeds)
+        replace(v, wanted=v.name in variants if variants else v.wanted, seeds=tuple(seeds) or v.seeds)
         for v in study.variants
     )
     return replace(study, scenes=kept, variants=chosen, seeds=tuple(seeds) or study.seeds)

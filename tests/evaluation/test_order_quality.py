@@ -7,7 +7,7 @@ import pytest
 
 from arguments.evaluation import MetricsParams
 from arguments.loading import CommonParams
-from evaluation.order_quality import mean_flow_px, mean_of, measure_order, steps_beside
+from evaluation.order_quality import mean_of, mean_step_px, measure_order, steps_beside
 from evaluation.run_metrics import measure_models
 from evaluation.tables import build, read_row
 from scene import Scene
@@ -106,17 +106,17 @@ def test_flow_between_views_is_how_far_surfaces_move(tmp_path):
     scene = Scene(tmp_path, "blender", cameras, list("abc"), [], ImageStore({}))
     walk = Sequences((Subsequence(("a", "b", "c"), (0, 1, 2), True, (), (4.0, 8.0)),))
     expected = np.mean([40 * 0.3 / z, 40 * 0.6 / z])
-    assert mean_flow_px(scene, walk, tmp_path / "geometry") == pytest.approx(expected, rel=1e-4)
-    assert mean_flow_px(scene, Sequences((Subsequence(("a",), (0,)),)), tmp_path / "geometry") is None
+    assert mean_step_px(scene, walk, tmp_path / "geometry") == pytest.approx(expected, rel=1e-4)
+    assert mean_step_px(scene, Sequences((Subsequence(("a",), (0,)),)), tmp_path / "geometry") is None
     write_sequences(tmp_path / "sequences.json", walk)
     per_view = {name: {"PSNR": 1.0} for name in "abc"}
-    assert measure_order(scene, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")["flow_px"] == pytest.approx(
+    assert measure_order(scene, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")["step_px"] == pytest.approx(
         expected, rel=1e-4
     )
     (tmp_path / "geometry/c.npz").unlink()
-    assert "flow_px" not in measure_order(scene, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")
+    assert "step_px" not in measure_order(scene, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")
     with pytest.raises(UserError, match=r"c\.npz"):
-        mean_flow_px(scene, walk, tmp_path / "geometry")
+        mean_step_px(scene, walk, tmp_path / "geometry")
 
 
 @pytest.mark.parametrize("degrees", [-1.0, 200.0, float("nan")])

@@ -224,6 +224,13 @@ def test_a_part_of_a_study(tmp_path):
     assert {t.id for t in part.closure([part.runs[0].views])} == set(part.tasks)
 
 
+def test_the_command_line_may_want_what_the_file_leaves_out(tmp_path):
+    used = study(tmp_path, "", 'use = {variants = ["single"]}' + BASE)
+    assert {r.variant for r in make_plan(used).runs} == {"single"}
+    assert {r.variant for r in make_plan(restrict(used, (), ["low"], (), "x")).runs} == {"low"}
+    assert {r.variant for r in make_plan(restrict(used, (), (), [3], "x")).runs} == {"single"}
+
+
 def test_variables_and_included_files(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_DATA", "/data")
     (tmp_path / "more").mkdir()
