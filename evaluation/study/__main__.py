@@ -6,6 +6,7 @@ status  what is done, running, failed or out of date    table   results, differe
 
 import sys
 from itertools import takewhile
+from pathlib import Path
 
 from arguments.flags import parse_groups
 from arguments.study import ExecutorParams, StudyParams, StudyTableParams
@@ -49,6 +50,9 @@ def main() -> None:
     elif action == "status":
         show_status(plan)
     elif action == "run":
+        missing = sorted(source for source in plan.sources if not Path(source).is_dir())
+        if missing:
+            raise UserError(f"{path}: {missing[0]}: no such folder; a scene of the study should be there")
         outcome = execute(plan, plan.closure(wanted_tasks(plan, executor.index)), executor)
         sys.exit(conclude(plan, outcome))
     else:

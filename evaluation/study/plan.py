@@ -69,11 +69,15 @@ class Run:
 
 @dataclass
 class Plan:
-    """All runs, and their tasks in an order in which each comes after what it needs."""
+    """All runs, and their tasks in an order in which each comes after what it needs.
+
+    sources : folders of scenes that are not made by the study itself.
+    """
 
     out: Path
     runs: list[Run] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
+    sources: set[str] = field(default_factory=set)
 
     def folder(self, task: str) -> Path:
         """Return the folder of a task."""

@@ -181,6 +181,8 @@ class _Builder:
         self.folder = "{task}"
         self.scene_text = scene.hr if variant and variant.source == "hr" else scene.source
         self.source = "" if kind in ("scene", "views") else os.path.abspath(self.text(self.scene_text))
+        if self.source and "prepared" not in self.needs:
+            planner.plan.sources.add(self.source)
 
     def need(self, task: str, word: str) -> None:
         self.needs[word] = task

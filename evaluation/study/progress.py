@@ -47,7 +47,7 @@ class StudyProgress:
         return None
 
     def eta(self, running: Collection[str], done: Collection[str]) -> str:
-        """Time to the end: what is left, over the slots; "> " where nothing is known of some kind of task."""
+        """Time to the end: what is left, over the slots; "> 5 s" or "?" where some tasks are like none before."""
         now = time.monotonic()
         total, unknown = 0.0, False
         for task in (t for t in self.tasks if t.id not in done):
@@ -55,6 +55,8 @@ class StudyProgress:
             unknown |= expected is None
             spent = now - self.since[task.id] if task.id in running else 0.0
             total += max((expected or 0.0) - spent, 0.0)
+        if unknown and not total:
+            return "?"
         return ("> " if unknown else "") + log.duration(total / self.slots)
 
     def due(self) -> bool:

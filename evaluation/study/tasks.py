@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,17 @@ def read_order(folder: Path) -> tuple[Task, str]:
 
 
 def code_of(task: Task) -> dict[str, str]:
-    """Hash of the code of each step of a task: its packages, what they stand on, its script."""
-    found = {}
-    for name in dict.fromkeys(command.name for command in task.commands if command.name in STEPS):
-        packages = {*STEPS[name].code, *GROUND}
-        files = [p for package in sorted(packages) for p in sorted((PROJECT / package).rglob("*"))]
-        files = [p for p in files if p.suffix in SOURCES and NOT_PART_OF_RESULTS not in p.relative_to(PROJECT).parts]
-        found[name] = hash_files([*files, PROJECT / STEPS[name].script])["sha256"][:16]
-    return found
+    """Hash of the code of each step of a task."""
+    return {name: step_code(name) for name in dict.fromkeys(c.name for c in task.commands) if name in STEPS}
+
+
+@cache
+def step_code(name: str) -> str:
+    """Hash of a step's code: its packages, what they stand on, its script; read once."""
+    packages = sorted({*STEPS[name].code, *GROUND})
+    files = [p for package in packages for p in sorted((PROJECT / package).rglob("*")) if p.suffix in SOURCES]
+    files = [p for p in files if NOT_PART_OF_RESULTS not in p.relative_to(PROJECT).parts]
+    return hash_files([*files, PROJECT / STEPS[name].script])["sha256"][:16]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from arguments.study import ExecutorParams
 from evaluation.study.executors import execute, worker_environment
 from evaluation.study.plan import Plan
+from evaluation.study.progress import StudyProgress
 from evaluation.study.tasks import (
     BUSY,
     Machine,
@@ -23,7 +26,17 @@ from evaluation.study.tasks import (
     stale,
     write_order,
 )
-from tests.study_factory import COUNT, SLOW, end, fake_task, processes_of, ran, start_scheduler, wait_for
+from tests.study_factory import (
+    COUNT,
+    SLOW,
+    end,
+    fake_task,
+    processes_of,
+    ran,
+    start_scheduler,
+    wait_for,
+    write_manifest,
+)
 from utils.locks import locked
 
 
@@ -152,6 +165,19 @@ def test_stale_tasks_are_told_and_redone_on_request(plan):
     assert run(plan).made == set()
     assert run(plan, stale=True).made == {"b"}
     assert stale(plan, plan.tasks["b"], read_manifest(plan.folder("b"))) == ""
+
+
+def test_the_time_that_is_left(plan):
+    a, b, c = (fake_task(plan, name, COUNT) for name in "abc")
+    progress = StudyProgress(plan, [a, b, c], [], slots=2)
+    assert progress.eta([], []) == "?"
+    write_manifest(plan, a, {}, seconds=100.0)
+    progress.finished("a")
+    assert progress.eta([], ["a"]) == "1:40"  # two of 100 s on two slots
+    progress.since = {"b": time.monotonic() - 40}
+    assert progress.eta(["b"], ["a"]) == "1:20"
+    progress.tasks.append(replace(c, id="d", kind="model"))
+    assert progress.eta(["b"], ["a"]) == "> 1:20"
 
 
 def test_a_worker_by_hand(plan):
