@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from evaluation.lpips import Lpips
+from scene.lr_kernel import LRKernel
 from utils.errors import UserError
 from utils.psnr import psnr
 from utils.ssim import ssim
@@ -33,6 +34,7 @@ def measure(
     lpips: Lpips | None,
     where: str = "image",
     device: torch.device | str = "cpu",
+    kernel: LRKernel | None = None,
 ) -> dict[str, float]:
     """Measure one 8-bit image against its truth.
 
@@ -42,10 +44,11 @@ def measure(
     lpips : the networks, or None to leave LPIPS out. Truths are remembered by content.
     where : names the image in messages.
     device : where PSNR and SSIM are computed; LPIPS has its own.
+    kernel : reduces both to the LR views' size, for LR_PSNR; None leaves it out.
 
     Returns
     -------
-    {"PSNR": dB, "SSIM": 0-1, and every variant of `lpips`}.
+    {"PSNR": dB, "SSIM": 0-1, "LR_PSNR": dB, and every variant of `lpips`}.
 
     Raises
     ------
@@ -56,6 +59,8 @@ def measure(
         raise UserError(f"{where}: {sizes[0]}, its truth has {sizes[1]}; render the views again with render.py")
     a, b = as_tensor(image, device), as_tensor(truth, device)
     values = {"PSNR": capped_psnr(a, b), "SSIM": float(ssim(a, b))}
+    if kernel is not None:
+        values["LR_PSNR"] = capped_psnr(kernel.down(a), kernel.down(b))
     if lpips is not None:
         values |= lpips(a, b, hashlib.sha256(truth.tobytes()).hexdigest())
     return values

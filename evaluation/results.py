@@ -16,6 +16,7 @@ from evaluation.lpips import Lpips
 from evaluation.metrics import mean, measure
 from evaluation.protocols import Protocol, from_json, view_set_hash
 from scene.image_files import read_image
+from scene.lr_kernel import BORDERS, KERNELS, LRKernel
 from utils.atomic import read_json, write_json
 from utils.errors import UserError
 from utils.log import Progress
@@ -132,13 +133,23 @@ def measure_all(rendered: Sequence[Rendered], lpips: Lpips | None, device: torch
                 continue
             file = r.files[i]
             image, truth = read_image(r.path("renders", file)), read_image(r.path("gt", file))
-            r.views[file] = measure(image, truth, lpips, str(r.path("renders", file)), device)
             size = (truth.shape[1], truth.shape[0])
+            kernel = lr_kernel(r.protocol(), *size)
+            r.views[file] = measure(image, truth, lpips, str(r.path("renders", file)), device, kernel)
             r.truth.update(truth.tobytes())
             r.size = size if r.size in (None, size) else (0, 0)
             done += 1
             progress.update(done, PSNR=f"{r.views[file]['PSNR']:.2f}")
     progress.close()
+
+
+def lr_kernel(protocol: Protocol, width: int, height: int) -> LRKernel | None:
+    """What reduces an image of this size to the LR views' size; None where the protocol does not say, or scale is 1."""
+    kernel, _, border = protocol.lr_kernel.partition(", ")
+    if protocol.scale <= 1 or kernel not in KERNELS or border not in ("", *BORDERS):
+        return None
+    size = round(width / protocol.scale), round(height / protocol.scale)
+    return LRKernel(kernel, border or BORDERS[0], (width, height), size)
 
 
 def write_results(

@@ -19,11 +19,11 @@ from utils.log import say
 from utils.record import read_record
 
 FRAMES = {"frame_PSNR": "PSNR", "bicubic_PSNR": "bicubic_PSNR", "single_PSNR": "single_PSNR"}  # keys of "frames"
-METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", *FRAMES)
+METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", "LR_PSNR", *FRAMES)
 ORDER = ("jump_PSNR", "jumps", "mean_step_deg", "worst_step_deg", "step_px")  # of the schedule that made the frames
 FACTS = ("splats", "iteration", "seed", "seconds", "peak_MB")
 DECIMALS = {"PSNR": 2, **dict.fromkeys(FRAMES, 2), "jump_PSNR": 2, "mean_step_deg": 1, "worst_step_deg": 1}
-DECIMALS |= {"step_px": 1, "seconds": 0, "peak_MB": 0}
+DECIMALS |= {"LR_PSNR": 2, "step_px": 1, "seconds": 0, "peak_MB": 0}
 AS_IT_IS = ("scale",)
 COLUMNS = ("name", *METRICS, *ORDER, *FIELDS, *FACTS)
 STEPS = ("order", "upsample", "train", "render")  # not metrics: one run of it measures many folders

@@ -9,7 +9,8 @@ seed, so the same views in the same order. Letters: R a render of a held-out vie
 
 The plain error of A R is mostly that of coarse structure, which hardly tells candidates apart and favours those with
 too small a weight of the frames; the Laplacian weighs it by the fourth power of the frequency. The best weight falls
-as training goes on, so a short run alone would choose too large a one: hence two lengths, and a line in log n.
+as training goes on, so a short run alone would choose too large a one: hence two lengths, and a line in log n. In doubt
+the first candidate is kept (`decide`).
 """
 
 import math
@@ -130,10 +131,58 @@ def score(iterations: int, pairs: Iterable[tuple[str, Tensor, Tensor]]) -> Score
     return Score(iterations, detail, plain)
 
 
-def predicted(short: Score, long: Score, iterations: int) -> float:
-    """Mean detail after `iterations`, on the line in log iterations through two measured lengths [dB]."""
-    slope = (long.mean - short.mean) / math.log(long.iterations / short.iterations)
-    return long.mean + slope * math.log(iterations / long.iterations)
+def predicted(short: Score, long: Score, iterations: int) -> dict[str, float]:
+    """Detail of each held-out view after `iterations`, on the line in log iterations through two lengths [dB]."""
+    doublings = math.log(iterations / long.iterations) / math.log(long.iterations / short.iterations)
+    return {name: value + doublings * (value - short.detail[name]) for name, value in long.detail.items()}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a search came to.
+
+    Attributes
+    ----------
+    chosen : the candidate to train with. predicted : mean detail of each candidate at the run's length [dB].
+    gain_db, error_db : of the best candidate over the first, mean over held-out views and its standard error.
+    kept_because : why the first one was chosen although another one is best; "" where it was not.
+    """
+
+    chosen: Candidate
+    predicted: dict[str, float]
+    gain_db: float
+    error_db: float
+    kept_because: str = ""
+
+
+def decide(scores: Sequence[tuple[Candidate, Score, Score]], iterations: int) -> Decision:
+    """Choose the candidate of the highest predicted detail, if that can be told from the first one's.
+
+    Parameters
+    ----------
+    scores : candidate and its scores after the short and the long training; the first is what is kept in doubt.
+
+    Notes
+    -----
+    In doubt: the best one did not gain from the longer training, so both are too short to tell anything; or its gain
+    over the first, paired by views, is under one standard error.
+    """
+    views = {candidate: predicted(short, long, iterations) for candidate, short, long in scores}
+    means = {candidate: sum(values.values()) / len(values) for candidate, values in views.items()}
+    first, best = scores[0][0], max(means, key=means.__getitem__)  # of equals the one named first
+    gains = [value - views[first][name] for name, value in views[best].items()]
+    gain = sum(gains) / len(gains)
+    error = math.sqrt(sum((g - gain) ** 2 for g in gains) / (len(gains) * (len(gains) - 1)))
+    grows = next(long.mean > short.mean for candidate, short, long in scores if candidate == best)
+    because = ""
+    if best != first and not grows:
+        because = (
+            "longer short trainings were no better than shorter ones, so they tell nothing; see --choose_iterations"
+        )
+    elif best != first and gain <= error:
+        because = f"{best} is predicted to gain {gain:.2f} dB, within a standard error of {error:.2f}"
+    details = {str(candidate): value for candidate, value in means.items()}
+    return Decision(first if because else best, details, gain, error, because)
 
 
 def search(
@@ -143,24 +192,20 @@ def search(
     known: dict[str, list[Score]],
     train: Callable[[Candidate, int], Score | None],
     keep: Callable[[dict[str, list[Score]]], None],
-) -> tuple[Candidate, dict[str, float]]:
-    """Train what is not known yet, and choose.
+) -> Decision:
+    """Train what is not known yet, and decide.
 
     Parameters
     ----------
-    candidates : in order of preference between equals. short_long : two lengths. iterations : of the run itself.
+    candidates : in order of preference. short_long : two lengths. iterations : of the run itself.
     known : scores of an interrupted search by candidate, changed in place.
     train : gives the score of one training, None where it broke off with NaN. keep : called after each.
-
-    Returns
-    -------
-    The choice, and the predicted detail of every candidate that did not break off.
 
     Raises
     ------
     UserError : all of them broke off.
     """
-    found: dict[str, float] = {}
+    found = []
     for candidate in candidates:
         scores = known.setdefault(str(candidate), [])
         for length in short_long[len(scores) :]:
@@ -170,10 +215,10 @@ def search(
             scores.append(made)
             keep(known)
         if len(scores) == 2:
-            found[str(candidate)] = predicted(scores[0], scores[1], iterations)
+            found.append((candidate, scores[0], scores[1]))
     if not found:
         raise UserError("--choose_lambda: every candidate ended in NaN or Inf; train with a fixed --lambda_tex")
-    return max((c for c in candidates if str(c) in found), key=lambda c: found[str(c)]), found
+    return decide(found, iterations)
 
 
 def to_json(known: dict[str, list[Score]]) -> dict[str, Any]:

@@ -80,9 +80,13 @@ def choose_lambda(job: Job) -> Choice:
         return None if trainer is None else choose.score(iterations, reduced_views(job, names, trainer))
 
     total = job.settings.optimisation.iterations
-    best, details = choose.search(_candidates(job), _lengths(job), total, known, train, keep)
-    facts = {"lambda_tex": best.tex, "lambda_tex_final": best.final, "predicted_detail_db": details}
+    decision = choose.search(_candidates(job), _lengths(job), total, known, train, keep)
+    best = decision.chosen
+    facts = {"lambda_tex": best.tex, "lambda_tex_final": best.final, "predicted_detail_db": decision.predicted}
+    facts |= {"gain_db": decision.gain_db, "error_db": decision.error_db, "kept_because": decision.kept_because}
     write_json(path, content | {"candidates": choose.to_json(known), "choice": facts})
+    if decision.kept_because:
+        warn(f"--choose_lambda: keeps {best}: {decision.kept_because}")
     say(f"lambda_tex {best}: chosen on {len(names)} held-out LR views, see {path}")
     settings = replace(job.settings, optimisation=best.of(job.settings.optimisation))
     return Choice(replace(job, settings=settings), path, facts)

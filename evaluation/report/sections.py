@@ -21,6 +21,7 @@ LABELS = {
     "LPIPS": "LPIPS ↓ (as 3DGS)",
     "LPIPS_vgg": "LPIPS-VGG ↓",
     "LPIPS_alex": "LPIPS-Alex ↓",
+    "LR_PSNR": "PSNR at LR size [dB] ↑",
 }
 STEP_NAMES = {
     "order": "ordering",

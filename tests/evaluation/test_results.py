@@ -11,7 +11,8 @@ from arguments.evaluation import MetricsParams
 from arguments.loading import CommonParams
 from evaluation.frames import bicubic_upsampled
 from evaluation.metrics import as_tensor
-from evaluation.results import find_rendered
+from evaluation.protocols import Protocol
+from evaluation.results import find_rendered, lr_kernel
 from evaluation.run_metrics import measure_models
 from tests.evaluation_factory import HR_PX, LR_PX, render, write_frames, write_model, write_scenes
 from tests.scene_factory import picture
@@ -74,7 +75,7 @@ def test_lpips_takes_the_originals_place(rendered, tmp_path, monkeypatch):
     results = json.loads((rendered / "white" / "results.json").read_text())
     assert list(results["ours_7"]) == ["SSIM", "PSNR", "LPIPS"]
     metrics = json.loads((rendered / "white" / "metrics.json").read_text())
-    assert set(metrics["methods"]["test/ours_7"]["mean"]) == {"PSNR", "SSIM", "LPIPS", "LPIPS_alex"}
+    assert set(metrics["methods"]["test/ours_7"]["mean"]) == {"PSNR", "SSIM", "LPIPS", "LPIPS_alex", "LR_PSNR"}
     assert set(metrics["weights"]) == {"vgg", "alex"}
 
 
@@ -95,6 +96,29 @@ def test_values_are_those_of_the_png_files(rendered):
     assert views["00001.png"]["name"] == "test/r_1"
     assert views["00001.png"]["PSNR"] == pytest.approx(float(psnr(a.double(), b.double())), abs=1e-4)
     assert views["00001.png"]["SSIM"] == pytest.approx(float(ssim(a.double(), b.double())), abs=1e-5)
+    size = (LR_PX, LR_PX)
+    small = [
+        torch.nn.functional.interpolate(x.double()[None], size=size, mode="bicubic", antialias=True)[0] for x in (a, b)
+    ]
+    assert views["00001.png"]["LR_PSNR"] == pytest.approx(float(psnr(*small)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [
+        (Protocol(lr_kernel="bicubic, mirror", scale=4.0), ("bicubic", "mirror")),
+        (Protocol(lr_kernel="area", scale=4.0), ("area", "renormalise")),
+        (Protocol(lr_kernel="area", scale=1.0), None),
+        (Protocol(lr_kernel="unknown", scale=4.0), None),
+        (Protocol(lr_kernel="my/kernel.json", scale=4.0), None),
+    ],
+)
+def test_lr_psnr_needs_a_kernel_that_the_protocol_names(protocol, expected):
+    found = lr_kernel(protocol, 40, 24)
+    if expected is None:
+        assert found is None
+    else:
+        assert (found.kernel, found.border, found.lr_size) == (*expected, (10, 6))
 
 
 @pytest.mark.parametrize("background", ["white", "black"])
@@ -111,7 +135,7 @@ def test_frames_are_measured_on_the_protocols_background(rendered, background):
 def test_printed_table_holds_every_folder(rendered, capsys):
     measure(rendered / "white", rendered / "black", tsv=True, no_frames=True)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["folder", "views", "background", "PSNR", "SSIM"]
+    assert lines[0] == ["folder", "views", "background", "PSNR", "SSIM", "LR_PSNR"]
     assert [line[:3] for line in lines[1:]] == [[b, "test/ours_7", b] for b in ("white", "black")]
 
 

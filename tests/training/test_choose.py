@@ -21,6 +21,7 @@ from training import held_out as search_module
 from training.choose import (
     Candidate,
     Score,
+    decide,
     detail_db,
     from_json,
     held_out,
@@ -103,12 +104,50 @@ def test_detail_does_not_see_what_is_smooth_and_psnr_does():
     assert found.psnr["v"] == pytest.approx(float(-10 * ramp.double().square().mean().log10()), rel=1e-5)
 
 
-def test_the_prediction_lies_on_the_line_in_log_iterations():
-    def measured(iterations):
-        return Score(iterations, {"a": 20 + 3 * math.log2(iterations), "b": 24 + 3 * math.log2(iterations)}, {})
+def measured(iterations, slope=3.0, start=20.0, spread=4.0):
+    """Two views whose detail lies on a line in log2 of the iterations."""
+    rise = slope * math.log2(iterations)
+    return Score(iterations, {"a": start + rise, "b": start + spread + rise}, {"a": 30.0, "b": 30.0})
 
-    assert predicted(measured(100), measured(200), 3000) == pytest.approx(22 + 3 * math.log2(3000))
-    assert predicted(measured(100), measured(200), 200) == pytest.approx(measured(200).mean)
+
+def test_the_prediction_lies_on_the_line_in_log_iterations():
+    found = predicted(measured(100), measured(200), 3000)
+    assert found == pytest.approx(measured(3000).detail)
+    assert predicted(measured(100), measured(200), 200) == pytest.approx(measured(200).detail)
+
+
+def pair(text, **line):
+    return Candidate.parse(text), measured(10, **line), measured(20, **line)
+
+
+def test_what_gains_faster_wins():
+    made = decide([pair("0.6", start=22.0), pair("0.1", slope=4.0), pair("0.9:0.1", slope=3.5)], 100)
+    assert str(made.chosen) == "0.1"
+    assert made.predicted == pytest.approx(
+        {
+            "0.6": 24 + 3 * math.log2(100),
+            "0.1": 22 + 4 * math.log2(100),
+            "0.9:0.1": 22 + 3.5 * math.log2(100),
+        }
+    )
+    assert made.gain_db == pytest.approx(math.log2(100) - 2)
+    assert made.error_db == pytest.approx(0, abs=1e-9)
+    assert not made.kept_because
+
+
+def test_a_gain_within_its_error_changes_nothing():
+    """The views gain 0.5 + 2 and 0.5 - 2 dB: 0.5 on average, standard error 2."""
+    scores = [pair("0.6"), pair("0.1", start=22.5, spread=0.0)]
+    made = decide(scores, 100)
+    assert (str(made.chosen), made.gain_db, made.error_db) == ("0.6", pytest.approx(0.5), pytest.approx(2))
+    assert "0.1 is predicted to gain 0.50 dB, within a standard error of 2.00" in made.kept_because
+    assert str(decide([pair("0.6"), pair("0.1", start=22.5, spread=3.9)], 100).chosen) == "0.1"
+
+
+def test_trainings_that_get_worse_tell_nothing():
+    made = decide([pair("0.6", slope=-2.0), pair("0.1", slope=-1.0)], 100)
+    assert str(made.chosen) == "0.6"
+    assert "tell nothing" in made.kept_because
 
 
 def scores_of(slopes):
@@ -118,19 +157,19 @@ def scores_of(slopes):
     def train_one(candidate, length):
         calls.append((str(candidate), length))
         slope = slopes[str(candidate)]
-        return None if math.isnan(slope) else Score(length, {"a": 20 + slope * math.log2(length)}, {"a": 30.0})
+        return None if math.isnan(slope) else measured(length, slope=slope)
 
     return calls, train_one
 
 
-def test_what_gains_faster_wins_and_nan_is_left_out():
+def test_what_ends_in_nan_is_left_out():
     candidates = [Candidate.parse(text) for text in CANDIDATES]
-    calls, train_one = scores_of({"0.9": 1.0, "0.2": 2.0, "0.9:0.1": math.nan})
+    calls, train_one = scores_of({"0.9": math.nan, "0.2": 2.0, "0.9:0.1": 1.0})
     known: dict = {}
-    best, found = search(candidates, (10, 20), 100, known, train_one, lambda _: None)
-    assert str(best) == "0.2"
-    assert found == pytest.approx({"0.9": 20 + math.log2(100), "0.2": 20 + 2 * math.log2(100)})
-    assert calls == [("0.9", 10), ("0.9", 20), ("0.2", 10), ("0.2", 20), ("0.9:0.1", 10)]
+    made = search(candidates, (10, 20), 100, known, train_one, lambda _: None)
+    assert str(made.chosen) == "0.2"
+    assert set(made.predicted) == {"0.2", "0.9:0.1"}
+    assert calls == [("0.9", 10), ("0.2", 10), ("0.2", 20), ("0.9:0.1", 10), ("0.9:0.1", 20)]
     assert from_json(json.loads(json.dumps(to_json(known)))) == known
 
 
@@ -140,10 +179,11 @@ def test_a_search_goes_on_where_it_was_cut_short_and_ties_go_to_the_first():
     known = {"0.9": [train_one(candidates[0], 10)], "0.2": [train_one(candidates[1], n) for n in (10, 20)]}
     calls.clear()
     kept = []
-    best, _ = search(candidates, (10, 20), 100, known, train_one, lambda scores: kept.append(len(to_json(scores))))
+    made = search(candidates, (10, 20), 100, known, train_one, lambda scores: kept.append(len(to_json(scores))))
     assert calls == [("0.9", 20), ("0.9:0.1", 10), ("0.9:0.1", 20)]
     assert len(kept) == 3
-    assert best is candidates[0]
+    assert made.chosen is candidates[0]
+    assert not made.kept_because
 
 
 def test_nothing_is_chosen_from_nothing():
@@ -207,8 +247,9 @@ def test_the_choice_is_recorded_and_used(root, unbroken, run):
         assert [one["iterations"] for one in scores] == [10, 20]
         assert all(set(one["detail"]) == set(one["psnr"]) == set(found["held_out"]) for one in scores)
     details = found["choice"]["predicted_detail_db"]
-    best = Candidate.parse(max(details, key=details.__getitem__))
-    assert (found["choice"]["lambda_tex"], found["choice"]["lambda_tex_final"]) == (best.tex, best.final)
+    assert set(details) == set(CANDIDATES)
+    best = Candidate(found["choice"]["lambda_tex"], found["choice"]["lambda_tex_final"])
+    assert str(best) == ("0.9" if found["choice"]["kept_because"] else max(details, key=details.__getitem__))
     record = json.loads((unbroken / "run.json").read_text())["steps"]["train"]
     assert record["notes"]["lambda"] == found["choice"]
     assert "lambda.json" in record["outputs"]
