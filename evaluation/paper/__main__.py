@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from arguments.flags import parse_groups
+from arguments.flags import make, parse_groups
 from arguments.paper import PaperParams
 from arguments.study import ExecutorParams
 from arguments.upsampling import UpsamplingParams
@@ -89,14 +89,14 @@ def write_study(data: DataSet, folders: Mapping[str, Path], params: PaperParams)
     return path
 
 
-def check_weights(networks: Mapping[str, str], lpips: bool) -> None:
-    """Raise UserError where a network's weights, or those of LPIPS, are not there; says how to get them."""
+def check_weights(networks: Mapping[str, UpsamplingParams], lpips: bool) -> None:
+    """Raise UserError where the weights of a row's network, or those of LPIPS, are not there; says how to get them."""
     from evaluation.lpips import Lpips
     from upsampling import resolve_weights
 
-    for variant, network in networks.items():
+    for variant, settings in networks.items():
         try:
-            resolve_weights(UpsamplingParams(upsampler=network))
+            resolve_weights(settings)
         except UserError as error:
             raise UserError(f"{variant}: {error}") from error
     if lpips:
@@ -121,9 +121,10 @@ def carry_out(
     plan.tasks = {task.id: task for task in tasks}
     complete = True
     if not params.only_table:
-        chosen = {v.name: study.settings(study.scenes[0], v, "upsample").get("upsampler", "") for v in study.variants}
-        needed = {run.variant: chosen[run.variant] for run in plan.runs if run.frames}
-        check_weights(needed, lpips=not (frames_only or skip_lpips))
+        used = dict.fromkeys(run.variant for run in plan.runs if run.frames)
+        settings = {v: study.settings(study.scenes[0], study.variant(v), "upsample") for v in used}
+        networks = {variant: make(UpsamplingParams, values) for variant, values in settings.items()}
+        check_weights(networks, lpips=not (frames_only or skip_lpips))
         if params.dry_run:
             show_plan(plan)
             return True

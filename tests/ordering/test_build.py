@@ -175,6 +175,18 @@ def test_dry_run_says_what_would_be_done(tmp_path):
     assert "order 8 views by als on orb, limits 15 30 45 of pose, at most 100 frames a call" in text
 
 
+def test_who_waits_for_orb_ranks_is_told_what_needs_none(tmp_path, monkeypatch, capsys):
+    scene = load_scene(write_colmap(tmp_path, size=(96, 64)))
+    settings = OrderingParams(ordering="als", cost="pose")
+    build(scene, settings)
+    assert "--gate pose" not in capsys.readouterr().err
+    monkeypatch.setattr("ordering.ORB_PAIR_S", 10.0)
+    build(scene, settings)
+    assert "with --gate pose it needs no images" in capsys.readouterr().err
+    build(scene, OrderingParams(ordering="als", cost="pose", gate="pose"))
+    assert "ORB" not in capsys.readouterr().err
+
+
 # --- the script ---
 
 
