@@ -12,6 +12,7 @@ from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.steps import parse
 from utils.record import read_record
 
+RUN_STEPS = ("order", "lr_model", "geometry", "upsample", "train", "render", "metrics")
 KEPT = ("data_device", "model_path")  # of the machine and the command, not of the model
 
 
@@ -26,6 +27,15 @@ def saved_settings(folder: Path) -> dict[str, Any]:
     if (folder / "cfg_args").is_file():
         values |= read_cfg_args(folder)
     return {k: v for k, v in values.items() if k in known and k not in KEPT and v not in ("", None)}
+
+
+def step_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the records of the finished steps that led to a folder of rendered views, in the pipeline's order."""
+    render = read_record(folder, "render") or {}
+    model = folder / str(render.get("notes", {}).get("model", "."))
+    found = {name: read_record(folder, name) or read_record(model, name) for name in RUN_STEPS}
+    found["lr_model"] = read_record(model / "lr_model", "train")  # a training in a folder of its own
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def parse_with_saved(step: str, argv: Sequence[str]) -> tuple[Any, ...]:

@@ -9,14 +9,15 @@ from typing import Any
 
 from arguments.evaluation import TableParams
 from arguments.flags import parse_groups
+from arguments.steps import DEPTH_STEPS
 from evaluation.formats import FORMATS, Table
 from evaluation.protocols import FIELDS, Protocol, from_json, require_equal
 from evaluation.published import PublishedSet, load_published
+from evaluation.saved import step_records
 from utils import errors
 from utils.atomic import write_text
 from utils.errors import UserError
 from utils.log import say
-from utils.record import read_record
 
 FRAMES = {"frame_PSNR": "PSNR", "bicubic_PSNR": "bicubic_PSNR", "single_PSNR": "single_PSNR"}  # keys of "frames"
 METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", "LR_PSNR", *FRAMES)
@@ -84,10 +85,10 @@ def read_row(folder: Path, name: str, split: str = "test", iteration: int = -1) 
 
 def run_facts(folder: Path) -> dict[str, Any]:
     """Sum up the records of the steps that led to a folder: seconds, peak memory in MB, seed, splats."""
-    render = read_record(folder, "render") or {}
-    model = folder / str(render.get("notes", {}).get("model", "."))
-    records = [r for name in STEPS if (r := read_record(model, name) or read_record(folder, name))]
-    splats = [m.get("splats") for m in render.get("notes", {}).get("methods", {}).values()]
+    found = step_records(folder)
+    aligned = found.get("upsample", {}).get("notes", {}).get("flow") == "geometry"
+    records = [found[name] for name in (*STEPS, *(DEPTH_STEPS if aligned else ())) if name in found]
+    splats = [m.get("splats") for m in found.get("render", {}).get("notes", {}).get("methods", {}).values()]
     return {
         "seconds": sum(r["seconds"] for r in records) if records else None,
         "peak_MB": max(r["peak_bytes"] for r in records) / 1e6 if records else None,

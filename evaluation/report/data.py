@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from arguments.steps import STEPS
+from arguments.steps import LR_MODEL, STEPS
 from evaluation.frames import bicubic_upsampled
 from evaluation.metrics import as_tensor
 from evaluation.results import read_metrics
-from evaluation.saved import saved_settings
+from evaluation.saved import saved_settings, step_records
 from scene import Scene, load_scene
 from scene.lr_kernel import BORDERS, KERNELS, LRKernel
 from scene.sequences import FILE_NAME, Sequences, read_sequences
@@ -21,7 +21,6 @@ from utils.errors import UserError
 from utils.log import warn
 from utils.record import read_record
 
-RUN_STEPS = ("order", "upsample", "train", "geometry", "render", "metrics")
 MAX_LOG_BYTES = 64 << 20
 
 
@@ -64,7 +63,7 @@ class RunData:
 def default_settings(step: str) -> dict[str, Any]:
     """Return the defaults of a step's settings, tuples as lists, as run.json holds them."""
     groups = STEPS[step].groups if step in STEPS else STEPS["render"].groups
-    values = {f.name: f.default for cls in groups for f in fields(cls)}
+    values = {f.name: f.default for cls in groups for f in fields(cls)} | (LR_MODEL if step == "lr_model" else {})
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
@@ -77,11 +76,7 @@ def load_run(folder: Path) -> RunData:
     """
     notes = (read_record(folder, "render") or {}).get("notes", {})
     model = folder / str(notes.get("model", "."))
-    data = RunData(folder, model, read_metrics(folder))
-    for name in RUN_STEPS:
-        record = read_record(folder, name) or read_record(model, name)
-        if record is not None:
-            data.records[name] = record
+    data = RunData(folder, model, read_metrics(folder), step_records(folder))
     data.log = read_log(model / "log.jsonl")
     if (model / FILE_NAME).is_file():
         data.sequences = _optional(lambda: read_sequences(model / FILE_NAME))

@@ -25,6 +25,7 @@ LABELS = {
 }
 STEP_NAMES = {
     "order": "ordering",
+    "lr_model": "model of the LR views",
     "upsample": "upsampling",
     "train": "training",
     "geometry": "geometry",

@@ -121,3 +121,20 @@ def test_unknown_published_set_is_refused():
         load_published("blende")
     with pytest.raises(UserError, match="lego"):
         load_published("blender:bicycle")
+
+
+def write_records(folder, **steps):
+    folder.mkdir(parents=True, exist_ok=True)
+    records = {name: {"peak_bytes": 2e6, "seed": 3, "notes": {}} | record for name, record in steps.items()}
+    (folder / "run.json").write_text(json.dumps({"schema": 1, "steps": records}))
+
+
+@pytest.mark.parametrize(("flow", "seconds"), [("geometry", 1111), ("learned", 1001)])
+def test_time_counts_the_model_of_the_lr_views_where_frames_used_its_depth(tmp_path, flow, seconds):
+    out = tmp_path / "out"
+    upsample = {"seconds": 1.0, "notes": {"flow": flow}}
+    write_records(out, upsample=upsample, train={"seconds": 1000.0}, geometry={"seconds": 10.0, "peak_bytes": 9e6})
+    write_records(out / "lr_model", train={"seconds": 100.0})
+    facts = tables.run_facts(out)
+    assert facts["seconds"] == seconds
+    assert facts["peak_MB"] == (9 if flow == "geometry" else 2)
