@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from arguments.flags import make, parse_groups
+from arguments.flags import as_flags, make, parse_groups
 from arguments.paper import PaperParams
 from arguments.study import ExecutorParams
 from arguments.upsampling import UpsamplingParams
@@ -44,8 +44,7 @@ def main() -> None:
 
     study = restrict(read_study(path), (), list(table.variants(params.networks)), (), str(path))
     study = with_overrides(study, own, PROGRAM) if own else study
-    complete = carry_out(study, table, params, executor, skip_lpips="--no_lpips" in own)
-    if not complete:
+    if not carry_out(study, table, params, executor):
         sys.exit(1)
 
 
@@ -106,9 +105,7 @@ def check_weights(networks: Mapping[str, UpsamplingParams], lpips: bool) -> None
             raise UserError(f"{error}; or leave LPIPS out: -- --no_lpips") from error
 
 
-def carry_out(
-    study: Any, table: PaperTable, params: PaperParams, executor: ExecutorParams, *, skip_lpips: bool
-) -> bool:
+def carry_out(study: Any, table: PaperTable, params: PaperParams, executor: ExecutorParams) -> bool:
     """Run what a table needs and is not finished, then show it; whether all of it is there."""
     from evaluation.study.__main__ import conclude, show_plan
     from evaluation.study.executors import execute
@@ -124,7 +121,7 @@ def carry_out(
         used = dict.fromkeys(run.variant for run in plan.runs if run.frames)
         settings = {v: study.settings(study.scenes[0], study.variant(v), "upsample") for v in used}
         networks = {variant: make(UpsamplingParams, values) for variant, values in settings.items()}
-        check_weights(networks, lpips=not (frames_only or skip_lpips))
+        check_weights(networks, lpips=not (frames_only or study.overrides.get("no_lpips")))
         if params.dry_run:
             show_plan(plan)
             return True
@@ -152,10 +149,25 @@ def show(plan: Any, study: Any, table: PaperTable, params: PaperParams) -> None:
             note(f"{len(plan.runs) - len(results)} of {len(plan.runs)} runs are not finished: their cells are empty")
         check_protocols(results)
         tables = quality_tables(table, params.networks, scenes, Cells(results, params.seeds))
+    for made in tables:
+        made.caption = " ".join([made.caption, *remarks(study, params)])
     text = "\n\n".join(FORMATS[params.format](t) for t in tables)
     if params.output:
         write_text(params.output, text + "\n")
     say(text)
+
+
+def remarks(study: Any, params: PaperParams) -> list[str]:
+    """What makes our rows other than the paper's, one sentence each."""
+    others = [network for network in params.networks if network != "psrt"]
+    found = (
+        [f"The paper reports no {', no '.join(others)}: compare rows of one network with each other."] if others else []
+    )
+    found += ["Ours without the release's quirks."] if params.corrected else []
+    if study.overrides:
+        flags = " ".join(as_flags({k: list(v) if isinstance(v, tuple) else v for k, v in study.overrides.items()}))
+        found.append(f"NOT COMPARABLE with published cells: all rows of ours with {flags}.")
+    return found
 
 
 if __name__ == "__main__":
