@@ -103,8 +103,8 @@ def caption(comparison: Comparison, params: StudyTableParams, results: Sequence[
     mixed = sorted({step for step, _ in states if sum(s == step for s, _ in states) > 1})
     words = [
         f"Interval: {100 * params.confidence:g} % paired bootstrap over views (several scenes: over scenes, then"
-        " views), seeds averaged first; p corrected over the variants of one scene and background. The spread of seeds"
-        " is no part of the interval."
+        " views), seeds averaged first; p: sign flips of the views' differences, corrected over the variants of one"
+        " scene and background. The spread of seeds is no part of either."
     ]
     if any(r.interrupted for r in results):
         words.append("*: interrupted and gone on with, some time is missing.")

@@ -14,6 +14,7 @@ from evaluation.study.statistics import (
     paired_bootstrap,
     paired_differences,
     seed_mean,
+    sign_flip_p,
     spread,
 )
 from utils.errors import UserError
@@ -38,8 +39,6 @@ def test_bootstrap_is_the_enumeration(groups):
         assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / len(drawn))
     interval = paired_bootstrap(arrays, 0.8, 40_000)
     assert interval.mean == pytest.approx(np.mean([np.mean(g) for g in groups]))
-    p = 2 * min(np.mean(exact <= 0), np.mean(exact >= 0))
-    assert interval.p == pytest.approx(min(p, 1), abs=0.02)
     step = np.diff(np.unique(exact.round(9))).max()
     assert interval.low == pytest.approx(np.quantile(exact, 0.1), abs=step)
     assert interval.high == pytest.approx(np.quantile(exact, 0.9), abs=step)
@@ -59,16 +58,36 @@ def test_coverage_of_the_interval(views, least, most):
     assert least <= hits / trials <= most
 
 
-def test_p_value_without_a_difference_is_level():
+@pytest.mark.parametrize("views", [6, 30])
+def test_p_value_without_a_difference_is_level(views):
     rng = np.random.default_rng(2)
-    values = [paired_bootstrap([rng.normal(0, 1, 30)], resamples=500, seed=t).p for t in range(1000)]
-    assert 0.03 < np.mean(np.array(values) < 0.05) < 0.09
+    values = np.array([sign_flip_p([rng.normal(0, 1, views)], resamples=400, seed=t) for t in range(1500)])
+    assert 0.025 < np.mean(values <= 0.05) < 0.065
+    assert 0.45 < np.mean(values <= 0.5) < 0.55
 
 
-def test_p_value_is_never_zero_and_symmetric():
-    values = np.array([0.5, 0.6, 0.7])
-    p = paired_bootstrap([values], resamples=999).p
-    assert p == paired_bootstrap([-values], resamples=999).p == pytest.approx(2 / 1000)
+def test_p_value_is_its_definition():
+    groups = [np.array([0.4, -0.1, 0.3]), np.array([0.2, 0.2])]
+    means = [
+        np.mean([np.mean(a * groups[0]), np.mean(b * groups[1])])
+        for a in product((-1, 1), repeat=3)
+        for b in product((-1, 1), repeat=2)
+    ]
+    observed = np.mean([g.mean() for g in groups])
+    assert sign_flip_p(groups) == np.mean([abs(m) >= observed - 1e-12 for m in means])
+
+
+def test_drawn_and_enumerated_flips_agree(monkeypatch):
+    d = np.random.default_rng(3).normal(0.3, 0.5, 12)
+    exact = sign_flip_p([d])
+    monkeypatch.setattr("evaluation.study.statistics.ENUMERATED", 0)
+    assert sign_flip_p([d], 40_000) == pytest.approx(exact, abs=0.005)
+
+
+def test_p_value_is_never_below_what_the_views_can_show():
+    assert sign_flip_p([np.array([0.5])]) == 1.0
+    assert sign_flip_p([np.array([0.5, 0.6, 0.7])]) == sign_flip_p([-np.array([0.5, 0.6, 0.7])]) == 0.25
+    assert sign_flip_p([np.full(40, 0.5)], resamples=999) == pytest.approx(1 / 1000)
 
 
 def test_holm_example_worked_by_hand():
