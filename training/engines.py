@@ -4,6 +4,7 @@ The loop sees only `Engine`. Both evaluate the same objective, update with the s
 densification statistics; they agree to rounding.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,12 +17,14 @@ from scene.gaussians import Gaussians
 from training.depth import depth_loss
 from training.exposure import exposed
 from training.mcmc import REGULARISED
-from training.objective import Outcome, objective
+from training.objective import Outcome, Terms, Weights, objective
 from training.smoothing import baked
 from training.state import TrainState, update
 from training.step import Step
 from training.views import Targets, View
 from utils.errors import UserError
+
+Objective = Callable[[Tensor, View, Targets, Weights], tuple[Tensor, Terms]]  # see training.objective.objective
 
 
 @runtime_checkable
@@ -62,7 +65,7 @@ def choose(pipeline: PipelineParams, device: str, absolute: bool = False, extend
             f"--exposure_lr_init, --depths, --rasterizer {pipeline.rasterizer}, --convert_SHs_python and "
             "--compute_cov3D_python"
         )
-    return AutogradEngine(pipeline)
+    return AutogradEngine(pipeline, device)
 
 
 def _fuses(pipeline: PipelineParams, extended: bool) -> bool:
@@ -94,11 +97,16 @@ class AutogradEngine:
 
     Parameters
     ----------
-    pipeline : which rasterizer, and its options.
+    pipeline : which rasterizer, and its options. device : where the native kernels evaluate the objective too.
     """
 
-    def __init__(self, pipeline: PipelineParams) -> None:
+    def __init__(self, pipeline: PipelineParams, device: str) -> None:
         self.options = render_options(pipeline)
+        self.objective: Objective = objective
+        if pipeline.rasterizer == "native":
+            from training.fused import NativeObjective
+
+            self.objective = NativeObjective(device)
 
     @property
     def culled(self) -> int:
@@ -114,11 +122,11 @@ class AutogradEngine:
         output = render(view.camera, drawn, background=step.background, sh_degree=step.sh_degree, **self.options)
         exposure = None if state.exposures is None else state.exposures.leaf(view.camera.name)
         color = output.color if exposure is None else exposed(output.color, exposure)
-        loss, terms = objective(color, view, targets, step.weights)
+        loss, terms = self.objective(color, view, targets, step.weights)
         if targets.inverse_depth is not None and step.depth_weight > 0:
-            depth_l1 = depth_loss(output.inverse_depth, targets.inverse_depth)
-            loss = loss + step.depth_weight * depth_l1
-            terms = replace(terms, loss=float(loss.detach()), depth_l1=float(depth_l1.detach()))
+            term = depth_loss(output.inverse_depth, targets.inverse_depth)
+            loss, depth_l1 = loss + step.depth_weight * term, float(term.detach())
+            terms = replace(terms, loss=terms.loss + step.depth_weight * depth_l1, depth_l1=depth_l1)
         if not terms.finite or not step.looks_back:
             return lambda: terms
         loss.backward()

@@ -14,7 +14,9 @@ from scene.gaussians import FIELDS
 from tests.training_factory import LR_SIZE, SCALE, VIEWS, random_state, settings, write_scene
 from training.adam import BETAS, EPS
 from training.engines import choose
+from training.fused import NativeObjective
 from training.job import Job
+from training.objective import Weights, objective
 from training.state import update
 from training.views import training_views
 from utils import errors
@@ -210,3 +212,23 @@ def test_too_small_a_bound_names_its_flag(tmp_path, capsys):
 def test_impossible_pipelines_are_refused(given):
     with pytest.raises(UserError, match=next(iter(given))):
         PipelineParams(**given)
+
+
+@pytest.mark.parametrize("tex", [0.0, 0.6, 1.0])
+def test_the_kernels_objective_is_pytorchs(scene_root, tex):
+    """Terms and gradient, for an image that autograd knows; where pixels have weights it is PyTorch's own."""
+    run = trainer(scene_root, "native", lambda_tex=tex)
+    name, view = next(iter(run.views.views.items()))
+    targets, weights = run.views.targets(name, (0.2, 0.4, 0.6)), Weights(tex, 0.2)
+    start = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for evaluate in (objective, NativeObjective("cpu")):
+        image = start.clone().requires_grad_()
+        loss, terms = evaluate(image, view, targets, weights)
+        loss.backward()
+        numbers = {name: value for name, value in vars(terms).items() if value is not None}
+        found.append((numbers, image.grad))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-8)
+    weighted = replace(targets, weight=torch.full((1, 32, 32), 0.5))
+    assert NativeObjective("cpu")(start, view, weighted, weights)[1] == objective(start, view, weighted, weights)[1]
