@@ -149,6 +149,8 @@ def carry_out(folder: Path, machine: Machine, again: bool = False, keep_checkpoi
         with locked(folder / LOGS):
             if read_manifest(folder) is not None and not again:
                 return 0
+            if again:
+                (folder / LOGS / "progress.json").unlink(missing_ok=True)
             return _work(folder, task, cwd, machine, keep_checkpoints)
     except UserError:
         if in_use(folder):
@@ -159,12 +161,12 @@ def carry_out(folder: Path, machine: Machine, again: bool = False, keep_checkpoi
 def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints: bool) -> int:
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / LOGS / "failed.json").unlink(missing_ok=True)
-    code = code_of(task)
-    path = folder / LOGS / "progress.json"
+    needed = {name: made["product"] for name in task.needs if (made := read_manifest(folder.parent / name))}
+    path, made_from = folder / LOGS / "progress.json", {"code": code_of(task), "needs": needed}
     earlier = read_json(path) if path.is_file() else {}
-    if earlier.get("code") != code:
-        earlier = {"code": code, "attempts": 0, "commands": {}}
-    progress = earlier | {"attempts": earlier["attempts"] + 1}
+    if any(earlier.get(key) != value for key, value in made_from.items()):
+        earlier = {"attempts": 0, "commands": {}}
+    progress = earlier | made_from | {"attempts": earlier["attempts"] + 1}
     write_json(path, progress)
     for number, command in enumerate(task.commands):
         if str(number) in progress["commands"]:
@@ -248,7 +250,6 @@ def _manifest(folder: Path, task: Task, progress: Mapping[str, Any]) -> dict[str
     outputs = {name: record["outputs"] for name, record in records.items() if record and not name.endswith("metrics")}
     product = {n: {p: f["sha256"] for p, f in files.items() if p.endswith(PRODUCT)} for n, files in outputs.items()}
     commands = [progress["commands"][str(number)] for number in range(len(task.commands))]
-    needed = {name: read_manifest(folder.parent / name) for name in task.needs}
     return {
         "schema": SCHEMA,
         "task": task.id,
@@ -264,7 +265,7 @@ def _manifest(folder: Path, task: Task, progress: Mapping[str, Any]) -> dict[str
         "attempts": progress["attempts"],
         "code": progress["code"],
         "product": digest(product),
-        "needs": {name: made["product"] for name, made in needed.items() if made},
+        "needs": progress["needs"],
         "versions": {"seqsplat": __version__, **package_versions()},
         "finished": time.strftime("%FT%T%z"),
         "results": _results(folder, task),

@@ -164,6 +164,7 @@ def test_stale_tasks_are_told_and_redone_on_request(plan):
     assert stale(plan, plan.tasks["b"], manifest) == "made from an earlier a"
     assert run(plan).made == set()
     assert run(plan, stale=True).made == {"b"}
+    assert (ran(plan, "a"), ran(plan, "b")) == (1, 2)
     assert stale(plan, plan.tasks["b"], read_manifest(plan.folder("b"))) == ""
 
 
@@ -178,6 +179,17 @@ def test_the_time_that_is_left(plan):
     assert progress.eta(["b"], ["a"]) == "1:20"
     progress.tasks.append(replace(c, id="d", kind="model"))
     assert progress.eta(["b"], ["a"]) == "> 1:20"
+
+
+def test_what_was_begun_from_other_results_begins_anew(plan):
+    fake_task(plan, "a", COUNT)
+    fake_task(plan, "b", COUNT, "exit 3", needs=("a",))
+    run(plan)
+    path = plan.folder("a") / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"product": "another"}))
+    fake_task(plan, "b", COUNT, "true", needs=("a",))
+    assert run(plan).made == {"b"}
+    assert ran(plan, "b") == 2
 
 
 def test_a_worker_by_hand(plan):
