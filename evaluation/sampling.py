@@ -8,6 +8,8 @@ the *other* views are not needed there; one that all views see from the same dis
     f = sigmoid((rho - threshold) / 0.05),   0 where fewer than 3 views see it
     W = clip(1 - image of f + image of [this view has its largest r], 0, 1)      images of one value a Gaussian, on 0
 
+The images are drawn at LR size, at which the model was trained, and enlarged bilinearly to the frames' size.
+
 Asthana et al., "SplatSuRe: Selective Super-Resolution for Multi-view Consistent 3D Gaussian Splatting", CVPR 2026,
 section 3. Their released code also stretches a map whose largest value is under 0.9; that is left out here.
 """
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from evaluation.rendering import Job, lr_camera
 from gaussian_renderer import RenderSettings, reference
@@ -97,16 +100,21 @@ def fidelity(sampling: Sampling, threshold: float) -> Float[Tensor, " N"]:
 def weight_map(
     job: Job, camera: Camera, known: Float[Tensor, " N"], closest: Bool[Tensor, " N"]
 ) -> Float[Tensor, "H W"]:
-    """Weights of the frame's pixels in one view, 0-1; 1 where there is no Gaussian.
+    """Weights of the pixels of one view, 0-1; 1 where there is no Gaussian.
 
     Parameters
     ----------
-    camera : at the frame's size. known : fidelities. closest : whether this view has a Gaussian's largest radius.
+    known : fidelities. closest : whether this view has a Gaussian's largest radius.
     """
     values = torch.stack([known, closest.to(known), torch.zeros_like(known)], dim=1)  # [N, 3]
     with torch.no_grad():
         images = job.rasterize(camera, values, background=(0.0, 0.0, 0.0)).color
     return (1 - images[0] + images[1]).clamp(0, 1)
+
+
+def enlarged(weights: Float[Tensor, "h w"], scale: int) -> Float[Tensor, "H W"]:
+    """The same map at `scale` times its size, bilinear between the centres of its pixels."""
+    return interpolate(weights[None, None], scale_factor=scale, mode="bilinear", align_corners=False)[0, 0]
 
 
 def sampling_paths(scene: Scene, out: Path) -> dict[str, Path]:
@@ -131,8 +139,7 @@ def render_sampling_weights(job: Job, out: Path, scale: int, threshold: float, n
     known = fidelity(sampling, threshold)
     progress, total = Progress("sampling weights", len(cameras), "view"), 0.0
     for i, (camera, path) in enumerate(zip(cameras, sampling_paths(job.scene, out).values(), strict=True)):
-        frame = camera.resized(scale * camera.width, scale * camera.height)
-        weights = weight_map(job, frame, known, sampling.closest == i)
+        weights = enlarged(weight_map(job, camera, known, sampling.closest == i), scale)
         total += float(weights.mean())
         write_png(path, (weights * 255 + 0.5).to(torch.uint8).cpu().numpy())
         yield path
