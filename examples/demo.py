@@ -1,7 +1,8 @@
-"""`make demo`: four ways from the same LR views to a 3D scene, side by side, on a scene of our own.
+"""`make demo`: five ways from the same LR views to a 3D scene, side by side, on a scene of our own.
 
     bicubic   frames enlarged by a filter          single   BasicVSR, every frame alone
-    video     BasicVSR along a greedy ordering     hr       no frames: trained on the HR truth, the bound
+    video     BasicVSR along a greedy ordering     graph    BasicVSR among the nearest views, along flow from geometry
+    hr        no frames: trained on the HR truth, the bound
 
 Every step is one of the project's scripts in a process of its own, so that its time and memory are its own. All of
 them skip what is done: the same command continues where it was stopped.
@@ -32,9 +33,14 @@ INITIAL_POINTS = "exact points of the surface, each in the mean colour of its LR
 VARIANTS = {
     "bicubic": ("--ordering=file", "--upsampler=bicubic"),
     "single": ("--ordering=file", "--upsampler=basicvsr", "--propagation=none"),
-    "video": ("--ordering=greedy", "--upsampler=basicvsr", "--propagation=path"),
+    "video": ("--ordering=greedy", "--upsampler=basicvsr", "--flow=learned", "--propagation=path"),
+    "graph": ("--ordering=greedy", "--upsampler=basicvsr", "--flow=geometry", "--propagation=graph"),
     "hr": (),
 }
+STEPS = {
+    "graph": ("order", "lr_model", "geometry", "upsample", "train"),
+    "hr": ("train",),
+}  # of run.py; the others order, upsample and train
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def make(out: Path, hr: Path, config: str, budget: Budget, where: Sequence[str] 
     lr = out / "lr"
     budget.run("LR views", "-m", "scene.downscale", "-s", str(hr), "-o", str(lr), "--scale", str(SCALE), "--overwrite")
     for variant, flags in VARIANTS.items():
-        source, steps = (hr, ["train"]) if variant == "hr" else (lr, ["order", "upsample", "train"])
+        source, steps = hr if variant == "hr" else lr, STEPS.get(variant, ("order", "upsample", "train"))
         command = [str(ROOT / "run.py"), "-s", str(source), "-m", str(out / variant), "--config", config]
         budget.run(f"{variant}: {', '.join(steps)}", *command, "--steps", *steps, *flags, *where)
         for background in BACKGROUNDS:
@@ -132,7 +138,7 @@ def comparison(out: Path, config: str) -> dict[str, Any]:
     Returns
     -------
     {"protocol": {...}, "rows": [{"variant", "background", "PSNR" [dB], "SSIM", "LPIPS", "frame_PSNR" [dB, of the
-    pseudo-HR training frames on this background; None for hr], "seconds" (ordering, upsampling, training, rendering),
+    pseudo-HR training frames on this background; None for hr], "seconds" (of all steps),
     "peak_MB" (largest process)}]}
 
     Raises
@@ -144,7 +150,12 @@ def comparison(out: Path, config: str) -> dict[str, Any]:
 
     rows, protocols = [], []
     for variant in VARIANTS:
-        made = [record for name in ("order", "upsample", "train") if (record := read_record(out / variant, name))]
+        made = [
+            record
+            for name in ("order", "geometry", "upsample", "train")
+            if (record := read_record(out / variant, name))
+        ]
+        made += [record for record in [read_record(out / variant / "lr_model", "train")] if record]
         for background in BACKGROUNDS:
             folder = out / variant / background
             metrics = read_metrics(folder)

@@ -24,6 +24,9 @@ def result_files(out: Path, **changes: object) -> None:
     """What the scripts leave behind, with numbers that say where they come from."""
     for v, variant in enumerate(demo.VARIANTS):
         steps = ["train"] if variant == "hr" else ["order", "upsample", "train"]
+        if variant == "graph":
+            lr_model = {"train": {"seconds": 100.0, "peak_bytes": 1}}
+            write_json(out / variant / "lr_model" / "run.json", {"schema": 1, "steps": lr_model})
         records = {name: {"seconds": 10.0 * (i + 1), "peak_bytes": (v + i) * 10**8} for i, name in enumerate(steps)}
         write_json(out / variant / "run.json", {"schema": 1, "steps": records})
         for b, background in enumerate(demo.BACKGROUNDS):
@@ -50,7 +53,7 @@ def test_table_has_a_row_for_each_variant_and_background(tmp_path):
     result_files(tmp_path)
     table = demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))
     rows = {(row["variant"], row["background"]): row for row in table["rows"]}
-    assert list(rows) == [(v, b) for v in ("bicubic", "single", "video", "hr") for b in ("white", "black")]
+    assert list(rows) == [(v, b) for v in ("bicubic", "single", "video", "graph", "hr") for b in ("white", "black")]
     names = ["variant", "background", "PSNR", "SSIM", "LPIPS", "frame_PSNR", "seconds", "peak_MB"]
     assert all(list(row) == names for row in table["rows"])
     video = rows["video", "black"]
@@ -58,6 +61,7 @@ def test_table_has_a_row_for_each_variant_and_background(tmp_path):
     assert video["frame_PSNR"] == 33.0
     assert video["seconds"] == 10 + 20 + 30 + 2
     assert video["peak_MB"] == 400
+    assert rows["graph", "white"]["seconds"] == 10 + 20 + 30 + 100 + 1
     assert rows["hr", "white"]["frame_PSNR"] is None
     assert rows["hr", "white"]["seconds"] == 11
     assert table["protocol"]["scale"] == 4.0
@@ -90,13 +94,15 @@ def test_a_missing_result_is_named(tmp_path):
         demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))
 
 
-@pytest.mark.parametrize("variant", ["bicubic", "single", "video"])
+@pytest.mark.parametrize("variant", ["bicubic", "single", "video", "graph"])
 def test_variants_are_what_their_names_say(variant):
     words = ["-s", "LR", "-m", "OUT", "--config", str(ROOT / "configs" / "demo.toml")]
-    commands = plan([*words, "--steps", "order", "upsample", "train", *demo.VARIANTS[variant]])
-    assert [command.step for command in commands] == ["order", "upsample", "train"]
-    order, upsample, train = (set(command.arguments) for command in commands)
-    assert (f"--ordering={'greedy' if variant == 'video' else 'file'}" in order) is True
+    steps = demo.STEPS.get(variant, ("order", "upsample", "train"))
+    commands = {c.step: set(c.arguments) for c in plan([*words, "--steps", *steps, *demo.VARIANTS[variant]])}
+    assert list(commands) == list(steps)
+    order, upsample, train = (commands[name] for name in ("order", "upsample", "train"))
+    assert (f"--ordering={'greedy' if variant in ('video', 'graph') else 'file'}" in order) is True
+    assert ("--flow=geometry" in upsample) is (variant == "graph")
     assert f"--upsampler={'bicubic' if variant == 'bicubic' else 'basicvsr'}" in upsample
     assert ("--propagation=none" in upsample) is (variant == "single")
     assert {"--random_background", "--eval", "--skip_done"} <= train
@@ -132,13 +138,13 @@ def test_all_variants_end_to_end(tmp_path):
     files = demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget(), ["--device", "auto", "--threads", "0"])
     assert all(path.is_file() for path in files)
     table = read_json(out / "table.json")
-    assert len(table["rows"]) == 8
+    assert len(table["rows"]) == 10
     for row in table["rows"]:
         assert 10 < row["PSNR"] < 60
         assert row["peak_MB"] > 100
     results = read_json(out / "video" / "white" / "results.json")
     assert list(results["ours_30"]) == ["SSIM", "PSNR", "LPIPS"]
     models = {path: path.stat().st_mtime_ns for path in out.glob("*/point_cloud/*/*.ply")}
-    assert len(models) == 4
+    assert len(models) == 5
     demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget(), ["--device", "auto", "--threads", "0"])
     assert {path: path.stat().st_mtime_ns for path in models} == models
