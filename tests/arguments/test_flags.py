@@ -145,7 +145,7 @@ def test_a_plan_gives_each_step_its_own_flags_and_they_parse(tmp_path):
     commands = plan(
         ["-s", "scene", "-m", "out", "--config", str(config), "--seed", "3", "--test_iterations", "7", "70"]
     )
-    assert [c.step for c in commands] == list(STEPS)
+    assert [c.step for c in commands] == list(STEPS)  # with depth: the default network is a video network
     for command in commands:
         groups = parse(command.step, command.arguments)
         assert groups[0].seed == 3
@@ -182,6 +182,49 @@ def test_flags_that_mean_another_thing_to_a_step_do_not_reach_it():
     assert groups["render"][3].output_path == "white"
     assert (groups["metrics"][1].frames, groups["metrics"][1].model_paths) == ("mine", ("white",))
     assert {command.step: command.folder for command in commands}["render"] == "white"
+
+
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        ([], True),
+        (["--flow", "geometry", "--compat", "sequence_matters"], True),
+        (["--upsampler", "my_lab.net:load"], True),
+        (["--flow", "learned"], False),
+        (["--propagation", "none"], False),
+        (["--upsampler", "bicubic"], False),
+        (["--upsampler", "rlfn"], False),
+        (["--method", "sequence_matters"], False),
+        (["--compat", "sequence_matters"], False),
+        (["--geometry", "elsewhere"], False),
+        (["--flow", "learned", "--steps", "lr_model", "geometry"], True),  # what is asked for is done
+    ],
+)
+def test_depth_is_made_only_where_something_needs_it(words, made):
+    steps = [command.step for command in plan(["-s", "scene", "-m", "out", *words])]
+    assert ({"lr_model", "geometry"} <= set(steps)) is made
+    assert "--steps" in words or [s for s in steps if s not in ("lr_model", "geometry")] == [
+        *("order", "upsample", "train", "render", "metrics")
+    ]
+
+
+def test_the_model_of_the_lr_views_has_settings_of_its_own(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text("[scene]\nsh_degree = 1\n[lr_model]\nmax_gaussians = 77\n[train]\nlambda_tex = 0.3\n")
+    words = ["--iterations", "70", "--geometry", "depths", "--threads", "3", "--flow", "geometry", "--antialiasing"]
+    steps = ["--steps", "lr_model", "geometry", "upsample", "render"]
+    commands = {c.step: c for c in plan(["-s", "scene", "-m", "out", "--config", str(config), *words, *steps])}
+    values = {name: parse(name, command.arguments) for name, command in commands.items()}
+    common, model, pipeline, optimisation, training = values["lr_model"]
+    assert (common.threads, model.model_path, model.sh_degree) == (3, "out/lr_model", 1)
+    assert (optimisation.iterations, optimisation.max_gaussians, optimisation.lambda_tex) == (3000, 77, 0.6)
+    assert (training.frames, training.init_points, pipeline.antialiasing) == ("none", "auto", False)
+    assert (commands["lr_model"].folder, commands["lr_model"].record) == ("out/lr_model", "train")
+    _, model, _, render = values["geometry"]
+    assert (model.model_path, render.output_path, render.geometry) == ("out/lr_model", "out", True)
+    assert (commands["geometry"].folder, commands["geometry"].record) == ("out", "geometry")
+    assert values["upsample"][2].geometry == "depths"
+    assert values["render"][3].geometry is False
 
 
 def test_the_next_command_carries_every_loading_flag():
