@@ -25,10 +25,12 @@ def gaussian_window(like: Tensor) -> Float[Tensor, "11"]:
 def ssim_map(a: Float[Tensor, "c H W"], b: Float[Tensor, "c H W"]) -> Float[Tensor, "c H W"]:
     """Compute the similarity of every pixel and channel, see `ssim`."""
     window, half = gaussian_window(a), WINDOW_PX // 2
-    maps = torch.stack([a, b, a * a, b * b, a * b]).flatten(0, 1)[:, None]  # [5 c, 1, H, W]
-    blurred = conv2d(maps, window.view(1, 1, -1, 1), padding=(half, 0))
-    blurred = conv2d(blurred, window.view(1, 1, 1, -1), padding=(0, half))  # the 2D Gaussian is separable
-    mu_a, mu_b, aa, bb, ab = blurred[:, 0].unflatten(0, (5, a.shape[0]))  # 5 times [c, H, W]
+    maps = torch.stack([a, b, a * a, b * b, a * b]).flatten(0, 1)[None]  # [1, 5 c, H, W]
+    each = len(maps[0])  # planes as channels of one image: as many images they are 20 times as slow on a CPU
+    blurred = conv2d(maps, window.view(1, 1, -1, 1).expand(each, 1, -1, 1), padding=(half, 0), groups=each)
+    # the 2D Gaussian is separable
+    blurred = conv2d(blurred, window.view(1, 1, 1, -1).expand(each, 1, 1, -1), padding=(0, half), groups=each)
+    mu_a, mu_b, aa, bb, ab = blurred[0].unflatten(0, (5, a.shape[0]))  # 5 times [c, H, W]
     variance_a, variance_b, covariance = aa - mu_a * mu_a, bb - mu_b * mu_b, ab - mu_a * mu_b
     luminance = (2 * mu_a * mu_b + C1) / (mu_a * mu_a + mu_b * mu_b + C1)
     return luminance * (2 * covariance + C2) / (variance_a + variance_b + C2)
