@@ -132,7 +132,7 @@ class _Planner:
         flow = needs_geometry(builder.values("upsample"))
         depths = {"geometry": f"{builder.text('{geometry}')}/geometry"} if flow else {}
         builder.step("upsample", depths)
-        loading = {k: v for k, v in self.study.settings(scene, variant, "order").items() if k in LOADING}
+        loading = {k: builder.filled(v) for k, v in builder.values("order").items() if k in LOADING}
         words = ("-m", "evaluation.study.frame_quality", "-s", builder.source, "-m", builder.folder)
         builder.commands.append(Command("frames", (*words, "--backgrounds", *BACKGROUNDS, *as_flags(loading | depths))))
         return builder.done({})
@@ -199,7 +199,7 @@ class _Builder:
             self.before.setdefault(name, []).append(text)
             self.command(text)
         self.steps[name] = essential(name, values)
-        filled = {key: self._filled(value) for key, value in values.items()}
+        filled = {key: self.filled(value) for key, value in values.items()}
         if name in ("order", "lr_model", "upsample", "train"):
             filled |= {"source_path": self.source, "model_path": self.folder}
         filled |= more
@@ -216,9 +216,9 @@ class _Builder:
         words = tuple(self.text(word) for word in shlex.split(text))
         self.commands.append(Command("command", words))
 
-    def _filled(self, value: Any) -> Any:
+    def filled(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return [self._filled(item) for item in value]
+            return [self.filled(item) for item in value]
         return self.text(value) if isinstance(value, str) else value
 
     def text(self, text: str) -> str:

@@ -154,11 +154,15 @@ def test_a_variant_may_use_another_ones_results(tmp_path):
 
 def test_a_scene_is_prepared_once_before_all_else(tmp_path):
     text = BASE.replace('source = "lr"', 'source = "{prepared}/lr"\nprepare = "make-scene {task}/lr"')
+    text = text.replace("eval = true", 'eval = true, hr_root = "{prepared}/hr"')
     p = make_plan(study(tmp_path, "", text))
     first = next(iter(p.tasks.values()))
     assert (first.kind, first.commands[0].words) == ("scene", ("make-scene", f"{p.folder(first.id)}/lr"))
     assert first.id in task(p, "single", "frames").needs
     assert f"--source_path={p.folder(first.id)}/lr" in words(task(p, "single", "frames"), "order")
+    for t in p.tasks.values():
+        assert not [w for c in t.commands for w in c.words if "{prepared}" in w]
+    assert f"--hr_root={p.folder(first.id)}/hr" in words(task(p, "single", "frames"), "frames")
 
 
 GRAPH = """
