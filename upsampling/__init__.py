@@ -44,7 +44,7 @@ from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
 from upsampling.sources import Source
 from upsampling.tiling import Plan, plan, upsample
 from utils.errors import UserError
-from utils.log import Progress
+from utils.log import Progress, note
 
 __all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run"]
 
@@ -137,6 +137,7 @@ def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
     names = [name for call in calls for name in call.saved]
     kept = {name for name in names if job.resume and job.path(name).is_file()}
     values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
+    note(job.aligner.describe())
     n = job.settings.ensemble
     aligned: dict[str, Any] = {}
     progress = Progress(f"upsample {job.settings.upsampler}", n * len(names), "frame", n * len(kept))

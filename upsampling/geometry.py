@@ -38,9 +38,13 @@ class Flow:
     visible: Float[Tensor, "1 1 h w"] | None = None
 
     def cropped(self, top: int, bottom: int, left: int, right: int) -> "Flow":
-        """The flow of a tile to the same tile of the support."""
-        visible = None if self.visible is None else self.visible[:, :, top:bottom, left:right]
-        return Flow(self.px[:, :, top:bottom, left:right], visible)
+        """The flow of a tile to the same tile of the support, which does not show what lies beyond its edges."""
+        px = self.px[:, :, top:bottom, left:right]
+        h, w = px.shape[-2:]
+        v, u = (torch.arange(n, dtype=px.dtype, device=px.device) for n in (h, w))
+        x, y = px[:, :1] + u, px[:, 1:] + v[:, None]
+        inside = ((x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)).to(px.dtype)
+        return Flow(px, inside if self.visible is None else inside * self.visible[:, :, top:bottom, left:right])
 
 
 FlowOf = Callable[[int, int], Flow]  # (target, support), positions in a clip

@@ -2,10 +2,12 @@
 
 import os
 import resource
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +23,7 @@ from upsampling.geometry import Flow, flow_between
 from upsampling.neighbours import graph_visits
 from upsampling.psrt import PSRT, without_indices
 from upsampling.spynet import warp
+from upsampling.tiling import SLACK_BYTES, plan, upsample
 from utils.errors import UserError
 
 BLOCKS = 2
@@ -247,3 +250,37 @@ def test_second_order_networks_ask_for_both_flows_directly(name):
     assert float((result - expected).abs().max()) < 1e-4
     learned = torch.stack(list(net.upsample(frames)))
     assert float((learned - expected).abs().max()) > 0.01
+
+
+class Mover:
+    """Each frame becomes what its neighbour hands to it."""
+
+    scale, num_neighbours, overlap = 1, 1, 16
+
+    def working_bytes(self, t: int, h: int, w: int) -> int:
+        return 1000 * t * h * w
+
+    def upsample(self, frames: torch.Tensor, alignment: Alignment) -> Iterator[torch.Tensor]:
+        for visit in alignment.visits(reverse=False):
+            arrivals = [handed(frames[s][None], alignment.flow_of(visit.frame, s))[0] for s in visit.sources]
+            yield arrivals[0] if arrivals else frames[visit.frame]
+
+
+def test_tiles_and_chunks_take_their_part_of_known_flow(monkeypatch):
+    monkeypatch.setattr("upsampling.tiling.SMALLEST_TILE", 8)
+    draw = torch.Generator().manual_seed(0)
+    frames = torch.rand(7, 3, 40, 56, generator=draw)
+    px = [F.interpolate(torch.randn(1, 2, 3, 4, generator=draw), (40, 56), mode="bicubic") for _ in range(7)]
+    shown = [(torch.rand(1, 1, 40, 56, generator=draw) > 0.3).float() for _ in range(7)]
+    assert max(float(p.abs().max()) for p in px) < Mover.overlap / 2
+    path = along_path(7)
+    known = Alignment(path.backward, path.forward, lambda i, s: Flow(px[i] + s / 10, shown[s]))
+    whole, cut = (
+        dict(upsample(Mover(), frames, frozenset(range(7)), bound, known))  # type: ignore[arg-type]
+        for bound in (1 << 40, SLACK_BYTES + 5 * 10**6)
+    )
+    plan_of_cut = plan(Mover(), 7, 40, 56, SLACK_BYTES + 5 * 10**6)  # type: ignore[arg-type]
+    assert len(plan_of_cut.chunks) > 1
+    assert plan_of_cut.tiles != (1, 1)
+    assert all(torch.allclose(cut[i], whole[i], atol=1e-6) for i in range(7))
+    assert not torch.allclose(whole[3], frames[3], atol=0.1)

@@ -154,7 +154,12 @@ def test_a_cropped_flow_is_the_tile_of_the_flow():
     flow = exact(a, b)
     tile = flow.cropped(2, 11, 5, 20)
     assert torch.equal(tile.px, flow.px[:, :, 2:11, 5:20])
-    assert torch.equal(tile.visible, flow.visible[:, :, 2:11, 5:20])
+    v, u = torch.meshgrid(torch.arange(9), torch.arange(15), indexing="ij")
+    x, y = tile.px[0, 0] + u, tile.px[0, 1] + v
+    leaves = (x < 0) | (x > 14) | (y < 0) | (y > 8)
+    assert leaves.any()
+    assert torch.equal(tile.visible[0, 0], torch.where(leaves, 0.0, flow.visible[0, 0, 2:11, 5:20]))
+    assert torch.equal(Flow(flow.px).cropped(2, 11, 5, 20).visible[0, 0], (~leaves).float())
 
 
 # --- files ---
