@@ -12,6 +12,7 @@ from arguments.training import OptimizationParams, TrainingParams
 from scene import Scene
 from scene.files import scene_inputs
 from scene.gaussians import Gaussians
+from training import mcmc
 from training.depth import depth_path
 from training.engines import choose, instruction_set, render_options
 from training.start import initial_gaussians
@@ -65,6 +66,8 @@ class Job:
         """The start of the optimisation."""
         model, training = self.settings.model, self.settings.training
         start = initial_gaussians(self.scene.points, training.init_ply, model.sh_degree, self.device)
+        if not training.init_ply and self.settings.optimisation.densification == "mcmc":
+            return mcmc.begun(start)
         if not training.init_gaussians:
             return start
         if 0 < self.settings.optimisation.max_gaussians < training.init_gaussians:

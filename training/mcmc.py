@@ -8,7 +8,7 @@ Kheradmand et al., "3D Gaussian Splatting as Markov Chain Monte Carlo", NeurIPS 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from arguments.training import OptimizationParams
+from scene.gaussians import Gaussians
 from training.densify import logit, rotated
 from training.state import Change, TrainState
 
@@ -23,6 +24,7 @@ MOST_SHARING = 51  # k beyond it counts as it, as in the released code
 GROWTH = 1.05  # of the number, at each densification
 STEEPNESS, THRESHOLD = 100.0, 0.005  # of the noise's gate: full under, none well over this opacity
 STILL = 0.3  # opacity over which the noise is nothing
+START_SIZE = 0.1
 REGULARISED = ("log_scales", "logit_opacities")
 
 
@@ -39,6 +41,12 @@ class Regularisers:
             return values.exp() * (self.scale / max(values.numel(), 1))
         ratio = (-values.abs()).exp()  # of o and 1 - o
         return ratio / (1 + ratio).square() * (self.opacity / max(values.numel(), 1))
+
+
+def begun(gaussians: Gaussians) -> Gaussians:
+    """Gaussians made from points as the released code starts with them: a tenth of the size, opacity 0.5."""
+    smaller = gaussians.log_scales + math.log(START_SIZE)
+    return replace(gaussians, log_scales=smaller, logit_opacities=torch.zeros_like(gaussians.logit_opacities))
 
 
 def relocation(state: TrainState, settings: OptimizationParams, draws: torch.Generator) -> Change | None:

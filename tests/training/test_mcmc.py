@@ -13,6 +13,7 @@ from gaussian_renderer.splats import rotations
 from scene import load_scene
 from scene.cameras import Camera
 from scene.gaussians import FIELDS, Gaussians
+from scene.ply import write_gaussians
 from tests.training_factory import random_state, settings, write_scene
 from training import mcmc, schedules
 from training.checkpoint import Checkpoints, load
@@ -143,6 +144,20 @@ def test_places_are_drawn_by_opacity():
     drawn = mcmc._drawn(state, torch.arange(4), 40_000, torch.Generator().manual_seed(1))
     share = torch.bincount(drawn, minlength=4) / 40_000
     torch.testing.assert_close(share, torch.tensor([0.1, 0.2, 0.3, 0.6]) / 1.2, rtol=0, atol=0.01)  # 4 sigma
+
+
+def test_points_start_small_and_half_opaque(root, tmp_path):
+    run, plain = trainer(root), trainer(root, densification="adc")
+    gaussians, usual = run.state.gaussians, plain.state.gaussians
+    torch.testing.assert_close(gaussians.scales, usual.scales / 10)
+    assert (gaussians.opacities == 0.5).all()
+    ply = tmp_path / "start.ply"
+    write_gaussians(ply, usual)
+    given = settings(root, **MCMC)
+    given = replace(given, training=replace(given.training, init_ply=str(ply)))
+    views = training_views(load_scene(root / "lr"), root / "out/hr", given.model, given.optimisation, 0, "cpu")
+    start = Job(given, root / "out", load_scene(root / "lr"), views, root / "out/hr", "cpu").gaussians()
+    torch.testing.assert_close(start.scales, usual.scales)  # a model's Gaussians stay as they are
 
 
 def test_nothing_dead_or_all_dead_moves_nothing():
