@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Features:
                 reason = f"{folder}: features cannot wait there ({error.strerror}); raise --max_memory"
                 raise UserError(reason) from error
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Features":
         return self
 
     def __exit__(self, *_: object) -> None:
