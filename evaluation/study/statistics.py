@@ -62,7 +62,7 @@ def paired_differences(
 
 
 def bootstrap_means(
-    groups: Sequence[Float[np.ndarray, "n"]], resamples: int, rng: np.random.Generator
+    groups: Sequence[Float[np.ndarray, "_"]], resamples: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "B"]:
     """Means over scenes of means over views, of `resamples` resampled studies.
 
@@ -86,7 +86,7 @@ def bootstrap_means(
 
 
 def paired_bootstrap(
-    groups: Sequence[Float[np.ndarray, "n"]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    groups: Sequence[Float[np.ndarray, "_"]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Interval and p-value of the mean difference.
 
@@ -105,7 +105,7 @@ def paired_bootstrap(
     return Interval(mean, float(low), float(high), sign_flip_p(groups, resamples, seed))
 
 
-def sign_flip_p(groups: Sequence[Float[np.ndarray, "n"]], resamples: int = 10_000, seed: int = 0) -> float:
+def sign_flip_p(groups: Sequence[Float[np.ndarray, "_"]], resamples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of "every d is as likely -d": the share of sign flips with a mean at least as far from zero.
 
     Parameters
