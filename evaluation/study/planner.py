@@ -13,9 +13,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from arguments.flags import as_flags
+from arguments.flags import as_flags, make
 from arguments.pipeline import needs_geometry
 from arguments.steps import STEPS
+from arguments.training import OptimizationParams
 from evaluation.study.plan import Command, Plan, Run, Task, digest
 from evaluation.study.spec import BACKGROUNDS, SceneSpec, Study, Variant
 from utils.errors import UserError
@@ -23,7 +24,7 @@ from utils.errors import UserError
 # Settings that cannot change a result, or say where things lie on this machine.
 PLACES = {"data_device", "raster_memory", "download", "max_memory", "tensorboard", "log_interval", "quiet"}
 LOADING = ("images", "eval", "resolution", "allow_missing", "hr_root")  # what frames' truth depends on
-WORD = re.compile(r"\{([A-Za-z_][\w-]*)(\.frames)?\}")
+WORD = re.compile(r"\{([A-Za-z_][\w-]*)(\.frames|\.ply)?\}")
 
 
 def make_plan(study: Study, out: str = "", source: str = "", hr: str = "") -> Plan:
@@ -228,7 +229,7 @@ class _Builder:
         return expanded(filled, where)
 
     def _word(self, match: re.Match[str], where: str) -> str:
-        word, frames = match[1], match[2]
+        word, part = match[1], match[2] or ""
         fixed: dict[str, Callable[[], str]] = {
             "task": lambda: "{task}",
             "device": lambda: "{device}",
@@ -241,12 +242,23 @@ class _Builder:
         }
         needs = self.variant.needs if self.variant else {}
         if word in needs and self.seed is not None:
-            run = self.planner.run(self.scene, self.planner.study.variant(needs[word]), self.seed)
-            return self._folder(word + (frames or ""), run.frames if frames else run.model)
-        if word not in fixed or frames:
+            return self._needed(word, self.planner.study.variant(needs[word]), part)
+        if word not in fixed or part:
             known = ", ".join(sorted({*fixed, *needs}))
             raise UserError(f"{where}: {match[0]} means nothing here; there are {known}")
         return fixed[word]()
+
+    def _needed(self, word: str, variant: Variant, part: str) -> str:
+        """Folder of another variant's model, of its frames, or its model's file."""
+        assert self.seed is not None
+        run = self.planner.run(self.scene, variant, self.seed)
+        if part == ".frames":
+            return self._folder(word + part, run.frames)
+        folder = self._folder(word, run.model)
+        if not part:
+            return folder
+        last = make(OptimizationParams, self.planner.study.settings(self.scene, variant, "train")).iterations
+        return f"{folder}/point_cloud/iteration_{last}/point_cloud.ply"
 
     def _depths(self) -> str:
         assert self.variant is not None

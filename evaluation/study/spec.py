@@ -53,7 +53,7 @@ class Variant:
     source : "lr", or "hr" for the bound that is trained on the truth.
     steps : of order, upsample, train; rendering and measuring follow a training by themselves.
     needs : {word: variant}: `{word}` in settings and commands stands for that variant's model folder, `{word.frames}`
-        for its frames' folder.
+        for its frames' folder, `{word.ply}` for the last PLY of its model.
     before : {step: commands that run before it}.
     seeds, scenes : its own; () = the study's.
     wanted : False where it is there only for others that need it.

@@ -132,12 +132,15 @@ def test_a_variant_may_use_another_ones_results(tmp_path):
         tmp_path,
         '[variants.refined]\nneeds = {first = "single"}\n'
         'before = {upsample = "python -m tool {first} -o {task}/in --device {device}"}\n'
-        'train = {init_ply = "{first}/point_cloud/iteration_30000/point_cloud.ply"}\n',
+        'train = {init_ply = "{first.ply}", confidence = "{first.frames}/hr/confidence"}\n',
     )
     for seed in (0, 1):
         frames, single = task(p, "refined", "frames", seed), task(p, "single", "model", seed)
         assert single.id in frames.needs
-        assert single.id in task(p, "refined", "model", seed).needs
+        model, used = task(p, "refined", "model", seed), task(p, "single", "frames", seed)
+        assert {single.id, used.id} <= set(model.needs)
+        assert f"--init_ply={p.folder(single.id)}/point_cloud/iteration_30000/point_cloud.ply" in words(model, "train")
+        assert f"--confidence={p.folder(used.id)}/hr/confidence" in words(model, "train")
         command = words(frames, "command")
         assert command == [
             "python",
