@@ -84,8 +84,8 @@ def mean_over_flips(
                     yield position, state[:-1], (state[-1] / (len(frame) * count)).sqrt()
 
 
-def folded(state: Float[Tensor, "c+1 H W"], frame: Float[Tensor, "c H W"], k: int) -> Float[Tensor, "c+1 H W"]:
-    """Mean and m2 of k estimates, from those of k - 1 and the k-th."""
+def folded(state: Float[Tensor, "n H W"], frame: Float[Tensor, "c H W"], k: int) -> Float[Tensor, "n H W"]:
+    """Mean and m2, n = c + 1 planes, of k estimates: from those of k - 1 and the k-th."""
     before = frame - state[:-1]
     mean = state[:-1] + before / k
     m2 = state[-1] + (before * (frame - mean)).sum(0)

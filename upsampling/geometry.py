@@ -150,9 +150,9 @@ def flow_between(
 
 
 def visible(
-    x: Float[Tensor, "h w"], y: Float[Tensor, "h w"], z: Float[Tensor, "h w"], z_support: Tensor, tolerance: float
+    x: Float[Tensor, "*n"], y: Float[Tensor, "*n"], z: Float[Tensor, "*n"], z_support: Tensor, tolerance: float
 ) -> Tensor:
-    """Does the support see the points at its positions (x, y) px, corner origin, and depth z > 0? [h, w] bool.
+    """Does the support see the points at its positions (x, y) px, corner origin, and depth z > 0? [*n] bool.
 
     A point passes where one of the four depths around it, or their interpolation in 1 / z, lies within tolerance * z.
     The four alone would reject slanted surfaces, the interpolation alone silhouettes.
