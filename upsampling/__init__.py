@@ -293,7 +293,8 @@ def _alphas(
         net = Interpolation("bicubic", job.net.scale, job.device)
 
     def estimate(flip: Flip) -> Frames:
-        made = upsample(net, flip(planes).to(job.device), positions, budget, alignment.mapped(flip.flow))
+        moved = None if filtered else alignment.mapped(flip.flow)  # a filter looks at one frame
+        made = upsample(net, flip(planes).to(job.device), positions, budget, moved)
         return to_host((i, frame.mean(0, keepdim=True)) for i, frame in made)
 
     for _, frame, _ in mean_over_flips(estimate, 1 if filtered else job.settings.ensemble, job.folder):
