@@ -4,6 +4,7 @@
     python -m benchmarks.rasterizer --against DIR --n 10000 50000 100000 200000 300000 --size 400 800 --threads 1 2 \\
         --json benchmarks/results/stages.json
     python -m benchmarks.training_step --two_term --json benchmarks/results/training_step.json
+    python -m benchmarks.alignment --lr_geometry DIR --json benchmarks/results/alignment.json
     python -m benchmarks.pages
 
 What a GPU gave comes from benchmarks/results/gpu, see benchmarks.gpu_pages.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_pages, report, training_step
+from benchmarks import alignment, gpu_pages, report, training_step
 from benchmarks.chart import chart
 from benchmarks.goals import Finding, goals_table
 from utils import errors
@@ -30,7 +31,7 @@ CHART = PROJECT / "docs/images/rasterizer.svg"
 PACKAGE = "submodules/diff-gaussian-rasterization/README.md"
 PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md")
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", re.S)
-FILES = ("goals", "stages", "training_step")
+FILES = ("goals", "stages", "training_step", "alignment")
 Report = dict[str, Any]
 Reports = dict[str, Report]  # by the names in FILES
 
@@ -71,6 +72,12 @@ def picture_block(reports: Reports) -> str:
     return f"![Whole training steps: {', '.join(parts)}](../../docs/images/rasterizer.svg)\n"
 
 
+def alignment_block(reports: Reports) -> str:
+    """Errors of depth, of flow, and what frames lose by them."""
+    found = reports["alignment"]
+    return heading(found) + alignment.summary(found)
+
+
 def gpu_block(reports: Reports) -> str:
     """What was run on a GPU, or that nothing was."""
     return gpu_pages.block(reports["gpu"])
@@ -82,6 +89,7 @@ BLOCKS: dict[str, Callable[[Reports], str]] = {
     "scaling": scaling_block,
     "training_step": training_step_block,
     "picture": picture_block,
+    "alignment": alignment_block,
     "gpu": gpu_block,
 }
 

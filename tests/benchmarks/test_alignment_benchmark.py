@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import alignment
+from benchmarks import alignment, pages
 from benchmarks.depth_errors import ERRORS, blurred, changed, chosen_pairs, depth_error, flow_errors, smooth, white
 from scene import load_scene
 from scene.cameras import Camera, intrinsics, world_to_camera_from
@@ -102,14 +102,17 @@ def test_it_runs_and_leaves_its_numbers(scene, tmp_path, monkeypatch, capsys):
     assert row["errors"]["LR model"]["mean_px"] == 0
     assert row["errors"]["smooth-0.5%"]["mean_px"] < row["errors"]["smooth-5%"]["mean_px"]
     table = alignment.summary(found)
+    assert table.strip() in pages.BLOCKS["alignment"]({"alignment": found})
     assert table in capsys.readouterr().out
     assert f"| {row['angle_deg']} | {row['pairs']} |" in table
 
 
 def test_frames_are_measured_against_single_ones():
     rows = [{"row": "single", "PSNR": 28.0, "seconds_a_frame": 1.0}]
+    rows.append({"row": "exact path", "PSNR": 28.5, "seconds_a_frame": None})
     rows.append({"row": "exact graph", "PSNR": 28.875, "seconds_a_frame": 2.5})
     text = alignment.summary({"depths": {}, "flow": [], "pair_ms": 1.0, "frames": rows})
+    assert "| exact path | 28.500 | +0.500 | not measured |" in text
     assert "| exact graph | 28.875 | +0.875 | 2.50 |" in text
 
 

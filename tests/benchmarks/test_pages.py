@@ -27,10 +27,12 @@ def reports():
     profile = {"kind": "random", "n": 1000, "size": 64, "threads": 2, "two_term": True, "step": step}
     profile |= {"torch": {"aten::copy_": 0.01}, "python": {"loop.py:iterate": 0.02}}
     profile |= {"now_and_then": {"densification": {"ms": 5.0, "every": 100, "share": 0.005}}}
+    alignment = {"depths": {}, "flow": [], "frames": [], "pair_ms": 4.0}
     return {
         "goals": {**head, "command": "python -m benchmarks.rasterizer --goals", "goals": goals},
         "stages": {**head, **stages},
         "training_step": {**head, "command": "python -m benchmarks.training_step --two_term", "cases": [profile]},
+        "alignment": {**head, "command": "python -m benchmarks.alignment", **alignment},
         "gpu": {},
     }
 
