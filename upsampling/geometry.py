@@ -38,12 +38,14 @@ class Flow:
     visible: Float[Tensor, "1 1 h w"] | None = None
 
     def cropped(self, top: int, bottom: int, left: int, right: int) -> "Flow":
-        """The flow of a tile to the same tile of the support, which does not show what lies beyond its edges."""
+        """The flow of a tile to the same tile of the support, which does not show what was cut off."""
         px = self.px[:, :, top:bottom, left:right]
         h, w = px.shape[-2:]
         v, u = (torch.arange(n, dtype=px.dtype, device=px.device) for n in (h, w))
         x, y = px[:, :1] + u, px[:, 1:] + v[:, None]
-        inside = ((x >= 0) & (x <= w - 1) & (y >= 0) & (y <= h - 1)).to(px.dtype)
+        height, width = self.px.shape[-2:]  # the image's own edges are none of the tile's
+        across = ((x >= 0) | (left == 0)) & ((x <= w - 1) | (right == width))
+        inside = (across & ((y >= 0) | (top == 0)) & ((y <= h - 1) | (bottom == height))).to(px.dtype)
         return Flow(px, inside if self.visible is None else inside * self.visible[:, :, top:bottom, left:right])
 
 

@@ -277,10 +277,10 @@ def test_tiles_and_chunks_take_their_part_of_known_flow(monkeypatch):
     known = Alignment(path.backward, path.forward, lambda i, s: Flow(px[i] + s / 10, shown[s]))
     whole, cut = (
         dict(upsample(Mover(), frames, frozenset(range(7)), bound, known))  # type: ignore[arg-type]
-        for bound in (1 << 40, SLACK_BYTES + 5 * 10**6)
+        for bound in (1 << 40, SLACK_BYTES + 6 * 10**6)
     )
-    plan_of_cut = plan(Mover(), 7, 40, 56, SLACK_BYTES + 5 * 10**6)  # type: ignore[arg-type]
+    plan_of_cut = plan(Mover(), 7, 40, 56, SLACK_BYTES + 6 * 10**6)  # type: ignore[arg-type]
     assert len(plan_of_cut.chunks) > 1
     assert plan_of_cut.tiles != (1, 1)
-    assert all(torch.allclose(cut[i], whole[i], atol=1e-6) for i in range(7))
+    assert all(torch.allclose(cut[i], whole[i], atol=2e-5) for i in range(7))
     assert not torch.allclose(whole[3], frames[3], atol=0.1)
