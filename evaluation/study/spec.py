@@ -30,8 +30,8 @@ class SceneSpec:
 
     Parameters
     ----------
-    source, hr : folders of the LR scene and, for variants with source = "hr", of the HR scene; `{prepared}` is the
-        folder that the `prepare` commands write to, environment variables are expanded.
+    source, hr : folders of the LR scene and of the HR scene; without the latter, variants with source = "hr" are left
+        out. `{prepared}` is the folder that the `prepare` commands write to, environment variables are expanded.
     backgrounds : what is rendered on; () = the study's.
     settings : {"flags", "hr_flags" (for source = "hr" only) or a step's name: {setting: value}}.
     """
@@ -128,6 +128,8 @@ def read_study(path: str | Path) -> Study:
     for variant in variants:
         for name in variant.scenes:
             _one_of(name, [s.name for s in scenes], f"{path}: variant {variant.name}: scenes")
+        if variant.source == "hr" and scenes and not any(scene.hr for scene in scenes):
+            raise UserError(f"{path}: variant {variant.name}: source = 'hr', but no scene says hr = FOLDER")
     use = _table(content, "use", str(path))
     _known_keys(use, {"scenes", "variants"}, f"{path}: use")
     named = [_texts(use.get(key, []), f"{path}: use.{key}") for key in ("scenes", "variants")]
@@ -203,8 +205,6 @@ def check(study: Study, where: str) -> None:
         for name in variant.needs.values():
             _one_of(name, names, f"{here}: needs")
         for scene in study.scenes:
-            if variant.source == "hr" and not scene.hr:
-                raise UserError(f"{here}: source = 'hr', but scene {scene.name} does not say hr = FOLDER")
             for step in (*variant.steps, *DEPTH_STEPS, *PROTOCOL_STEPS):
                 values = study.settings(scene, variant, step)
                 try:

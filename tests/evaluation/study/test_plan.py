@@ -39,8 +39,8 @@ def study(tmp_path: Path, text: str, base: str = BASE):
     return read_study(path)
 
 
-def plan(tmp_path: Path, text: str = "", **options: str) -> Plan:
-    return make_plan(study(tmp_path, text), **options)
+def plan(tmp_path: Path, text: str = "", base: str = BASE, **options: str) -> Plan:
+    return make_plan(study(tmp_path, text, base), **options)
 
 
 def task(plan: Plan, variant: str, kind: str, seed: int = 0) -> Task:
@@ -215,6 +215,17 @@ def test_settings_of_the_truth_alone(tmp_path):
     assert not [w for w in words(task(p, "single", "model"), "train") if "images" in w]
 
 
+def test_a_scene_without_the_training_views_truth_has_no_bound(tmp_path, monkeypatch):
+    p = plan(tmp_path, "[scenes.half]\nsource = 'x'\n")
+    assert {r.scene for r in p.runs if r.variant == "bound"} == {"toy"}
+    assert {r.variant for r in p.runs if r.scene == "half"} == {"single", "low"}
+    with pytest.raises(UserError, match="bound: source = 'hr', but no scene says hr = FOLDER"):
+        plan(tmp_path, "", base=BASE.replace('hr = "hr"\n', ""))
+    monkeypatch.setenv("SEQSPLAT_DATA", "/data")  # 9 of lego's 53 training views have a truth
+    peers = make_plan(read_study(PROJECT / "studies" / "peers.toml"))
+    assert {r.scene for r in peers.runs if r.variant == "bound"} == {"demo", "bonsai"}
+
+
 @pytest.mark.parametrize("path", sorted((PROJECT / "studies").glob("*.toml")), ids=lambda p: p.stem)
 def test_studies_that_are_here_can_be_planned(path, monkeypatch):
     monkeypatch.setenv("SEQSPLAT_DATA", "/data")
@@ -268,7 +279,6 @@ WRONG = {
     "[variants.x]\nmethod = 'seqsplt'": "did you mean 'seqsplat'",
     "[variants.'a/b']\nsource = 'lr'": "make a name",
     "[scenes.b]\nhr = 'x'": "source = FOLDER",
-    "[scenes.b]\nsource = 'x'": "does not say hr = FOLDER",
     "[scenes.b]\nsource = 'x'\nhr = 'x'\nbackgrounds = ['green']": "'green' is not known",
     "[scenes.b]\nsource = '{nothing}'\nhr = 'x'": "means nothing here",
     "[variants.x]\nneeds = {y = 'y'}\ntrain = {init_ply = '{y}'}\n"
