@@ -32,7 +32,8 @@ def main() -> None:
         return
     kept = {k: v for k, v in settings(common, model, ordering).items() if k not in settings(model)}
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
-    inputs = {**scene_inputs(scene, scene.cameras), "plugins": source_files(ordering.ordering, ordering.cost)}
+    plugins = source_files(ordering.ordering, ordering.cost, ordering.gate)
+    inputs = {**scene_inputs(scene, scene.cameras), "plugins": plugins}
     with record.step(out, "order", kept, inputs, STEPS["order"].code, common, editable=True) as run:
         if run.up_to_date or run.edited:
             sequences = read_sequences(out / FILE_NAME, required=scene.train, known=scene.test)

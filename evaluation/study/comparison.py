@@ -102,11 +102,11 @@ class Comparison:
             if all(background in self.backgrounds(s, variant) for s in inside) and self.seeds(inside, variant):
                 rows.append(self._row(scene, inside, background, variant, metrics, params))
         corrected = holm({row.variant: row.difference.p for row in rows if row.difference})
-        base = next((row for row in rows if row.variant == self.baseline), None)
         for row in rows:
             row.p = corrected.get(row.variant)
-            if row.difference and base and None not in (row.frame_PSNR, base.frame_PSNR) and self.metric == "PSNR":
-                row.carry = carry_over(row.difference.mean, (row.frame_PSNR or 0.0) - (base.frame_PSNR or 0.0))
+            gains = [list(self.differences(s, row.variant, background, "frames").values()) for s in inside]
+            if row.difference and self.metric == "PSNR" and all(gains):  # paired by seed, as the models' difference is
+                row.carry = carry_over(row.difference.mean, float(np.mean([np.mean(gain) for gain in gains])))
         return rows
 
     def _has(self, scene: str, background: str) -> bool:

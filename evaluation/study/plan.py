@@ -9,6 +9,8 @@ from typing import Any
 
 from evaluation.study.spec import BACKGROUNDS
 
+OWN_CODE = ("ordering", "cost", "gate", "upsampler", "neighbour_cost")  # settings that may be MODULE:NAME
+
 
 @dataclass(frozen=True)
 class Command:

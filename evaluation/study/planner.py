@@ -17,7 +17,7 @@ from arguments.flags import as_flags, make
 from arguments.pipeline import needs_geometry
 from arguments.steps import STEPS
 from arguments.training import OptimizationParams
-from evaluation.study.plan import Command, Plan, Run, Task, digest
+from evaluation.study.plan import OWN_CODE, Command, Plan, Run, Task, digest
 from evaluation.study.spec import BACKGROUNDS, SceneSpec, Study, Variant
 from utils.errors import UserError
 
@@ -39,7 +39,7 @@ def make_plan(study: Study, out: str = "", source: str = "", hr: str = "") -> Pl
     ------
     UserError : no scene, a word in braces that means nothing, or variants that need each other in a circle.
     """
-    scenes = study.scenes
+    scenes = tuple(scene for scene in study.scenes if scene.wanted)
     if source:
         scenes = (SceneSpec(Path(source).resolve().name, source, hr),)
     if not scenes:
@@ -73,14 +73,14 @@ def expanded(text: str, where: str) -> str:
 def uses_seed(step: str, values: Mapping[str, Any]) -> bool:
     """Whether a step's result depends on the seed; own code (MODULE:NAME) may."""
     if step == "order":
-        return str(values.get("ordering", "")) == "random" or _own_code(values, "ordering", "cost", "gate")
+        return str(values.get("ordering", "")) == "random" or _own_code(values)
     if step == "upsample":
-        return bool(values.get("random_weights")) or _own_code(values, "upsampler", "neighbour_cost")
+        return bool(values.get("random_weights")) or _own_code(values)
     return step in ("train", "lr_model")
 
 
-def _own_code(values: Mapping[str, Any], *names: str) -> bool:
-    return any(":" in str(values.get(name, "")) for name in names)
+def _own_code(values: Mapping[str, Any]) -> bool:
+    return any(":" in str(values.get(name, "")) for name in OWN_CODE)
 
 
 def essential(step: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,12 +234,15 @@ class _Builder:
             "task": lambda: "{task}",
             "device": lambda: "{device}",
             "threads": lambda: "{threads}",
-            "source": lambda: self.source,
-            "hr": lambda: os.path.abspath(self.text(self.scene.hr)),
-            "prepared": lambda: self._folder("prepared", self.planner.prepared(self.scene)),
-            "geometry": self._depths,
-            "frames": self._frames,
         }
+        if self.variant:  # not in commands that prepare the scene itself
+            fixed |= {
+                "source": lambda: self.source or os.path.abspath(self.text(self.scene_text)),
+                "hr": lambda: os.path.abspath(self.text(self.scene.hr)),
+                "prepared": lambda: self._folder("prepared", self.planner.prepared(self.scene)),
+                "geometry": self._depths,
+                "frames": self._frames,
+            }
         needs = self.variant.needs if self.variant else {}
         if word in needs and self.seed is not None:
             return self._needed(word, self.planner.study.variant(needs[word]), part)
@@ -270,7 +273,9 @@ class _Builder:
 
     def _folder(self, word: str, task: str) -> str:
         if not task:
-            raise UserError(f"study {self.planner.study.name}: {{{word}}}: there is no such task in scene {self.scene}")
+            raise UserError(
+                f"study {self.planner.study.name}: {{{word}}}: there is no such task in scene {self.scene.name}"
+            )
         self.need(task, word)
         return str(self.planner.plan.folder(task))
 

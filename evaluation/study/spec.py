@@ -32,7 +32,7 @@ class SceneSpec:
     ----------
     source, hr : folders of the LR scene and of the HR scene; without the latter, variants with source = "hr" are left
         out. `{prepared}` is the folder that the `prepare` commands write to, environment variables are expanded.
-    backgrounds : what is rendered on; () = the study's.
+    backgrounds : what is rendered on; () = the study's. wanted : whether it is part of the study's runs.
     settings : {"flags", "hr_flags" (for source = "hr" only) or a step's name: {setting: value}}.
     """
 
@@ -42,6 +42,7 @@ class SceneSpec:
     prepare: tuple[str, ...] = ()
     backgrounds: tuple[str, ...] = ()
     settings: Sections = field(default_factory=dict)
+    wanted: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,10 @@ def read_study(path: str | Path) -> Study:
     known = {"out", "config", "seeds", "baseline", "backgrounds", "use", "scenes", "variants"}
     _known_keys(content, known, str(path))
     scenes = tuple(_scene(name, table, path) for name, table in _tables(content, "scenes", path).items())
-    variants = tuple(_variant(name, table, path) for name, table in _tables(content, "variants", path).items())
+    config = read_config(content["config"]) if content.get("config") else ({}, {})
+    method = str(config[0].get("method", Variant.method))
+    tables = _tables(content, "variants", path)
+    variants = tuple(_variant(name, {"method": method} | table, path) for name, table in tables.items())
     study = Study(
         path.stem,
         _text(content.get("out", "output/study"), f"{path}: out"),
@@ -121,7 +125,7 @@ def read_study(path: str | Path) -> Study:
         _numbers(content.get("seeds", [0]), f"{path}: seeds"),
         _text(content.get("baseline", ""), f"{path}: baseline"),
         _backgrounds(content.get("backgrounds", list(BACKGROUNDS)), f"{path}: backgrounds"),
-        read_config(content["config"]) if content.get("config") else ({}, {}),
+        config,
     )
     if not study.variants or not study.seeds:
         raise UserError(f"{path}: no {'seeds' if study.variants else '[variants.NAME]'}; there is nothing to run")
@@ -155,9 +159,9 @@ def _included(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds: Sequence[int], where: str) -> Study:
-    """Keep only some scenes, and mark the variants whose runs are wanted; the others stay for those that need them.
+    """Mark the scenes and variants whose runs are wanted; other variants stay for those that need them.
 
-    What is named last counts: a variant that the file's `use` leaves out can be wanted on the command line.
+    What is named last counts: what the file's `use` leaves out can be wanted on the command line.
 
     Raises
     ------
@@ -166,7 +170,7 @@ def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds
     for given, there, what in ((scenes, study.scenes, "scene"), (variants, study.variants, "variant")):
         for name in given:
             _one_of(name, [x.name for x in there], f"{where}: {what}")
-    kept = tuple(s for s in study.scenes if not scenes or s.name in scenes)
+    kept = tuple(replace(s, wanted=s.name in scenes if scenes else s.wanted) for s in study.scenes)
     chosen = tuple(
         replace(v, wanted=v.name in variants if variants else v.wanted, seeds=tuple(seeds) or v.seeds)
         for v in study.variants

@@ -128,7 +128,9 @@ def show_table(study: Study, plan: Plan, params: StudyTableParams) -> None:
     baseline = params.baseline or study.baseline
     variants = [v.name for v in study.variants]
     if baseline and baseline not in {r.variant for r in results}:
-        raise UserError(f"baseline {baseline!r}: no finished run of that variant")
+        if params.baseline not in ("", *variants):
+            raise UserError(f"--baseline {baseline!r} is not known; there are {', '.join(variants)}")
+        note(f"no finished run of the baseline {baseline!r}: no differences to it")
     known = {m for r in results for table in r.views.values() for m in first(table)}
     wrong = [m for m in params.metrics if known and m not in known]
     if wrong:

@@ -20,7 +20,7 @@ from typing import Any
 
 from arguments.steps import STEPS
 from evaluation.study.frame_quality import FILE_NAME as FRAMES_FILE
-from evaluation.study.plan import Command, Plan, Task, digest
+from evaluation.study.plan import OWN_CODE, Command, Plan, Task, digest
 from utils import __version__
 from utils.atomic import read_json, write_json
 from utils.child import run_child
@@ -28,6 +28,7 @@ from utils.errors import UserError
 from utils.keys import GROUND
 from utils.locks import LOCK_NAME, locked
 from utils.log import note
+from utils.plugins import source_files
 from utils.provenance import PROJECT, SOURCES, hash_files, package_versions
 from utils.record import read_record
 
@@ -36,6 +37,7 @@ SCHEMA = 1
 BUSY, FAILED = 75, 1  # exit codes of a worker; 128 + n: ended by signal n
 NOT_PART_OF_RESULTS = "study"  # this package runs and compares; it makes no number of a task
 FREE_WAIT_S = 20.0
+ATTEMPT = "== "  # begins a log's line that says what is run
 # A task's product is known by these of its files; logs, records and models' cfg_args differ with time and place.
 PRODUCT = (".png", ".ply", ".npz", "sequences.json")
 
@@ -72,8 +74,11 @@ def read_order(folder: Path) -> tuple[Task, str]:
 
 
 def code_of(task: Task) -> dict[str, str]:
-    """Hash of the code of each step of a task."""
-    return {name: step_code(name) for name in dict.fromkeys(c.name for c in task.commands) if name in STEPS}
+    """Hash of the code of each step of a task, and of the user's own modules that its settings name (MODULE:NAME)."""
+    found = {name: step_code(name) for name in dict.fromkeys(c.name for c in task.commands) if name in STEPS}
+    named = [str(v) for values in task.recipe["steps"].values() for k, v in values.items() if k in OWN_CODE]
+    files = {name: source_files(name) for name in named if ":" in name}
+    return found | {name: hash_files(paths)["sha256"][:16] for name, paths in files.items() if paths}
 
 
 @cache
@@ -145,15 +150,17 @@ def carry_out(folder: Path, machine: Machine, again: bool = False, keep_checkpoi
     task, cwd = read_order(folder)
     if read_manifest(folder) is not None and not again:
         return 0
+    held = False
     try:
         with locked(folder / LOGS):
+            held = True
             if read_manifest(folder) is not None and not again:
                 return 0
             if again:
                 (folder / LOGS / "progress.json").unlink(missing_ok=True)
             return _work(folder, task, cwd, machine, keep_checkpoints)
     except UserError:
-        if in_use(folder):
+        if not held and os.access(folder / LOGS / LOCK_NAME, os.W_OK):  # in use, though perhaps no longer
             return BUSY
         raise
 
@@ -198,7 +205,7 @@ def _run(command: Command, folder: Path, log: Path, cwd: str, machine: Machine) 
         _wait_until_free(folder / command.record[0])
     begin, before = time.monotonic(), _children_seconds()
     with open(log, "ab") as output:
-        output.write(f"== {' '.join(words)}\n".encode())
+        output.write(f"{ATTEMPT}{' '.join(words)}\n".encode())
         output.flush()
         code = run_child(_program(words), environment, output=output, cwd=cwd, bound=True)
     seconds, cpu = time.monotonic() - begin, _children_seconds() - before
@@ -237,8 +244,9 @@ def _children_seconds() -> float:
 
 
 def last_error(log: Path) -> str:
-    """The line of a log that says what went wrong: the last `error: ...`, else its last line."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    """The line of a log's last attempt that says what went wrong: the last `error: ...`, else its last line."""
+    text = log.read_text(errors="replace")
+    lines = [line for line in text[max(text.rfind(f"\n{ATTEMPT}"), 0) :].splitlines() if line.strip()]
     return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
 
 

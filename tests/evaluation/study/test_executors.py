@@ -1,10 +1,12 @@
 """Tasks, locks and the local executor: nothing is lost, nothing is done twice, nothing is left running."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +39,7 @@ from tests.study_factory import (
     wait_for,
     write_manifest,
 )
+from utils.errors import UserError
 from utils.locks import locked
 
 
@@ -99,6 +102,48 @@ def test_one_process_a_task(plan):
         assert carry_out(folder, Machine()) == BUSY
     assert not in_use(folder)
     assert carry_out(folder, Machine()) == 0
+
+
+def test_a_lock_that_is_free_again_a_moment_later_is_no_failure(plan):
+    """`status` looks whether a task is in use by taking its lock for a moment."""
+    folder, over = write_order(plan, fake_task(plan, "a", "true")), threading.Event()
+
+    def hold_and_let_go() -> None:
+        while not over.is_set():
+            with contextlib.suppress(UserError), locked(folder / "logs"):
+                time.sleep(0.0001)
+
+    others = [threading.Thread(target=hold_and_let_go) for _ in range(2)]
+    for thread in others:
+        thread.start()
+    try:
+        codes = {carry_out(folder, Machine(), again=True) for _ in range(200)}
+    finally:
+        over.set()
+        for thread in others:
+            thread.join()
+    assert BUSY in codes <= {0, BUSY}
+
+
+def test_the_user_s_own_code_is_part_of_a_task_s_state(plan, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    module = tmp_path / "my_lab_order.py"
+    module.write_text("order = sorted\n")
+    task = fake_task(plan, "a", COUNT)
+    task = replace(task, recipe=task.recipe | {"steps": {"order": {"ordering": "my_lab_order:order"}}})
+    plan.tasks["a"] = task
+    run(plan)
+    assert stale(plan, task, read_manifest(plan.folder("a"))) == ""
+    module.write_text("order = reversed\n")
+    assert "other code of my_lab_order:order" in stale(plan, task, read_manifest(plan.folder("a")))
+
+
+def test_an_earlier_attempt_s_error_is_not_the_last_one_s(plan):
+    fake_task(plan, "a", "echo 'error: disk full' && exit 3")
+    run(plan)
+    fake_task(plan, "a", "echo 'KeyError: 3 == 4' && exit 1")
+    assert "KeyError: 3 == 4 (log" in run(plan).failed["a"]
 
 
 def test_two_executors_share_the_work(plan):

@@ -209,6 +209,22 @@ def test_one_scene_in_place_of_those_of_the_file(tmp_path):
     assert {"--iterations=77", "--lambda_tex=0.5"} <= set(words(task(other, "low", "model"), "train"))
 
 
+def test_the_configuration_s_method_is_that_of_variants_that_say_none(tmp_path):
+    (tmp_path / "c.toml").write_text('method = "sequence_matters"\n')
+    p = plan(tmp_path, '[variants.ours]\nmethod = "seqsplat"\n', 'config = "c.toml"\n' + BASE)
+    assert "--compat=sequence_matters" in words(task(p, "single", "model"), "train")
+    assert not [w for w in words(task(p, "ours", "model"), "train") if "compat" in w]
+
+
+def test_words_of_commands_that_prepare_and_that_precede_rendering(tmp_path):
+    for word in ("prepared", "source", "frames", "geometry"):
+        text = BASE.replace('source = "lr"', f'source = "{{prepared}}/lr"\nprepare = "make {{{word}}}"')
+        with pytest.raises(UserError, match=f"{{{word}}} means nothing here; there are device, task, threads"):
+            plan(tmp_path, "", text)
+    p = plan(tmp_path, '[variants.x]\nbefore = {render = "look {source}"}\n')
+    assert words(task(p, "x", "views"), "command") == ["look", str(Path("lr").absolute())]
+
+
 def test_settings_of_the_truth_alone(tmp_path):
     p = make_plan(study(tmp_path, "", BASE.replace("flags = {eval = true}", 'hr_flags = {images = "images_gt"}')))
     assert "--images=images_gt" in words(task(p, "bound", "model"), "train")
@@ -247,6 +263,9 @@ def test_the_command_line_may_want_what_the_file_leaves_out(tmp_path):
     assert {r.variant for r in make_plan(used).runs} == {"single"}
     assert {r.variant for r in make_plan(restrict(used, (), ["low"], (), "x")).runs} == {"low"}
     assert {r.variant for r in make_plan(restrict(used, (), (), [3], "x")).runs} == {"single"}
+    two = study(tmp_path, "[scenes.second]\nsource = 'two'\n", 'use = {scenes = ["toy"]}' + BASE)
+    assert {r.scene for r in make_plan(two).runs} == {"toy"}
+    assert {r.scene for r in make_plan(restrict(two, ["second"], (), (), "x")).runs} == {"second"}
 
 
 def test_variables_and_included_files(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from arguments.study import StudyTableParams
 from evaluation.protocols import Protocol
 from evaluation.study.comparison import ALL, Comparison
 from evaluation.study.plan import Plan
-from evaluation.study.results import check_protocols, finished, read_results
+from evaluation.study.results import Result, check_protocols, finished, read_results
 from evaluation.study.spec import Study, Variant
 from evaluation.study.statistics import holm, paired_bootstrap
 from evaluation.study.table import show_table
@@ -73,6 +73,25 @@ def test_frames_carry_over_and_cost(plan):
     assert found["a", "worse"].carry is None
     assert found["a", "better"].cost == {"seconds": 15.0, "cpu_seconds": 15.0, "peak_MB": 5.0}
     assert found["a", "worse"].cost["seconds"] == 10.0  # it has no frames
+
+
+def test_carry_over_compares_the_same_seeds_of_models_and_of_frames():
+    def result(variant, seed, psnr, frame):
+        views, frames = {"black": {"v": {"PSNR": psnr}}}, {"black": {"f": {"PSNR": frame}}}
+        return Result("a", variant, seed, views, frames)
+
+    results = [result("base", 0, 20.0, 20.0), result("better", 0, 21.0, 22.0), result("better", 1, 25.0, 27.0)]
+    found = Comparison(results, ["base", "better"], "base", "PSNR").rows(("PSNR",), StudyTableParams())
+    assert [row.carry for row in found if row.scene == "a"] == [None, 0.5]  # 1 dB for 2 dB, of seed 0 alone
+
+
+def test_a_baseline_that_is_not_finished_leaves_a_table_without_differences(tmp_path, capsys):
+    plan = Plan(tmp_path)
+    fake_results(plan, {k: v for k, v in VALUES.items() if k[1] != "base"}, FRAMES)
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), frames=True, per_view=True))
+    shown = capsys.readouterr()
+    assert "no finished run of the baseline 'base'" in shown.err
+    assert "| all | black | better | 1 | " in shown.out
 
 
 def test_a_variant_without_all_scenes_has_no_mean_over_them(tmp_path):
