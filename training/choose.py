@@ -105,6 +105,7 @@ def scaled(settings: OptimizationParams, iterations: int) -> OptimizationParams:
     """The same training in fewer iterations: its schedules end and begin at the same shares of the whole."""
     factor = iterations / settings.iterations
     values = {name: max(1, round(getattr(settings, name) * factor)) for name in SCALED}
+    values["exposure_lr_delay_steps"] = round(settings.exposure_lr_delay_steps * factor)  # 0 = none
     interval = settings.densification_interval
     values["densification_interval"] = min(interval, max(MIN_INTERVAL, round(interval * factor)))
     return replace(settings, iterations=iterations, **values)
@@ -165,17 +166,19 @@ def decide(scores: Sequence[tuple[Candidate, Score, Score]], iterations: int) ->
     Notes
     -----
     In doubt: the best one did not gain from the longer training, so both are too short to tell anything; or its gain
-    over the first, paired by views, is under one standard error.
+    over the first is under one standard error. Both gains are paired by views, and each has to exceed its own error.
     """
     views = {candidate: predicted(short, long, iterations) for candidate, short, long in scores}
     means = {candidate: sum(values.values()) / len(values) for candidate, values in views.items()}
     first, best = scores[0][0], max(means, key=means.__getitem__)  # of equals the one named first
-    gains = [value - views[first][name] for name, value in views[best].items()]
-    gain = sum(gains) / len(gains)
-    error = math.sqrt(sum((g - gain) ** 2 for g in gains) / (len(gains) * (len(gains) - 1)))
-    grows = next(long.mean > short.mean for candidate, short, long in scores if candidate == best)
+    gain, error = _mean_and_error([value - views[first][name] for name, value in views[best].items()])
+    growth, noise = next(
+        _mean_and_error([value - short.detail[name] for name, value in long.detail.items()])
+        for candidate, short, long in scores
+        if candidate == best
+    )
     because = ""
-    if best != first and not grows:
+    if best != first and growth <= noise:
         because = (
             "longer short trainings were no better than shorter ones, so they tell nothing; see --choose_iterations"
         )
@@ -183,6 +186,12 @@ def decide(scores: Sequence[tuple[Candidate, Score, Score]], iterations: int) ->
         because = f"{best} is predicted to gain {gain:.2f} dB, within a standard error of {error:.2f}"
     details = {str(candidate): value for candidate, value in means.items()}
     return Decision(first if because else best, details, gain, error, because)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of two or more values, and its standard error."""
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) * (len(values) - 1)))
 
 
 def search(

@@ -73,9 +73,9 @@ def _fuses(pipeline: PipelineParams, extended: bool) -> bool:
     return pipeline.rasterizer == "native" and not in_python and not extended
 
 
-def instruction_set(pipeline: PipelineParams, device: str, extended: bool = False) -> str:
+def instruction_set(pipeline: PipelineParams, device: str) -> str:
     """Return what a result's last bits depend on beside the code: the kernels' instruction set, or who renders."""
-    if device != "cpu" or not _fuses(pipeline, extended):
+    if device != "cpu" or pipeline.rasterizer != "native":  # the kernels also render where autograd goes around them
         return f"{pipeline.rasterizer} {device.partition(':')[0]}"
     return backends.instruction_set()
 

@@ -122,14 +122,17 @@ def _earlier(path: Path, key: dict[str, Any]) -> dict[str, list[Score]]:
 
 
 def trained(job: Job, names: list[str], candidate: Candidate, iterations: int) -> Trainer | None:
-    """Train one candidate without the views `names`; None when it ended in NaN."""
+    """Train one candidate without the views `names`, up to where a run writes its model; None when it ended in NaN.
+
+    That is before the last iteration, which makes no update but may cut opacities back or split Gaussians.
+    """
     settings = candidate.of(choose.scaled(job.settings.optimisation, iterations))
     left = {name: view for name, view in job.views.views.items() if name not in set(names)}
     short = replace(job, settings=replace(job.settings, optimisation=settings), views=replace(job.views, views=left))
     trainer = short.trainer()
     progress = Progress(f"lambda_tex {candidate}", iterations)
     try:
-        while trainer.iteration < iterations:
+        while trainer.iteration < iterations - 1:
             trainer.advance()
             trainer.finished.clear()
             progress.update(trainer.iteration)
@@ -145,7 +148,7 @@ def trained(job: Job, names: list[str], candidate: Candidate, iterations: int) -
 @torch.no_grad()
 def reduced_views(job: Job, names: list[str], trainer: Trainer) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Views as (name, A R, I), R clamped to 0-1, on the run's own background."""
-    model, degree = trainer.drawn, trainer.degree(trainer.iteration)
+    model, degree = trainer.drawn, trainer.degree(trainer.settings.iterations)
     options = render_options(job.settings.pipeline)
     for name in names:
         view, lr = job.views.views[name], job.views.targets(name, job.background).lr

@@ -70,8 +70,6 @@ class Job:
             return mcmc.begun(start)
         if not training.init_gaussians:
             return start
-        if 0 < self.settings.optimisation.max_gaussians < training.init_gaussians:
-            raise UserError(f"--init_gaussians {training.init_gaussians}: more than --max_gaussians allows")
         cameras = (self.scene.cameras[name] for name in self.scene.train)
         return warm_start(start, cameras, training.init_gaussians, render_options(self.settings.pipeline))
 
@@ -101,7 +99,7 @@ class Job:
         hashes = {f"{name} files": hash_files(paths)["sha256"] for name, paths in self.inputs().items()}
         facts = {"seed": self.settings.common.seed, "device": self.device.split(":")[0]}
         facts |= {
-            "instruction set": instruction_set(self.settings.pipeline, self.device, self.extended),
+            "instruction set": instruction_set(self.settings.pipeline, self.device),
             "code": hash_code(STEPS["train"].code),
         }
         found: dict[str, Any] = json.loads(json.dumps({"settings": self.settings.results} | hashes | facts))

@@ -69,6 +69,8 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
             choice = held_out.choose_lambda(job)
             job, run.outputs, run.notes["lambda"] = choice.job, [choice.path], choice.facts
             rng.seed_all(common.seed)  # as if the search had not been
+        else:
+            (out / held_out.FILE_NAME).unlink(missing_ok=True)  # an earlier run's choice, no result of this one
         run.outputs += _run(job, stop, measure, replaceable)
         run.notes |= device_facts(torch.device(device))
         run.notes |= {"deterministic": settings.training.deterministic or device == "cpu"}
@@ -104,6 +106,8 @@ def open_job(settings: Settings, out: Path) -> Job:
     views = training_views(scene, frames, model, compared, training.scale, device, confidence)
     views = with_depths(views, training.depths, optimisation)
     job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
+    if 0 < optimisation.max_gaussians < training.init_gaussians:
+        raise UserError(f"--init_gaussians {training.init_gaussians}: more than --max_gaussians allows")
     if training.choose_lambda:
         held_out.check(job)
     return job

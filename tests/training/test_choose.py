@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import train
 from arguments.training import OptimizationParams, TrainingParams
 from tests.forked import ScriptProcess
-from tests.training_factory import command, write_scene
+from tests.training_factory import command, settings, write_scene
 from training import held_out as search_module
 from training.choose import (
     Candidate,
@@ -32,6 +32,7 @@ from training.choose import (
     search,
     to_json,
 )
+from training.session import open_job
 from training.signals import SIGNALS
 from training.trainer import NonFinite
 from utils.errors import UserError
@@ -81,6 +82,8 @@ def test_a_scaled_run_keeps_the_shares_of_its_schedules():
     assert (tenth.densify_from_iter, tenth.densify_until_iter) == (50, 1500)
     assert (tenth.opacity_reset_interval, tenth.sh_interval, tenth.densification_interval) == (300, 100, 20)
     assert scaled(full, 30_000) == full
+    assert tenth.exposure_lr_delay_steps == 0
+    assert scaled(replace(full, exposure_lr_delay_steps=500), 3000).exposure_lr_delay_steps == 50
     assert scaled(replace(full, densification_interval=7), 3000).densification_interval == 7
 
 
@@ -148,6 +151,30 @@ def test_trainings_that_get_worse_tell_nothing():
     made = decide([pair("0.6", slope=-2.0), pair("0.1", slope=-1.0)], 100)
     assert str(made.chosen) == "0.6"
     assert "tell nothing" in made.kept_because
+
+
+def test_growth_within_its_error_tells_nothing():
+    """From 10 to 20 iterations the views of the best one grow by 5 and by -1 dB: 2 on average, standard error 3."""
+    short, long = Score(10, {"a": 30.0, "b": 40.0}, {}), Score(20, {"a": 35.0, "b": 39.0}, {})
+    noisy = Candidate.parse("0.1")
+    made = decide([pair("0.6", slope=0.1), (noisy, short, long)], 20)
+    assert made.gain_db > made.error_db
+    assert str(made.chosen) == "0.6"
+    assert "tell nothing" in made.kept_because
+    steady = replace(long, detail={"a": 32.0, "b": 42.0})
+    assert decide([pair("0.6", slope=0.1), (noisy, short, steady)], 20).chosen == noisy
+
+
+def test_noise_alone_changes_the_choice_at_most_every_second_time():
+    generator = torch.Generator().manual_seed(0)
+    changed, times = 0, 300
+    for _ in range(times):
+        scores = []
+        for tex, row in enumerate(torch.randn(6, 6, generator=generator).tolist()):
+            views = {str(view): 20 + value for view, value in enumerate(row)}
+            scores.append((Candidate(tex / 10), Score(10, dict.fromkeys(views, 0.0), {}), Score(20, views, {})))
+        changed += decide(scores, 20).chosen != scores[0][0]
+    assert 0.35 < changed / times < 0.55
 
 
 def scores_of(slopes):
@@ -314,6 +341,23 @@ def test_training_cut_short_goes_on_with_its_choice(root, unbroken):
     process.signal(signal.SIGTERM)
     assert process.wait() == 143
     assert content(out) == before
+
+
+def test_candidates_are_compared_as_a_run_would_write_them(root):
+    """A run of 40 iterations cuts opacities back in its last one, after its model was written."""
+    given_settings = settings(root, iterations=40, opacity_reset_interval=40, densify_until_iter=60)
+    job = open_job(given_settings, root / "out")
+    trainer = search_module.trained(job, ["train/r_2", "train/r_6"], Candidate(0.6), 20)
+    assert trainer is not None
+    assert float(trainer.drawn.opacities.max()) > 0.02
+
+
+def test_a_run_without_a_search_leaves_no_earlier_choice(root, run):
+    out = root / "plain"
+    out.mkdir()
+    (out / "lambda.json").write_text("{}")
+    run(command(root, out, iterations=2))
+    assert not (out / "lambda.json").exists()
 
 
 def test_a_candidate_that_ends_in_nan_is_left_out(root, run, monkeypatch):

@@ -9,11 +9,12 @@ from PIL import Image
 
 from arguments.loading import PipelineParams
 from benchmarks.training_step import make_trainer
+from gaussian_renderer import backends
 from scene import load_scene
 from scene.gaussians import FIELDS
 from tests.training_factory import LR_SIZE, SCALE, VIEWS, random_state, settings, write_scene
 from training.adam import BETAS, EPS
-from training.engines import choose
+from training.engines import choose, instruction_set
 from training.fused import NativeObjective
 from training.job import Job
 from training.objective import Weights, objective
@@ -106,6 +107,12 @@ def test_engines_agree(scene_root, tex):
     for name in ("view_count", "max_radius"):
         assert torch.equal(getattr(runs[0].state, name), getattr(runs[1].state, name)), name
     torch.testing.assert_close(runs[0].state.grad_norm_sum, runs[1].state.grad_norm_sum, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("pipeline", [PipelineParams(), PipelineParams(convert_SHs_python=True)])
+def test_the_kernels_instruction_set_counts_wherever_they_render(pipeline):
+    assert instruction_set(pipeline, "cpu") == backends.instruction_set()
+    assert instruction_set(PipelineParams(rasterizer="gsplat"), "cpu") == "gsplat cpu"
 
 
 @pytest.fixture(scope="module")

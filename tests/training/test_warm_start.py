@@ -157,6 +157,7 @@ def test_training_starts_from_it(tmp_path, run_train):
     assert torch.equal(made.means, again.means)
     with pytest.raises(UserError, match="more than --max_gaussians"):
         run_train(command(root, root / "more", **flags | {"init_gaussians": 301}))
+    assert not (root / "more").exists(), "refused before anything is written"
     said = run_train([*command(root, root / "dry", **flags), "--dry_run"])
     assert "222 Gaussians to start with" in said.out
     run_train(command(root, root / "whole", iterations=30, **flags))
