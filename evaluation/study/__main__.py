@@ -42,7 +42,10 @@ def main() -> None:
     study = read_study(path)
     study = restrict(study, params.scenes, params.variants, params.seeds, path)
     study = with_overrides(study, own, path) if own else study
-    plan = make_plan(study, params.out, params.source, params.hr)
+    if action == "table" and shown.results:  # the file has it all: neither tasks nor data are needed
+        plan = Plan(Path(shown.results))
+    else:
+        plan = make_plan(study, params.out, params.source, params.hr)
     if not -1 <= executor.index < len(plan.runs):
         raise UserError(f"--index {executor.index}: the plan has runs 0 to {len(plan.runs) - 1}")
     if action == "plan":

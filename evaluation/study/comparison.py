@@ -96,7 +96,7 @@ class Comparison:
 
     def _group(self, scene: str, background: str, metrics: Sequence[str], params: StudyTableParams) -> list[Row]:
         """Rows that are compared with each other; one family of Holm's correction."""
-        inside = [s for s in (self.scenes if scene == ALL else [scene]) if self._has(s, background)]
+        inside = [s for s in (self.scenes if scene == ALL else [scene]) if self.has(s, background)]
         rows = []
         for variant in self.variants:
             if all(background in self.backgrounds(s, variant) for s in inside) and self.seeds(inside, variant):
@@ -109,7 +109,8 @@ class Comparison:
                 row.carry = carry_over(row.difference.mean, float(np.mean([np.mean(gain) for gain in gains])))
         return rows
 
-    def _has(self, scene: str, background: str) -> bool:
+    def has(self, scene: str, background: str) -> bool:
+        """Whether there is anything of a scene on a background."""
         return any(background in self.backgrounds(scene, variant) for variant in self.variants)
 
     def _row(

@@ -9,7 +9,7 @@ from evaluation.protocols import Protocol, from_json, require_equal
 from evaluation.study.plan import Plan, Run
 from evaluation.study.tasks import read_manifest
 from utils.atomic import read_json
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 SCHEMA = 1
 COUNTED = ("order", "upsample", "lr_model", "geometry", "train", "render", "command")  # in a variant's time
@@ -126,8 +126,11 @@ def read_results(path: Path) -> list[Result]:
         raise UserError(f"{path}: not a study's results of schema {SCHEMA}; write them with table --json")
     found = []
     for run in content["runs"]:
-        protocols = {b: from_json(p, str(path)) for b, p in run.pop("protocols").items()}
-        found.append(Result(**run, protocols=protocols))
+        try:
+            protocols = {b: from_json(p, str(path)) for b, p in run.pop("protocols").items()}
+            found.append(Result(**run, protocols=protocols))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: run {len(found)} is not one of a study ({one_line(error)})") from error
     return found
 
 

@@ -106,6 +106,9 @@ def caption(comparison: Comparison, params: StudyTableParams, results: Sequence[
         " views), seeds averaged first; p: sign flips of the views' differences, corrected over the variants of one"
         " scene and background. The spread of seeds is no part of either."
     ]
+    everywhere = {b: [s for s in comparison.scenes if comparison.has(s, b)] for r in results for b in r.views}
+    if any(len(scenes) < len(comparison.scenes) for scenes in everywhere.values()):
+        words += [f"{ALL}, {background}: {', '.join(scenes)}." for background, scenes in everywhere.items()]
     if any(r.interrupted for r in results):
         words.append("*: interrupted and gone on with, some time is missing.")
     if mixed:

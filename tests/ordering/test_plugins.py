@@ -74,9 +74,13 @@ def test_ordering_and_cost_of_the_users_own_go_through_the_script(my_lab, monkey
     assert "places" in capsys.readouterr().out
 
 
-def test_a_changed_module_makes_the_step_run_again(my_lab, monkeypatch):
+BY_GATE = ("--ordering", "als", "--cost", "pose", "--gate", "my_lab_orders:by_number", "--thres_values", "3")
+
+
+@pytest.mark.parametrize("own", [("--ordering", "my_lab_orders:backwards"), BY_GATE], ids=["ordering", "gate"])
+def test_a_changed_module_makes_the_step_run_again(my_lab, monkeypatch, own):
     scene = write_blender(my_lab / "scene", views=4)
-    flags = ("-s", scene, "-m", my_lab / "out", "--eval", "--skip_done", "--ordering", "my_lab_orders:backwards")
+    flags = ("-s", scene, "-m", my_lab / "out", "--eval", "--skip_done", *own)
     run_script(monkeypatch, *flags)
     record = my_lab / "out/run.json"
     first = record.read_bytes()

@@ -8,12 +8,14 @@ import pytest
 
 from arguments.study import StudyTableParams
 from evaluation.protocols import Protocol
+from evaluation.study.__main__ import main as study_main
 from evaluation.study.comparison import ALL, Comparison
 from evaluation.study.plan import Plan
 from evaluation.study.results import Result, check_protocols, finished, read_results
 from evaluation.study.spec import Study, Variant
 from evaluation.study.statistics import holm, paired_bootstrap
 from evaluation.study.table import show_table
+from evaluation.study.tasks import read_manifest
 from tests.study_factory import fake_results, write_manifest
 from utils.errors import UserError
 
@@ -122,6 +124,31 @@ def test_the_file_holds_all_that_the_table_rests_on(plan, tmp_path, capsys):
     assert content["baseline"] == "base"
     row = next(r for r in content["rows"] if (r["scene"], r["variant"]) == ("a", "better"))
     assert row["difference"]["mean"] == 1.25
+
+
+def test_a_table_from_a_file_needs_no_data(plan, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "s.toml"
+    path.write_text('[scenes.a]\nsource = "$NOT_SET_HERE/lr"\n[variants.base]\n[variants.better]\n')
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), json=str(tmp_path / "r.json")))
+    words = ["study", str(path), "table", "--results", str(tmp_path / "r.json"), "--metrics", "PSNR"]
+    monkeypatch.setattr("sys.argv", words)
+    study_main()
+    assert "| all | black | better | 1 | 26.38 |" in capsys.readouterr().out
+    (tmp_path / "r.json").write_text('{"schema": 1, "runs": [{"scene": "a"}]}')
+    with pytest.raises(UserError, match="run 0 is not one of a study"):
+        study_main()
+
+
+def test_scenes_that_a_mean_lacks_are_told(tmp_path, capsys):
+    plan = Plan(tmp_path)
+    fake_results(plan, {("a", "base", 0): {"x": 1.0}, ("b", "base", 0): {"x": 2.0}})
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
+    assert "all, black" not in capsys.readouterr().out
+    manifest = read_manifest(plan.folder("views-abase0"))["results"]
+    white = manifest["black"] | {"protocol": manifest["black"]["protocol"] | {"background": "white"}}
+    write_manifest(plan, plan.tasks["views-abase0"], manifest | {"white": white})
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
+    assert "all, black: a, b. all, white: a." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
