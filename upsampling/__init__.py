@@ -135,7 +135,8 @@ def run(job: Job) -> tuple[list[Path], dict[str, Any]]:
 def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
     calls = job.aligner.calls()
     names = [name for call in calls for name in call.saved]
-    kept = {name for name in names if job.resume and job.path(name).is_file()}
+    folders = (job.folder, *(job.folder / kind for kind in _kinds(job)))
+    kept = {name for name in names if job.resume and all(frame_path(f, name).is_file() for f in folders)}
     values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
     note(job.aligner.describe())
     n = job.settings.ensemble

@@ -12,7 +12,7 @@ from scene import Scene
 from scene.angles import pose_angles, viewing_axes
 from upsampling.alignment import Visit
 from utils.errors import UserError
-from utils.plugins import check_name, imported
+from utils.plugins import imported
 
 NeighbourCost = Callable[[Scene, Sequence[str]], Float[np.ndarray, "N N"]]
 NEIGHBOUR_COSTS: dict[str, NeighbourCost] = {}
@@ -41,9 +41,8 @@ def cost_of_neighbours(name: str, scene: Scene, names: Sequence[str]) -> Float[n
 
     Raises
     ------
-    UserError : unknown or not importable, or what it returns is not [N, N] without NaN.
+    UserError : not importable, or what it returns is not [N, N] without NaN.
     """
-    check_name("--neighbour_cost", name, NEIGHBOUR_COSTS)
     measure = NEIGHBOUR_COSTS.get(name) or imported("--neighbour_cost", name)
     cost = np.asarray(measure(scene, names), dtype=float)
     if cost.shape != (len(names), len(names)) or np.isnan(cost).any():

@@ -15,8 +15,9 @@ from scene.image_files import read_header, read_image
 from scene.lr_kernel import KERNELS, LRKernelFile, resolve_kernel
 from scene.sequences import FILE_NAME, Sequences, Subsequence, read_sequences
 from upsampling.geometry import FOLDER, depth_path
+from upsampling.neighbours import NEIGHBOUR_COSTS
 from utils.errors import UserError
-from utils.plugins import source_files
+from utils.plugins import check_name, source_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -91,8 +92,10 @@ def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, comp
 
     Raises
     ------
-    UserError : no scene, no schedule or no depths there (says how to make them), or what does not fit together.
+    UserError : no scene, no schedule or no depths there (says how to make them), what does not fit together, or an
+        unknown neighbour cost.
     """
+    check_name("--neighbour_cost", settings.neighbour_cost, NEIGHBOUR_COSTS)
     path = Path(settings.sequences or out / FILE_NAME)
     if not path.is_file():
         raise UserError(f"{path}: no {FILE_NAME}; make it with align_sequence.py, or name one with --sequences")

@@ -48,13 +48,13 @@ def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1
 
     Raises
     ------
-    UserError : even one tile with its temporal context is too large; names --max_memory and what it must be.
+    UserError : no cut is small enough; names --max_memory and the least that it must be.
     """
     need = getattr(net, "graph_bytes" if graph else "working_bytes", None)
     if need is None:
         return Plan(_chunks(t, t, 0), (1, 1), 0)
     context = t - 1 if graph else 2 * net.num_neighbours
-    least = min(t, context + 1)
+    least, smallest = min(t, context + 1), math.inf
     for tiles in _grids(h, w):
         th, tw = (min(_tile_side(net, n, k), n) for n, k in zip((h, w), tiles, strict=True))
         joined = 16 * net.scale**2 * h * w if tiles != (1, 1) else 0
@@ -68,7 +68,8 @@ def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1
             if total(least) <= max_bytes:
                 longest = max(n for n in range(least, t + 1) if total(n) <= max_bytes)
                 return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest), any(where))
-    needed = math.ceil(100 * passes * total(least) / 2**30) / 100  # rounded up: as a value of the flag it suffices
+            smallest = min(smallest, total(least))  # not always the finest grid's: tiles keep all HR frames of a graph
+    needed = math.ceil(100 * passes * smallest / 2**30) / 100  # rounded up: as a value of the flag it suffices
     raise UserError(f"--max_memory {passes * max_bytes / 2**30:.2f}: {w}x{h} px need {needed:.2f} GB or more")
 
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 from collections.abc import Iterable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ def imported(flag: str, value: str) -> Any:
 
     Raises
     ------
-    UserError : the module is not on Python's path, has no such name, or that is no callable.
+    UserError : not of this form, the module is not on Python's path, has no such name, or that is no callable.
     """
     module, _, name = value.partition(":")
+    if not name or not all(module.split(".")):
+        raise UserError(f"{flag} {value}: MODULE:NAME is expected")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -39,6 +42,12 @@ def imported(flag: str, value: str) -> Any:
 
 def source_files(*values: str) -> list[Path]:
     """Files of the modules among `values` that are MODULE:NAME, so that a step is done again when one changes."""
-    modules = [value.partition(":")[0] for value in values if ":" in value]
-    specs = [importlib.util.find_spec(name) for name in modules if importlib.util.find_spec(name.partition(".")[0])]
+    specs = [_spec(value.partition(":")[0]) for value in values if ":" in value]
     return [Path(spec.origin) for spec in specs if spec is not None and spec.origin and Path(spec.origin).is_file()]
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # not there, or not a name: `imported` says so
+        return None

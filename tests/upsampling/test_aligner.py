@@ -171,7 +171,9 @@ def test_a_neighbour_cost_of_the_users_own(out):
     with pytest.raises(UserError, match=r"nonsense: returned \(2, 2\); \[6, 6\] without NaN"):
         aligner_of(out, GraphRecorder(), neighbour_cost=f"{__name__}:nonsense").alignment(names, CPU, out)
     with pytest.raises(UserError, match="--neighbour_cost angel: unknown; did you mean angle"):
-        aligner_of(out, GraphRecorder(), neighbour_cost="angel").alignment(names, CPU, out)
+        source_of(out, neighbour_cost="angel")  # before anything of an earlier run is removed
+    with pytest.raises(UserError, match=r"--neighbour_cost os\.near:f: cannot be imported"):
+        aligner_of(out, GraphRecorder(), neighbour_cost="os.near:f").alignment(names, CPU, out)
     with pytest.raises(ValueError, match="twice"):
         neighbour_cost("angle")(NEIGHBOUR_COSTS["angle"])
 

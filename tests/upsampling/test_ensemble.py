@@ -207,6 +207,16 @@ def test_a_killed_ensemble_leaves_frames_that_are_complete_and_goes_on(folder):
     assert all((folder / "hr" / p).read_bytes() == (whole / p).read_bytes() for p in files)
 
 
+def test_a_confidence_that_was_removed_is_made_again(folder):
+    outputs, _ = run(_job(folder, Lopsided(), ensemble=4))
+    lost = folder / "hr" / "confidence" / "f1.png"
+    before = lost.read_bytes()
+    lost.unlink()
+    again, notes = run(replace(_job(folder, Lopsided(), ensemble=4), resume=True))
+    assert (again, notes["kept_from_before"]) == (outputs, 2)
+    assert lost.read_bytes() == before
+
+
 def test_an_equivariant_filter_is_as_sure_as_can_be(folder):
     flags = {"upsampler": "bicubic", "scale": 2}
     net = load(UpsamplingParams(**flags), None, CPU)

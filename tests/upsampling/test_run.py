@@ -258,6 +258,9 @@ def test_the_script_on_a_folder_with_a_callable(folder, monkeypatch, capsys):
     for wrong in ("tests.upsampling.test_run:nothing", "no_such_module:load"):
         with pytest.raises(UserError, match="cannot be imported"):
             _script(monkeypatch, "--frames", folder / "lr", "-o", folder / "x", "--upsampler", wrong)
+    for wrong in (":load", ".near:load", "my_lab:"):
+        with pytest.raises(UserError, match=r"--upsampler .*: MODULE:NAME is expected"):
+            _script(monkeypatch, "--frames", folder / "lr", "-o", folder / "x", "--upsampler", wrong)
     with pytest.raises(UserError, match="returned no Upsampler"):
         _script(
             monkeypatch,

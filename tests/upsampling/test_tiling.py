@@ -142,6 +142,25 @@ def test_the_memory_that_is_asked_for_counts_both_passes_and_is_enough():
         plan(Reach(), 3, 200, 300, int((needed - 0.02) * GB) // 2, passes=2)  # type: ignore[arg-type]
 
 
+class FiledReach(Reach):
+    """Its graph fits where features lie in a file; tiles would keep the HR frames of all views."""
+
+    scale = 4
+
+    def graph_bytes(self, t: int, h: int, w: int, in_file: bool) -> int:
+        return h * w * (5000 + (40 if in_file else 600) * t)
+
+
+def test_the_memory_that_a_graph_is_said_to_need_is_the_least():
+    with pytest.raises(UserError, match="need") as refusal:
+        plan(FiledReach(), 50, 300, 400, GB // 2, graph=True)  # type: ignore[arg-type]
+    needed = float(re.search(r"need (\S+) GB", str(refusal.value))[1])
+    cut = plan(FiledReach(), 50, 300, 400, int(needed * GB), graph=True)  # type: ignore[arg-type]
+    assert (cut.tiles, cut.in_file) == ((1, 1), True)
+    with pytest.raises(UserError, match="or more"):
+        plan(FiledReach(), 50, 300, 400, int((needed - 0.02) * GB), graph=True)  # type: ignore[arg-type]
+
+
 def test_basicvsr_in_chunks_and_tiles_is_basicvsr(monkeypatch):
     monkeypatch.setattr("upsampling.tiling.SMALLEST_TILE", 16)
     flags = UpsamplingParams(precision="fp32")
