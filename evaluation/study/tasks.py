@@ -154,9 +154,10 @@ def carry_out(folder: Path, machine: Machine, again: bool = False, keep_checkpoi
     try:
         with locked(folder / LOGS):
             held = True
-            if read_manifest(folder) is not None and not again:
+            finished = read_manifest(folder) is not None
+            if finished and not again:
                 return 0
-            if again:
+            if finished:  # else a redoing that was cut short, which goes on
                 (folder / LOGS / "progress.json").unlink(missing_ok=True)
             return _work(folder, task, cwd, machine, keep_checkpoints)
     except UserError:

@@ -146,6 +146,18 @@ def test_an_earlier_attempt_s_error_is_not_the_last_one_s(plan):
     assert "KeyError: 3 == 4 (log" in run(plan).failed["a"]
 
 
+def test_a_redoing_that_is_cut_short_goes_on(plan):
+    folder = write_order(plan, fake_task(plan, "a", COUNT, "test -f {folder}/fine || kill -9 $$"))
+    (folder / "fine").touch()
+    assert carry_out(folder, Machine()) == 0
+    (folder / "fine").unlink()
+    assert carry_out(folder, Machine(), again=True) == 128 + signal.SIGKILL
+    (folder / "fine").touch()
+    assert carry_out(folder, Machine(), again=True) == 0
+    assert ran(plan, "a") == 2  # once at first, once anew
+    assert read_manifest(folder)["attempts"] == 2  # its times lack a part
+
+
 def test_two_executors_share_the_work(plan):
     for name in "abcdef":
         fake_task(plan, name, SLOW.replace("{seconds}", "0.3"))
