@@ -97,10 +97,13 @@ class Aligner:
         flow_of = self._flow_of(names, device)
         if self.propagation == "path":
 
-            def near(sources: Sequence[int | None]) -> tuple[int | None, ...]:
+            def gated(sources: Sequence[int | None]) -> tuple[int | None, ...]:
                 return tuple(s if s is not None and usable[i, s] else None for i, s in enumerate(sources))
 
-            return Alignment(near(path.backward), near(path.forward), flow_of)
+            def near(i: int, s: int) -> bool:
+                return bool(usable[i, s])
+
+            return Alignment(gated(path.backward), gated(path.forward), flow_of, near)
         cost = cost_of_neighbours(self.settings.neighbour_cost, self.source.scene, names)
         factors, order = np.exp(-angle / FALL_OFF_DEG), range(len(names))
         count, passes = self.settings.neighbours, self.settings.passes

@@ -17,6 +17,7 @@ from torch import Tensor
 from upsampling.geometry import Flow, FlowOf
 from upsampling.spynet import SPyNet, warp
 
+Near = Callable[[int, int], bool]  # (frame, source): is the one near enough to the other for features to help?
 UNSEEN = 1e-3  # weight of what a support does not show, so that a pixel that none shows still gets something
 
 
@@ -34,11 +35,15 @@ class Visit:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Sources of one call's frames in both passes of a path; a source must have been visited before it is used."""
+    """Sources of one call's frames in both passes of a path; a source must have been visited before it is used.
+
+    near : asked by networks that take from a source's source as well; None = all are.
+    """
 
     backward: tuple[int | None, ...]
     forward: tuple[int | None, ...]
     flow_of: FlowOf | None = None
+    near: Near | None = None
     folder: ClassVar[None] = None  # see Graph
 
     def __post_init__(self) -> None:
@@ -60,9 +65,10 @@ class Alignment:
         def moved(sources: tuple[int | None, ...]) -> tuple[int | None, ...]:
             return tuple(None if s is None or not first <= s < last else s - first for s in sources[first:last])
 
-        flow_of = self.flow_of
+        flow_of, near = self.flow_of, self.near
         shifted = None if flow_of is None else (lambda i, s: flow_of(i + first, s + first))
-        return Alignment(moved(self.backward), moved(self.forward), shifted)
+        near_there = None if near is None else (lambda i, s: near(i + first, s + first))
+        return Alignment(moved(self.backward), moved(self.forward), shifted, near_there)
 
     def mapped(self, change: Callable[[Flow], Flow]) -> "Alignment":
         """The same alignment of frames that were cut or mirrored, with `change` done to every known flow."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from upsampling.alignment import Alignment
+from upsampling.alignment import Alignment, Near
 from upsampling.geometry import FlowOf
 from upsampling.spynet import SPyNet, warp
 
@@ -22,10 +22,12 @@ class Flows:
     """Flows [1, 2, h, w] of one direction.
 
     learned : frame -> flow to its source; empty where `known` (from geometry) gives any flow.
+    near : of the alignment: a source's source that is too far hands nothing on.
     """
 
     learned: dict[int, Tensor]
     known: FlowOf | None = None
+    near: Near | None = None
 
     def to_source(self, i: int, s: int) -> Float[Tensor, "1 2 h w"]:
         """Flow from frame i to its source s."""
@@ -58,13 +60,13 @@ def sources_of(branch: str, alignment: Alignment) -> tuple[int | None, ...]:
 def all_flows(spynet: SPyNet, frames: Float[Tensor, "t 3 h w"], alignment: Alignment) -> dict[str, Flows]:
     """Flows of every branch; branches of one direction share theirs."""
     if alignment.flow_of is not None:
-        return dict.fromkeys(BRANCHES, Flows({}, alignment.flow_of))
+        return dict.fromkeys(BRANCHES, Flows({}, alignment.flow_of, alignment.near))
     pyramid = spynet.pyramid(frames)
     found = {}
     for name in BRANCHES[:2]:
         pairs = [(i, s) for i, s in enumerate(sources_of(name, alignment)) if s is not None]
         learned = spynet.flows(pyramid, pairs, frames.shape[-2:])
-        found[name] = Flows({i: flow for (i, _), flow in zip(pairs, learned, strict=True)})
+        found[name] = Flows({i: flow for (i, _), flow in zip(pairs, learned, strict=True)}, near=alignment.near)
     return {name: found[name[:-1] + "1"] for name in BRANCHES}
 
 
@@ -83,20 +85,17 @@ def propagate(sources: Sequence[int | None], flows: Flows, advance: Advance) -> 
     """
     reverse = any(s is not None and s > i for i, s in enumerate(sources))
     order = range(len(sources))[:: -1 if reverse else 1]
-    last_use: dict[int, int] = {}
-    for i in order:
-        s = sources[i]
-        if s is not None:
-            last_use[s] = i
-            if (ss := sources[s]) is not None:
-                last_use[ss] = i
+    seconds = [None if s is None else sources[s] for s in sources]
+    if (near := flows.near) is not None:
+        seconds = [ss if ss is not None and near(i, ss) else None for i, ss in enumerate(seconds)]
+    last_use = {s: i for i in order for s in (sources[i], seconds[i]) if s is not None}
     kept: dict[int, Tensor] = {}
     for i in order:
         first = second = None
         s = sources[i]
         if s is not None:
             first = Arrival(kept[s], flows.to_source(i, s))
-            if (ss := sources[s]) is not None:
+            if (ss := seconds[i]) is not None:
                 second = Arrival(kept[ss], flows.to_second(i, s, ss))
         feature = advance(i, first, second)
         if i in last_use:

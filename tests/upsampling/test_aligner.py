@@ -135,6 +135,7 @@ def test_a_path_hands_nothing_on_over_a_wide_angle(out):
     assert isinstance(path, Alignment)
     assert path.forward == (None, *(i if steps[i] <= limit else None for i in range(VIEWS - 1)))
     assert path.backward == (*(i + 1 if steps[i] <= limit else None for i in range(VIEWS - 1)), None)
+    assert all(path.near(i, s) == (angles[i, s] <= limit) for i in range(VIEWS) for s in range(VIEWS))
     padded = aligner_of(out, Recorder(), max_angle=limit).alignment([names[0], *names, names[-1]], CPU, out)
     assert (padded.forward[1], padded.backward[VIEWS]) == (0, VIEWS + 1)  # a doubled end is no angle away
     assert float(padded.flow_of(1, 0).px.abs().max()) < 1e-3

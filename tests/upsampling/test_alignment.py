@@ -21,8 +21,9 @@ from upsampling.basicvsr_pp import BasicVSRpp
 from upsampling.features import Features
 from upsampling.geometry import Flow, flow_between
 from upsampling.neighbours import graph_visits
+from upsampling.propagation import all_flows, propagate, sources_of
 from upsampling.psrt import PSRT, without_indices
-from upsampling.spynet import warp
+from upsampling.spynet import SPyNet, warp
 from upsampling.tiling import SLACK_BYTES, plan, upsample
 from utils.errors import UserError
 
@@ -78,7 +79,9 @@ def test_parts_of_a_path_ask_for_the_flow_of_the_whole_clip():
         asked.append((i, s))
         return Flow(torch.zeros(1, 2, 2, 2))
 
-    part = Alignment(*(getattr(along_path(6), name) for name in ("backward", "forward")), flow_of).part(2, 5)
+    path = along_path(6)
+    part = Alignment(path.backward, path.forward, flow_of, lambda i, s: (i, s) == (4, 2)).part(2, 5)
+    assert [(i, s) for i in range(3) for s in range(3) if part.near(i, s)] == [(2, 0)]
     assert (part.backward, part.forward) == ((1, 2, None), (None, 0, 1))
     part.flow_of(0, 1)
     doubled = part.mapped(lambda flow: Flow(flow.px + 1))
@@ -250,6 +253,25 @@ def test_second_order_networks_ask_for_both_flows_directly(name):
     assert float((result - expected).abs().max()) < 1e-4
     learned = torch.stack(list(net.upsample(frames)))
     assert float((learned - expected).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_source_of_a_source_that_is_too_far_hands_nothing_on(known):
+    flow = Flow(torch.zeros(1, 2, 2, 2))
+    near = lambda i, s: (i, s) != (2, 0)  # noqa: E731
+    path = Alignment((1, 2, 3, None), (None, 0, 1, 2), (lambda i, s: flow) if known else None, near)
+    with torch.inference_mode():
+        flows = all_flows(SPyNet(), torch.rand(4, 3, 8, 8), path)
+    found = {}
+    for branch in ("forward_1", "backward_2"):
+
+        def advance(i: int, first: object, second: object, branch: str = branch) -> torch.Tensor:
+            found[branch, i] = (first is not None) + (second is not None)
+            return torch.zeros(1, 1, 8, 8) if not known else torch.zeros(1, 1, 2, 2)
+
+        assert len(list(propagate(sources_of(branch, path), flows[branch], advance))) == 4
+    assert [found["forward_1", i] for i in range(4)] == [0, 1, 1, 2]
+    assert [found["backward_2", i] for i in range(4)] == [2, 2, 1, 0]
 
 
 class Mover:
