@@ -1,6 +1,7 @@
 """The table of a study: means, spread over seeds, paired differences to the baseline, cost, carry-over."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ def show_table(study: Study, plan: Plan, params: StudyTableParams) -> None:
         note(f"no finished run of the baseline {baseline!r}: no differences to it")
     known = {m for r in results for table in r.views.values() for m in first(table)}
     wrong = [m for m in params.metrics if known and m not in known]
-    if wrong:
+    if wrong and params.metrics == StudyTableParams.metrics:  # nobody asked for it: what there is instead
+        others = sorted(m for m in known if m.startswith("LPIPS"))
+        params = replace(params, metrics=tuple(m for m in (*params.metrics, *others) if m in known))
+    elif wrong:
         raise UserError(f"--metrics {wrong[0]}: measured are {', '.join(sorted(known))}")
     shown = check_protocols(results)
     comparison = Comparison(results, variants, baseline, params.metrics[0])

@@ -139,6 +139,13 @@ def test_a_table_from_a_file_needs_no_data(plan, tmp_path, monkeypatch, capsys):
         study_main()
 
 
+def test_a_metric_that_was_not_measured(plan, capsys):
+    show_table(STUDY, plan, StudyTableParams(format="csv"))  # without LPIPS, as with --no_lpips
+    assert ",SSIM,frame_PSNR," in capsys.readouterr().out
+    with pytest.raises(UserError, match="--metrics LPIPS_alex: measured are PSNR, SSIM"):
+        show_table(STUDY, plan, StudyTableParams(metrics=("PSNR", "LPIPS_alex")))
+
+
 def test_scenes_that_a_mean_lacks_are_told(tmp_path, capsys):
     plan = Plan(tmp_path)
     fake_results(plan, {("a", "base", 0): {"x": 1.0}, ("b", "base", 0): {"x": 2.0}})
