@@ -6,6 +6,7 @@ from arguments.flags import opt
 from utils.errors import UserError
 
 SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span", "spandrel")  # upsamplers to which other views say nothing
+PATH_ONLY = ("basicvsr_pp", "iconvsr", "psrt")  # video networks that take no graph
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class UpsamplingParams:
             raise UserError(f"--max_angle {self.max_angle}: degrees from 0 (automatic) to 180 are expected")
         if not 0 < self.occlusion_tolerance <= 1:
             raise UserError(f"--occlusion_tolerance {self.occlusion_tolerance}: more than 0, up to 1, is expected")
+        if self.propagation == "graph" and self.upsampler in PATH_ONLY:
+            raise UserError(f"--propagation graph: {self.upsampler} propagates along a path only; leave it out")
         if self.frames and (self.flow == "geometry" or self.propagation == "graph"):
             raise UserError("--frames: a folder has no cameras; --flow geometry and --propagation graph need a scene")
         if bool(self.frames) != bool(self.output_path):

@@ -11,7 +11,7 @@ import torch
 
 import vsr_upsample
 from arguments.loading import ModelParams
-from arguments.upsampling import SINGLE_IMAGE, UpsamplingParams
+from arguments.upsampling import PATH_ONLY, SINGLE_IMAGE, UpsamplingParams
 from scene import load_scene
 from scene.images import read_image, write_png
 from scene.sequences import FILE_NAME, Sequences, Subsequence, write_sequences
@@ -110,6 +110,8 @@ def test_depths_are_inputs_of_the_step_only_where_they_are_used(out):
 def test_a_graph_needs_a_network_that_takes_one_and_cameras(out, tmp_path):
     with pytest.raises(UserError, match="--propagation graph: basicvsr propagates along a path only"):
         aligner_of(out, Recorder(), propagation="graph")
+    with pytest.raises(UserError, match="--propagation graph: psrt propagates along a path only"):
+        UpsamplingParams(upsampler="psrt", propagation="graph")  # before anything is trained for its depth
     with pytest.raises(UserError, match="a folder has no cameras"):
         UpsamplingParams(frames="a", output_path="b", propagation="graph")
     write_png(tmp_path / "lr" / "f.png", picture(0, 8, 8))
@@ -118,12 +120,13 @@ def test_a_graph_needs_a_network_that_takes_one_and_cameras(out, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_the_flags_know_which_networks_look_at_one_image(name):
+def test_the_flags_know_which_networks_look_at_one_image_and_which_take_a_graph(name):
     if name == "spandrel":  # it is built from a file alone
         net: object = SpandrelUpsampler
     else:
         net = load(UpsamplingParams(upsampler=name, random_weights=True, precision="fp32"), None, CPU)
     assert (net.num_neighbours == 0) == (name in SINGLE_IMAGE)
+    assert (net.num_neighbours > 0 and not hasattr(net, "graph_bytes")) == (name in PATH_ONLY)
 
 
 def test_a_path_hands_nothing_on_over_a_wide_angle(out):
