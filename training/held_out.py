@@ -145,7 +145,6 @@ def trained(job: Job, names: list[str], candidate: Candidate, iterations: int) -
     return trainer
 
 
-@torch.no_grad()
 def reduced_views(job: Job, names: list[str], trainer: Trainer) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Views as (name, A R, I), R clamped to 0-1, on the run's own background."""
     model, degree = trainer.drawn, trainer.degree(trainer.settings.iterations)
@@ -154,5 +153,7 @@ def reduced_views(job: Job, names: list[str], trainer: Trainer) -> Iterator[tupl
         view, lr = job.views.views[name], job.views.targets(name, job.background).lr
         assert view.kernel is not None, "check"
         assert lr is not None, "check"
-        output = render(view.camera, model, background=job.background, sh_degree=degree, **options)
-        yield name, view.kernel.down(output.color.clamp(0, 1)), lr
+        with torch.no_grad():
+            output = render(view.camera, model, background=job.background, sh_degree=degree, **options)
+            reduced = view.kernel.down(output.color.clamp(0, 1))
+        yield name, reduced, lr

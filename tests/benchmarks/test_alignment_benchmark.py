@@ -51,7 +51,8 @@ def test_flow_error_of_scaled_depth_is_that_of_the_disparity():
     size, focal, z, shift, e = 32, 40.0, 4.0, 0.2, 0.02
     K = intrinsics(focal, focal, size / 2, size / 2)
     views = {
-        n: Camera(n, size, size, K, world_to_camera_from(np.eye(3), [x, 0, 0])) for n, x in (("a", 0), ("b", shift))
+        n: Camera(n, size, size, K, world_to_camera_from(np.eye(3), np.array([x, 0.0, 0.0])))
+        for n, x in (("a", 0.0), ("b", shift))
     }
     exact = {name: np.full((size, size), z, np.float32) for name in views}
     scaled = {name: depth * (1 + e) for name, depth in exact.items()}

@@ -1,6 +1,7 @@
 """Steps beside views, and the frames beside jumps: from schedules written by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.evaluation_factory import render, write_frames, write_model, write_sc
 from utils.errors import UserError
 
 VIEWS = tuple(f"train/r_{i}" for i in range(4))
+NO_VIEWS = Scene(Path("none"), "blender", {}, [], [], ImageStore({}))  # where there are no depths it is not asked
 # r_0 -60-> r_1 -10-> r_2, kept are r_0 and r_1; then r_1 -30-> r_3 -None-> r_2, kept are r_3 and r_2
 CALLS = (
     Subsequence((VIEWS[0], VIEWS[1], VIEWS[2]), (0, 1), False, (), (60.0, 10.0)),
@@ -37,20 +39,20 @@ def test_a_view_alone_in_its_call_has_no_step():
 def test_frames_beside_jumps_get_a_mean_of_their_own(tmp_path):
     write_sequences(tmp_path / "sequences.json", SEQUENCES)
     per_view = {name: {"PSNR": 30.0 + i, "bicubic_PSNR": 20.0} for i, name in enumerate(VIEWS)}
-    found = measure_order(None, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")
+    found = measure_order(NO_VIEWS, tmp_path / "hr", per_view, 45.0, tmp_path / "geometry")
     assert found["jumps"] == {
         **{"over_deg": 45.0, "steps": 1, "views": list(VIEWS[:2]), "PSNR": 30.5, "bicubic_PSNR": 20.0}
     }
     assert found["mean_step_deg"] == pytest.approx(np.mean([60, 10, 30]))
     assert (found["worst_step_deg"], found["method"]) == (60.0, "greedy")
     assert found["step_deg"] == {VIEWS[0]: 60.0, VIEWS[1]: 60.0, VIEWS[3]: 30.0}
-    assert measure_order(None, tmp_path / "hr", per_view, 60.0, tmp_path / "geometry")["jumps"] == {
+    assert measure_order(NO_VIEWS, tmp_path / "hr", per_view, 60.0, tmp_path / "geometry")["jumps"] == {
         "over_deg": 60.0,
         "steps": 0,
         "views": [],
     }
     del per_view[VIEWS[0]]  # without a truth it is not measured
-    assert measure_order(None, tmp_path / "hr", per_view, 20.0, tmp_path / "geometry")["jumps"]["views"] == [
+    assert measure_order(NO_VIEWS, tmp_path / "hr", per_view, 20.0, tmp_path / "geometry")["jumps"]["views"] == [
         VIEWS[1],
         VIEWS[3],
     ]
@@ -61,7 +63,7 @@ def test_frames_beside_jumps_get_a_mean_of_their_own(tmp_path):
 def test_without_a_schedule_or_its_angles_there_is_nothing_to_say(tmp_path, angles):
     if angles is not None:
         write_sequences(tmp_path / "sequences.json", Sequences((Subsequence(VIEWS, (0, 1, 2, 3)),)))
-    assert measure_order(None, tmp_path / "hr", {VIEWS[0]: {"PSNR": 1.0}}, 45.0, tmp_path / "geometry") is None
+    assert measure_order(NO_VIEWS, tmp_path / "hr", {VIEWS[0]: {"PSNR": 1.0}}, 45.0, tmp_path / "geometry") is None
 
 
 def test_metrics_and_tables_show_it(tmp_path):
