@@ -16,7 +16,6 @@ from upsampling.alignment import Alignment
 from upsampling.registry import State, Upsampler, network
 from utils.errors import UserError
 
-WHEELS = "https://download.pytorch.org/whl/"
 # What networks that are not the file's raise while they are built from it.
 _UNFIT = (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError, AssertionError)
 
@@ -76,13 +75,13 @@ def _package() -> Any:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"--upsampler spandrel: the package cannot be imported ({reason}). To install it and the torchvision "
-            f"that fits torch {torch.__version__}: {to_install(torch.__version__)} && pip install spandrel"
+            f"that fits torch {torch.__version__}: {to_install(torch.__version__)}, then pip install spandrel"
         ) from error
     return spandrel
 
 
 def to_install(torch_version: str) -> str:
-    """Command that installs the torchvision built for a torch: for 2.13.0+cpu it is 0.28 (2.N and 0.N+15) for cpu."""
+    """Command that installs the torchvision of a torch, with where it must come from: 2.13.0+cpu takes 0.28 for cpu."""
     release, _, build = torch_version.partition("+")
-    minor = int(release.split(".")[1]) + 15
-    return f"pip install 'torchvision==0.{minor}.*'" + (f" --index-url {WHEELS}{build}" if build else "")
+    minor = int(release.split(".")[1]) + 15  # torch 2.N goes with torchvision 0.(N + 15)
+    return f"pip install 'torchvision==0.{minor}.*'" + (f" (its {build} build, from where torch came)" if build else "")

@@ -139,11 +139,10 @@ def test_where_torchvision_is_broken_one_line_says_what_to_install(tmp_path):
     line = script.text().splitlines()[-1]
     assert "Traceback" not in script.text()
     assert "error: --upsampler spandrel: the package cannot be imported (operator torchvision::nms" in line
-    assert f"{to_install(torch.__version__)} && pip install spandrel" in line
+    assert f"{to_install(torch.__version__)}, then pip install spandrel" in line
 
 
 def test_the_torchvision_that_fits_a_torch():
     assert to_install("2.13.0") == "pip install 'torchvision==0.28.*'"
-    wheels = "--index-url https://download.pytorch.org/whl"
-    assert to_install("2.5.1+cu124") == f"pip install 'torchvision==0.20.*' {wheels}/cu124"
-    assert to_install("2.13.0+cpu") == f"pip install 'torchvision==0.28.*' {wheels}/cpu"
+    assert to_install("2.5.1+cu124") == "pip install 'torchvision==0.20.*' (its cu124 build, from where torch came)"
+    assert to_install("2.13.0+cpu") == "pip install 'torchvision==0.28.*' (its cpu build, from where torch came)"
