@@ -1,5 +1,6 @@
 """A tiny super-resolution scene and ready-made pieces of training on it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from scene.gaussians import Gaussians
 from scene.ply import write_points
 from scene.points import PointCloud
 from tests.scene_factory import picture, write_blender
+from training.checkpoint import Checkpoints, load
 from training.job import Settings
 from training.state import TrainState
+from training.trainer import Trainer
 
 LR_SIZE, SCALE, VIEWS, POINTS = 16, 2, 8, 120
 # Densification, opacity reset, and a new SH band all happen within a few dozen iterations.
@@ -81,3 +84,17 @@ def random_state(n: int, seed: int = 0, sh_degree: int = 1) -> TrainState:
     state.grad_norm_sum, state.max_radius = draw(n).abs(), 30 * draw(n).abs()
     state.view_count = torch.randint(0, 4, (n,), generator=g).float()
     return state
+
+
+def whole_and_resumed(make: Callable[[], Trainer], folder: Path) -> tuple[Trainer, Trainer, Path]:
+    """A run of 40 iterations, one that went through a checkpoint file after 23 of them, and that file."""
+    whole, first, second = make(), make(), make()
+    for run, last in ((whole, 40), (first, 23)):
+        while run.iteration < last:
+            run.step()
+    tensors, info = first.capture()
+    path = Checkpoints(folder, frozenset(), {}).write(tensors, info | {"log_bytes": 0, "rollbacks": 0})
+    second.restore(*load(path))
+    while second.iteration < 40:
+        second.step()
+    return whole, second, path

@@ -9,8 +9,7 @@ import torch
 from arguments.training import OptimizationParams
 from scene import load_scene
 from scene.cameras import Camera
-from tests.training_factory import LR_SIZE, VIEWS, command, settings, write_scene
-from training.checkpoint import Checkpoints, load
+from tests.training_factory import LR_SIZE, VIEWS, command, settings, whole_and_resumed, write_scene
 from training.depth import depth_loss, inverse_depths
 from training.job import Job
 from training.schedules import depth_weight
@@ -97,16 +96,7 @@ def test_training_brings_the_depth_closer(root):
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(root, tmp_path):
-    whole, first, second = (trainer(root) for _ in range(3))
-    while whole.iteration < 40:
-        whole.step()
-    while first.iteration < 23:
-        first.step()
-    tensors, info = first.capture()
-    path = Checkpoints(tmp_path, frozenset(), {}).write(tensors, info | {"log_bytes": 0, "rollbacks": 0})
-    second.restore(*load(path))
-    while second.iteration < 40:
-        second.step()
+    whole, second, _ = whole_and_resumed(lambda: trainer(root), tmp_path)
     expected = whole.state.tensors()
     assert all(torch.equal(value, expected[name]) for name, value in second.state.tensors().items())
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from arguments.training import OptimizationParams
 from scene import load_scene
-from tests.training_factory import VIEWS, command, settings, write_scene
-from training.checkpoint import Checkpoints, load
+from tests.training_factory import VIEWS, command, settings, whole_and_resumed, write_scene
+from training.checkpoint import load
 from training.exposure import EPS, Exposures, exposed
 from training.job import Job
 from training.report import measurer
@@ -129,16 +129,7 @@ def test_training_views_are_measured_under_their_exposures_and_held_out_ones_are
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(root, tmp_path):
-    whole, first, second = (trainer(root) for _ in range(3))
-    while whole.iteration < 40:
-        whole.step()
-    while first.iteration < 23:
-        first.step()
-    tensors, info = first.capture()
-    path = Checkpoints(tmp_path, frozenset(), {}).write(tensors, info | {"log_bytes": 0, "rollbacks": 0})
-    second.restore(*load(path))
-    while second.iteration < 40:
-        second.step()
+    whole, second, path = whole_and_resumed(lambda: trainer(root), tmp_path)
     expected = whole.state.tensors()
     assert {"exposure.values", "exposure.steps"} <= set(expected)
     assert second.state.exposures.steps == 40
