@@ -210,7 +210,7 @@ def _budget(job: Job, call: Subsequence) -> int:
 def _plan(job: Job, call: Subsequence) -> Plan:
     w, h = job.source.views.size(call.frames[0])
     t, graph = len(call.frames) + 2 * call.padded, job.aligner.propagation == "graph"
-    return plan(job.net, t, h, w, _budget(job, call), _passes(job, call), graph)
+    return plan(job.net, t, h, w, _budget(job, call), _passes(job, call), graph, job.aligner.flow == "learned")
 
 
 def _passes(job: Job, call: Subsequence) -> int:

@@ -49,17 +49,19 @@ class BasicVSR(VideoNetwork):
         trunk = h * w * CHANNELS * (6 * size + 8)
         return t * per_frame + max(trunk, flow_bytes(h, w, size), self.tail_bytes(h, w))
 
-    def graph_bytes(self, t: int, h: int, w: int, in_file: bool) -> int:
+    def graph_bytes(self, t: int, h: int, w: int, in_file: bool, learned: bool) -> int:
         """What a clip needs in a graph: its frames, features of both directions unless they wait in a file, and a step.
 
+        A learned flow adds the frames' pyramids and its own network; a known one is made as it is asked for.
         A step holds two features in float32 and three warps of one; features in a file pass through memory one by one.
         """
         size = self.dtype.itemsize
         kept = h * w * 2 * CHANNELS * size
         trunk = h * w * CHANNELS * (6 * size + 8)
         blend = h * w * CHANNELS * (3 * size + 16)
-        step = max(trunk + blend, flow_bytes(h, w, size), self.tail_bytes(h, w)) + 2 * kept
-        return t * (h * w * (12 + (0 if in_file else 2 * CHANNELS * size)) + 16 * padded_pixels(h, w)) + step
+        pyramid, flow = (16 * padded_pixels(h, w), flow_bytes(h, w, size)) if learned else (0, 0)
+        step = max(trunk + blend, flow, self.tail_bytes(h, w)) + 2 * kept
+        return t * (12 * h * w + (0 if in_file else kept) + pyramid) + step
 
     @torch.inference_mode()
     def upsample(

@@ -40,8 +40,9 @@ class Upsampler(Protocol):
     -----
     Optional: `overlap` (LR px that matter around a pixel; tiles overlap by as many) and
     `working_bytes(t, h, w)` (memory that a clip of t frames needs, on the device). Without them clips are never cut.
-    `multiple`: tiles begin at LR px that are multiples of it. `graph_bytes(t, h, w, in_file)` (memory that a graph
-    needs, its features in memory or in a file): the network takes a `Graph` for `alignment` too.
+    `multiple`: tiles begin at LR px that are multiples of it. `graph_bytes(t, h, w, in_file, learned)` (memory that a
+    graph needs, its features in memory or in a file, its flow learned or known): the network takes a `Graph` for
+    `alignment` too.
     """
 
     scale: int

@@ -38,12 +38,15 @@ class Plan:
     in_file: bool = False
 
 
-def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1, graph: bool = False) -> Plan:
+def plan(
+    net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1, graph: bool = False, learned: bool = True
+) -> Plan:
     """The coarsest cut of a clip of t frames of h x w px that stays under `max_bytes`.
 
     Parameters
     ----------
     graph : frames propagate in a graph: they stay together, and their features go to a file before frames are tiled.
+    learned : in a graph, whether its flow is the network's own; else it comes from depths, which are kept.
     passes : how many run side by side, each with `max_bytes`; the error speaks of their sum, as the flag does.
 
     Raises
@@ -54,20 +57,21 @@ def plan(net: Upsampler, t: int, h: int, w: int, max_bytes: int, passes: int = 1
     if need is None:
         return Plan(_chunks(t, t, 0), (1, 1), 0)
     context = t - 1 if graph else 2 * net.num_neighbours
+    views = (12 if learned or not graph else 16) * t * h * w  # frames, and depths
     least, smallest = min(t, context + 1), math.inf
     for tiles in _grids(h, w):
         th, tw = (min(_tile_side(net, n, k), n) for n, k in zip((h, w), tiles, strict=True))
         joined = 16 * net.scale**2 * h * w if tiles != (1, 1) else 0
 
-        for where in ((False,), (True,)) if graph else ((),):
+        for where in ((False, learned), (True, learned)) if graph else ((),):
 
             def total(frames: int, where: tuple[bool, ...] = where, size: Any = (th, tw), joined: int = joined) -> int:
                 kept = t if graph else max(frames - context, 1)
-                return need(frames, *size, *where) + joined * kept + 12 * t * h * w + SLACK_BYTES
+                return need(frames, *size, *where) + joined * kept + views + SLACK_BYTES
 
             if total(least) <= max_bytes:
                 longest = max(n for n in range(least, t + 1) if total(n) <= max_bytes)
-                return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest), any(where))
+                return Plan(_chunks(t, longest, net.num_neighbours), tiles, total(longest), any(where[:1]))
             smallest = min(smallest, total(least))  # not always the finest grid's: tiles keep all HR frames of a graph
     needed = math.ceil(100 * passes * smallest / 2**30) / 100  # rounded up: as a value of the flag it suffices
     raise UserError(f"--max_memory {passes * max_bytes / 2**30:.2f}: {w}x{h} px need {needed:.2f} GB or more")
@@ -154,7 +158,7 @@ def _upsample(
     net: Upsampler, frames: Tensor, wanted: frozenset[int], max_bytes: int, alignment: Alignment | Graph
 ) -> Iterator[tuple[int, Tensor]]:
     t, _, h, w = frames.shape
-    cut = plan(net, t, h, w, max_bytes, graph=isinstance(alignment, Graph))
+    cut = plan(net, t, h, w, max_bytes, 1, isinstance(alignment, Graph), alignment.flow_of is None)
     if isinstance(alignment, Graph) and not cut.in_file:
         alignment = replace(alignment, folder=None)
     part: Any  # a Graph only for networks that take one

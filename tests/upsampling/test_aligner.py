@@ -38,7 +38,7 @@ class GraphRecorder(Recorder):
         super().__init__()
         self.size, self.alignments = size, []
 
-    def graph_bytes(self, t: int, h: int, w: int, in_file: bool) -> int:
+    def graph_bytes(self, t: int, h: int, w: int, in_file: bool, learned: bool) -> int:
         return self.size * (1 if in_file else t)
 
     def upsample(self, frames, alignment=None):

@@ -147,7 +147,7 @@ class FiledReach(Reach):
 
     scale = 4
 
-    def graph_bytes(self, t: int, h: int, w: int, in_file: bool) -> int:
+    def graph_bytes(self, t: int, h: int, w: int, in_file: bool, learned: bool) -> int:
         return h * w * (5000 + (40 if in_file else 600) * t)
 
 

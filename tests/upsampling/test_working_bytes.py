@@ -63,16 +63,26 @@ def test_what_is_said_is_enough_and_not_far_more(make, t, h, w, dtype):
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_a_graph_is_said_to_need_is_enough_and_not_far_more(dtype, in_file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("dtype", "learned"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
+def test_what_a_graph_is_said_to_need_is_enough_and_not_far_more(dtype, in_file, learned, tmp_path, monkeypatch):
     monkeypatch.setattr("upsampling.basicvsr.BLOCKS", 2)
     net = BasicVSR().eval().requires_grad_(False).in_precision(dtype)
     t, h, w = 9, 48, 56
     frames, still = moving_texture(t, h, w), Flow(torch.zeros(1, 2, h, w), torch.ones(1, 1, h, w))
     far = np.abs(np.arange(t)[:, None] - np.arange(t)[None]).astype(float)
     visits = (graph_visits(far, far < 9, np.exp(-far), order, 3, 2) for order in (range(t)[::-1], range(t)))
-    graph = Graph(*visits, lambda i, s: still, tmp_path if in_file else None)
+    graph = Graph(*visits, None if learned else (lambda i, s: still), tmp_path if in_file else None)
     with Alive() as alive:
         for _ in net.upsample(frames, graph):
             pass
-    assert 0.4 * net.graph_bytes(t, h, w, in_file) < alive.peak < net.graph_bytes(t, h, w, in_file)
+    assert 0.4 * (said := net.graph_bytes(t, h, w, in_file, learned)) < alive.peak < said
+
+
+def test_a_known_flow_holds_no_pyramid():
+    net = BasicVSR()
+    kept = {
+        learned: net.graph_bytes(1001, 100, 80, True, learned) - net.graph_bytes(1, 100, 80, True, learned)
+        for learned in (False, True)
+    }
+    assert kept[False] == 1000 * 100 * 80 * 12  # the frames alone
+    assert kept[True] > 2 * kept[False]
