@@ -11,6 +11,7 @@ from typing import Any
 from arguments.flags import as_flags, make, parse_given
 from arguments.loading import CommonParams, ModelParams
 from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, file_settings, own_settings, read_config
+from arguments.training import TrainingParams
 from arguments.upsampling import SINGLE_IMAGE, UpsamplingParams
 from utils.errors import UserError
 
@@ -62,7 +63,10 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
     values["lr_model"]["model_path"] = lr_model
     values["geometry"] |= {"model_path": lr_model, "output_path": out, "geometry": True}
     folders = dict.fromkeys(STEPS, out) | {"lr_model": lr_model, "render": rendered, "metrics": rendered}
-    left_out = () if needs_geometry(values["upsample"]) else DEPTH_STEPS
+    wanted = {
+        "geometry": needs_geometry(values["upsample"]),
+        "lr_model": needs_geometry(values["upsample"]) or needs_lr_model(values["train"]),
+    }
     return [
         Command(
             name,
@@ -72,7 +76,7 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
             "train" if name == "lr_model" else name,
             values[name].get("dry_run", False),
         )
-        for name in run.steps or [name for name in STEPS if name not in left_out]
+        for name in run.steps or [name for name in STEPS if wanted.get(name, True)]
     ]
 
 
@@ -82,6 +86,12 @@ def needs_geometry(upsample: Mapping[str, Any]) -> bool:
     propagates = settings.propagation != "none" and settings.upsampler not in SINGLE_IMAGE
     wanted = settings.flow == "geometry" or (settings.flow == "auto" and not compat)
     return propagates and wanted and not settings.geometry
+
+
+def needs_lr_model(train: Mapping[str, Any]) -> bool:
+    """Whether training, with these settings, starts from a model of the LR views that is still to be made."""
+    settings = make(TrainingParams, train)
+    return settings.init_points == "lr_model" and not settings.init_ply
 
 
 def reached(name: str) -> set[str]:

@@ -20,11 +20,11 @@ from utils.errors import UserError
 from utils.log import set_quiet
 
 METHODS: dict[str, dict[str, Any]] = {
-    "seqsplat": {},
+    "seqsplat": {"init_points": "lr_model"},
     "sequence_matters": {"compat": "sequence_matters", "flow": "learned", "propagation": "path"},
 }
-# A model of the LR views alone, for its depth: 3DGS's schedule, scaled down to a minute or two on a CPU; no opacity
-# reset (a model of 3,000 steps does not recover from one).
+# A model of the LR views alone, for its depth and for training to start from: 3DGS's schedule, scaled down to a minute
+# or two on a CPU; no opacity reset (a model of 3,000 steps does not recover from one).
 LR_MODEL: dict[str, Any] = {
     "frames": "none",
     "init_points": "auto",
@@ -61,7 +61,7 @@ STEPS = {
     ),
     "lr_model": Step(
         "train.py",
-        "Train a small model on the LR views alone, for its depth.",
+        "Train a small model on the LR views alone, for its depth and for training to start from.",
         (CommonParams, ModelParams, PipelineParams, OptimizationParams, TrainingParams),
         ("training", "gaussian_renderer", "submodules"),
     ),
@@ -140,7 +140,7 @@ def own_settings(name: str) -> set[str]:
 
 def file_settings(name: str, method: str, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What method and configuration file say for step `name`: the shared sections, then its own."""
-    merged = (LR_MODEL if name == "lr_model" else {}) | METHODS[method]
+    merged = METHODS[method] | (LR_MODEL if name == "lr_model" else {})
     for section in (*SHARED_SECTIONS, name):
         merged |= sections.get(section, {})
     return {key: value for key, value in merged.items() if key in own_settings(name)}

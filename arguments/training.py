@@ -161,14 +161,15 @@ class TrainingParams:
         "scene",
         "start from the scene's points (random ones where it has none), or from the visual hull of views with alpha:"
         " far fewer and better placed, for short runs on a CPU; auto: the hull for NeRF-synthetic scenes with alpha and"
-        " no points, else scene",
-        choices=("scene", "hull", "auto"),
+        " no points, else scene; lr_model: from the Gaussians of the model in OUT/lr_model, which run.py makes",
+        choices=("scene", "hull", "auto", "lr_model"),
     )
-    init_ply: str = opt("", "start from the Gaussians of this PLY", result=False)
+    init_ply: str = opt("", "start from the Gaussians of this PLY instead", result=False)
     init_gaussians: int = opt(
-        0,
-        "with --init_ply: leave out what contributes less than 2 px to the training views, split the rest to this"
-        " number; for a model of the LR views. 0 = all as they are",
+        -1,
+        "of a model to start from: leave out what contributes less than 2 px to the training views, split the rest to"
+        " this number. 0 = all as they are; -1 = with --init_points lr_model twice as many as are left, as"
+        " far as that leaves half of --max_gaussians to densification; else 0",
     )
     start_checkpoint: str = opt("", "continue from this checkpoint, or from the latest", result=False)
     test_iterations: tuple[int, ...] = opt((7000, 30_000), "iterations at which views are measured", result=False)
@@ -189,8 +190,8 @@ class TrainingParams:
 
     def __post_init__(self) -> None:
         _at_least(self, "scale", 0)
-        _at_least(self, "init_gaussians", 0)
-        if self.init_gaussians and not self.init_ply:
+        _at_least(self, "init_gaussians", -1)
+        if self.init_gaussians > 0 and not self.init_ply and self.init_points != "lr_model":
             raise UserError(f"--init_gaussians {self.init_gaussians}: of which model? name its PLY with --init_ply")
         _at_least(self, "choose_iterations", 0)
         _at_least(self, "held_out_every", 2)

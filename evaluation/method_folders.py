@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from scene.trained_model import ply_path
 from utils.log import note
 
 METHOD = re.compile(r"ours_(\d+)")  # as the original names them; other folders are not ours to remove
@@ -28,10 +29,6 @@ def remove_orphans(out: Path, model: Path) -> None:
     """Remove the views of iterations that the model's folder holds no longer: their numbers belong to no model."""
     for folder in (f for split in ("test", "train") for f in sorted((out / split).glob("ours_*"))):
         found = METHOD.fullmatch(folder.name)
-        if found and folder.is_dir() and not folder.is_symlink() and not _ply(model, found[1]).is_file():
+        if found and folder.is_dir() and not folder.is_symlink() and not ply_path(model, int(found[1])).is_file():
             note(f"{folder}: removed, {model} holds no model of this iteration any more")
             shutil.rmtree(folder)
-
-
-def _ply(model: Path, iteration: str) -> Path:
-    return model / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"

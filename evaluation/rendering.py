@@ -26,6 +26,7 @@ from scene.gaussians import FIELDS, Gaussians
 from scene.image_files import read_header, write_png
 from scene.images import composite, straight
 from scene.ply import read_gaussians
+from scene.trained_model import find_model
 from utils.atomic import writing
 from utils.errors import UserError
 from utils.log import Progress, warn
@@ -86,27 +87,6 @@ class Job:
             convert_SHs_python=self.pipeline.convert_SHs_python,
             compute_cov3D_python=self.pipeline.compute_cov3D_python,
         )
-
-
-def find_model(folder: Path, iteration: int = -1) -> tuple[Path, int]:
-    """Find the PLY of an iteration (-1 = the latest).
-
-    Raises
-    ------
-    UserError : the folder holds no such model; says which iterations there are.
-    """
-    parent = folder / "point_cloud"
-    found = {}
-    for path in parent.glob("iteration_*/point_cloud.ply"):
-        number = path.parent.name.removeprefix("iteration_")
-        if number.isdigit():
-            found[int(number)] = path
-    if not found:
-        raise UserError(f"{parent}: no iteration_N/point_cloud.ply in it; train first: train.py -m {folder}")
-    chosen = max(found) if iteration == -1 else iteration
-    if chosen not in found:
-        raise UserError(f"{parent}: no iteration {chosen}; there are {', '.join(map(str, sorted(found)))}")
-    return found[chosen], chosen
 
 
 def load_job(scene: Scene, model: ModelParams, pipeline: PipelineParams, render: RenderParams, device: str) -> Job:

@@ -17,7 +17,6 @@ from evaluation.rendering import (
     Job,
     comparable_views,
     describe,
-    find_model,
     geometry_paths,
     hr_frame_paths,
     load_job,
@@ -30,6 +29,7 @@ from evaluation.rendering import (
 from evaluation.sampling import render_sampling_weights, sampling_paths
 from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
+from scene.trained_model import find_model
 from utils.compute import device_facts, set_threads
 from utils.errors import UserError
 from utils.folders import refuse_inside

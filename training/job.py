@@ -15,7 +15,7 @@ from scene.gaussians import Gaussians
 from training import mcmc
 from training.depth import depth_path
 from training.engines import choose, instruction_set, render_options
-from training.start import initial_gaussians
+from training.start import LR_MODEL, initial_gaussians, start_file
 from training.state import TrainState
 from training.trainer import BLACK, WHITE, Generators, Trainer, World
 from training.views import Background, TrainingViews, frame_path
@@ -65,13 +65,17 @@ class Job:
     def gaussians(self) -> Gaussians:
         """The start of the optimisation."""
         model, training = self.settings.model, self.settings.training
-        start = initial_gaussians(self.scene.points, training.init_ply, model.sh_degree, self.device)
-        if not training.init_ply and self.settings.optimisation.densification == "mcmc":
+        ply = start_file(training, self.out)
+        start = initial_gaussians(self.scene.points, ply, model.sh_degree, self.device)
+        if not ply and self.settings.optimisation.densification == "mcmc":
             return mcmc.begun(start)
-        if not training.init_gaussians:
+        automatic = -1 if training.init_points == LR_MODEL else 0
+        wanted = training.init_gaussians if training.init_gaussians >= 0 else automatic
+        if not wanted:
             return start
         cameras = (self.scene.cameras[name] for name in self.scene.train)
-        return warm_start(start, cameras, training.init_gaussians, render_options(self.settings.pipeline))
+        most = self.settings.optimisation.max_gaussians
+        return warm_start(start, cameras, wanted, render_options(self.settings.pipeline), most)
 
     def trainer(self) -> Trainer:
         """A trainer before its first iteration."""
@@ -91,7 +95,8 @@ class Job:
         groups["confidence"] = [self.views.confidence.path(n) for n in names if self.views.confidence is not None]
         training = self.settings.training
         groups["depths"] = [depth_path(Path(training.depths), n) for n in names if training.depths]
-        groups["init_ply"] = [Path(training.init_ply)] if training.init_ply else []
+        ply = start_file(training, self.out)
+        groups["init_ply"] = [ply] if ply else []
         return groups
 
     def fingerprint(self) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from scene.gaussians import Gaussians
+from scene.trained_model import ply_path
 from training.checkpoint import Checkpoints
 from training.exposure import FILE_NAME as EXPOSURES
 from training.exposure import Exposures
 from training.guard import GOOD_STATE_INTERVAL, Guard
 from training.objective import Terms
-from training.outputs import Log, ply_path, save_ply
+from training.outputs import Log, save_ply
 from training.schedules import texture_weight
 from training.signals import StopRequest
 from training.trainer import Iteration, NonFinite, Trainer

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from scene import Scene
 from scene.gaussians import Gaussians
 from scene.ply import write_gaussians, write_points
+from scene.trained_model import ply_path
 from training.exposure import FILE_NAME as EXPOSURES
 from training.objective import Terms
 from training.views import TrainingViews
@@ -30,11 +31,6 @@ def write_static(out: Path, scene: Scene, views: TrainingViews) -> list[Path]:
         write_points(out / "input.ply", scene.points)
         written.append(out / "input.ply")
     return written
-
-
-def ply_path(out: Path, iteration: int) -> Path:
-    """Where the model of one iteration lies."""
-    return out / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
 
 
 def save_ply(out: Path, iteration: int, gaussians: Gaussians) -> Path:

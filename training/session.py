@@ -17,13 +17,14 @@ from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
 from scene.hull import has_hull, hull_points
 from scene.points import random_points
+from scene.trained_model import ply_path
 from training import held_out, loop
 from training.checkpoint import Checkpoints, check_fingerprint, load
 from training.dry_run import describe
 from training.estimate import estimate, megabytes
 from training.guard import Guard
 from training.job import Job, Settings, frames_folder
-from training.outputs import Log, clear_earlier, clear_later, ply_path, remove_leftovers, tensorboard, write_static
+from training.outputs import Log, clear_earlier, clear_later, remove_leftovers, tensorboard, write_static
 from training.signals import StopRequest
 from training.views import Background, TrainingViews, training_views, with_depths
 from utils import record, rng

@@ -1,26 +1,52 @@
 """Where the optimisation starts: Gaussians made from points, or those of a PLY."""
 
+from pathlib import Path
+
 import torch
 
+from arguments.training import TrainingParams
 from scene.gaussians import Gaussians
 from scene.ply import read_gaussians
 from scene.points import PointCloud
+from scene.trained_model import find_model
 from utils.errors import UserError
 
+LR_MODEL = "lr_model"  # of an output folder, and the word of --init_points for a start from it
 
-def initial_gaussians(points: PointCloud | None, init_ply: str, sh_degree: int, device: str) -> Gaussians:
+
+def start_file(training: TrainingParams, out: Path) -> Path | None:
+    """The PLY whose Gaussians a run starts from; None = from points.
+
+    Raises
+    ------
+    UserError : it is to be the model of the LR views, and there is none.
+    """
+    if training.init_ply:
+        return Path(training.init_ply)
+    if training.init_points != LR_MODEL:
+        return None
+    try:
+        return find_model(out / LR_MODEL)[0]
+    except UserError as error:
+        raise UserError(
+            f"--init_points {LR_MODEL}: there is no model in {out / LR_MODEL}; run.py makes it (its step lr_model), or "
+            "start from a PLY (--init_ply), or from points (--init_points scene)"
+        ) from error
+
+
+def initial_gaussians(points: PointCloud | None, ply: Path | None, sh_degree: int, device: str) -> Gaussians:
     """Return the first Gaussians, with room for `sh_degree`.
 
     Parameters
     ----------
-    points : coloured points; unused when `init_ply` names a file.
+    points : coloured points; unused when `ply` names a file.
 
     Raises
     ------
     UserError : no points and no PLY, or a PLY that cannot be read.
     """
-    if init_ply:
-        gaussians = with_degree(read_gaussians(init_ply), sh_degree)
+    if ply:
+        gaussians = with_degree(read_gaussians(ply), sh_degree)
     elif points is None or len(points.xyz) == 0:
         raise UserError("the scene has no points to start from; give the Gaussians of a PLY with --init_ply")
     else:

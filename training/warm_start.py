@@ -20,16 +20,20 @@ from training.densify import rotated
 from utils.errors import UserError
 
 USELESS_PX = 2.0
+GROWTH = 2  # of the useful ones, where no number is wanted
 APART, NARROWER = 0.5, math.sqrt(0.75)
 ROUND = 4  # one in so many is split at once, at most: the next round sees what is largest then
 
 
-def warm_start(gaussians: Gaussians, cameras: Iterable[Camera], wanted: int, options: dict[str, Any]) -> Gaussians:
+def warm_start(
+    gaussians: Gaussians, cameras: Iterable[Camera], wanted: int, options: dict[str, Any], most: int = 0
+) -> Gaussians:
     """Return exactly `wanted` Gaussians that look like the given ones.
 
     Parameters
     ----------
     cameras : of the training views, at LR size. options : of `gaussian_renderer.render`, how they are drawn.
+    wanted : -1 = twice as many as are of use, as far as that leaves half of `most` (0 = no limit) to densification.
 
     Raises
     ------
@@ -44,8 +48,10 @@ def warm_start(gaussians: Gaussians, cameras: Iterable[Camera], wanted: int, opt
     useful = (shares >= USELESS_PX).nonzero()[:, 0]
     if len(useful) == 0:
         raise UserError(
-            "--init_gaussians: no Gaussian of --init_ply contributes to the training views: no model of this scene"
+            "--init_gaussians: no Gaussian of the start contributes to the training views: no model of this scene"
         )
+    if wanted < 0:
+        wanted = _doubled(len(useful), most)
     if len(useful) > wanted:
         useful = _largest(shares[useful], wanted, useful).sort().values
     gaussians, shares = _rows(gaussians, useful), shares[useful]
@@ -97,6 +103,10 @@ def _largest(values: Float[Tensor, " N"], count: int, rows: Int64[Tensor, " N"] 
     """Rows of the `count` largest values; of equal ones the first."""
     order = torch.sort(values, descending=True, stable=True).indices[:count]
     return order if rows is None else rows[order]
+
+
+def _doubled(useful: int, most: int) -> int:
+    return min(max(useful, min(GROWTH * useful, most // 2)), most) if most else GROWTH * useful
 
 
 def _rows(gaussians: Gaussians, rows: Int64[Tensor, " M"]) -> Gaussians:

@@ -96,20 +96,19 @@ def _quoted(word: str) -> str:
 
 
 def _variants(data: DataSet, networks: Sequence[str], corrected: bool) -> dict[str, dict[str, Any]]:
-    method = "seqsplat" if corrected else COMPAT
-    assert method in METHODS
+    assert COMPAT in METHODS
     greedy = {"ordering": "greedy", **data.ordered}
     als = {"ordering": "als", **data.ordered, **data.limited}
-    # What propagates is the paper's in both: the network's own flow along the path, whatever the angle.
-    learned = {"flow": "learned", "max_angle": 180.0} if corrected else {}
+    whatever = {"max_angle": 180.0} if corrected else {}  # the release hands features on whatever the angle
     rows: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"bicubic": (greedy, {"upsampler": "bicubic"})}
     for network in networks:
         chosen = {"upsampler": network}
         rows[row_name("single", network)] = greedy, chosen | {"propagation": "none"}
-        rows[row_name("s", network)] = greedy, chosen | learned | {"propagation": "path"}
-        rows[row_name("als", network)] = als, chosen | learned | {"propagation": "path"}
-    made = {name: {"method": method, "order": order, "upsample": up} for name, (order, up) in rows.items()}
-    bound: dict[str, Any] = {"source": "hr", "method": method}
+        rows[row_name("s", network)] = greedy, chosen | whatever | {"propagation": "path"}
+        rows[row_name("als", network)] = als, chosen | whatever | {"propagation": "path"}
+    common: dict[str, Any] = {"method": COMPAT} | ({"flags": {"compat": ""}} if corrected else {})
+    made = {name: common | {"order": order, "upsample": up} for name, (order, up) in rows.items()}
+    bound: dict[str, Any] = {"source": "hr"} | common
     if data is MIP360:
         bound["train"] = {"images": "images_gt"}
     return made | {"hr": bound}

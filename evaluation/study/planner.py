@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from arguments.flags import as_flags, make
-from arguments.pipeline import needs_geometry
+from arguments.pipeline import needs_geometry, needs_lr_model
 from arguments.steps import STEPS
 from arguments.training import OptimizationParams
 from evaluation.study.plan import OWN_CODE, Command, Plan, Run, Task, digest
 from evaluation.study.spec import BACKGROUNDS, SceneSpec, Study, Variant
+from scene.trained_model import ply_path
 from utils.errors import UserError
 
 # Settings that cannot change a result, or say where things lie on this machine.
@@ -145,6 +146,10 @@ class _Planner:
             own["frames"] = str(self.plan.folder(frames) / "hr")
             builder.need(frames, "frames")
         values = builder.values("train")
+        if needs_lr_model(values) and variant.source == "hr":
+            own["init_points"] = "auto"  # a model of its own views would be no start but a training
+        elif needs_lr_model(values):
+            own["init_ply"] = builder.text("{lr_model.ply}")
         if not frames and "frames" not in values and not values.get("scale"):
             own["frames"] = "none"  # trained on the scene's own views
         builder.step("train", own)
@@ -246,8 +251,10 @@ class _Builder:
         needs = self.variant.needs if self.variant else {}
         if word in needs and self.seed is not None:
             return self._needed(word, self.planner.study.variant(needs[word]), part)
+        if word == "lr_model" and self.variant and part != ".frames":
+            return self._ply(f"{self._depths()}/lr_model", self.variant, "lr_model", part)
         if word not in fixed or part:
-            known = ", ".join(sorted({*fixed, *needs}))
+            known = ", ".join(sorted({*fixed, *needs, *(("lr_model",) if self.variant else ())}))
             raise UserError(f"{where}: {match[0]} means nothing here; there are {known}")
         return fixed[word]()
 
@@ -257,11 +264,12 @@ class _Builder:
         run = self.planner.run(self.scene, variant, self.seed)
         if part == ".frames":
             return self._folder(word + part, run.frames)
-        folder = self._folder(word, run.model)
-        if not part:
-            return folder
-        last = make(OptimizationParams, self.planner.study.settings(self.scene, variant, "train")).iterations
-        return f"{folder}/point_cloud/iteration_{last}/point_cloud.ply"
+        return self._ply(self._folder(word, run.model), variant, "train", part)
+
+    def _ply(self, folder: str, variant: Variant, step: str, part: str) -> str:
+        """A model's folder, or (".ply") the file that step `step` ends with."""
+        last = make(OptimizationParams, self.planner.study.settings(self.scene, variant, step)).iterations
+        return str(ply_path(Path(folder), last)) if part else folder
 
     def _depths(self) -> str:
         assert self.variant is not None

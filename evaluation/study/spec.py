@@ -13,7 +13,18 @@ from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, file_setting
 from utils.errors import UserError
 
 BACKGROUNDS = ("white", "black")
-RESERVED = {"task", "source", "hr", "prepared", "geometry", "frames", "model", "device", "threads"}  # in braces
+RESERVED = {
+    "task",
+    "source",
+    "hr",
+    "prepared",
+    "geometry",
+    "lr_model",
+    "frames",
+    "model",
+    "device",
+    "threads",
+}  # in braces
 PROTOCOL_STEPS = ("render", "metrics")  # how a result is measured: never --compat, so that all results compare
 # The study itself says these.
 DECIDED = {

@@ -185,7 +185,7 @@ def test_flags_that_mean_another_thing_to_a_step_do_not_reach_it():
 
 
 @pytest.mark.parametrize(
-    ("words", "made"),
+    ("words", "made"),  # made: the depth; the model also where training starts from it
     [
         ([], True),
         (["--flow", "geometry", "--compat", "sequence_matters"], True),
@@ -201,11 +201,26 @@ def test_flags_that_mean_another_thing_to_a_step_do_not_reach_it():
     ],
 )
 def test_depth_is_made_only_where_something_needs_it(words, made):
-    steps = [command.step for command in plan(["-s", "scene", "-m", "out", *words])]
-    assert ({"lr_model", "geometry"} <= set(steps)) is made
-    assert "--steps" in words or [s for s in steps if s not in ("lr_model", "geometry")] == [
-        *("order", "upsample", "train", "render", "metrics")
-    ]
+    for start in ("lr_model", "auto"):
+        more = ["--init_points", start] if "--method" not in words or start == "auto" else []
+        steps = [command.step for command in plan(["-s", "scene", "-m", "out", *words, *more])]
+        assert ("geometry" in steps) is made
+        assert ("lr_model" in steps) is (made or (start in more and "lr_model" in more))
+        assert "--steps" in words or [s for s in steps if s not in ("lr_model", "geometry")] == [
+            *("order", "upsample", "train", "render", "metrics")
+        ]
+
+
+def test_training_starts_from_the_model_of_the_lr_views_where_the_method_says_so():
+    def first(*words):
+        return {c.step: c for c in plan(["-s", "scene", "-m", "out", "--upsampler", "bicubic", *words])}
+
+    made = first()
+    assert list(made) == ["order", "lr_model", "upsample", "train", "render", "metrics"]
+    assert parse("train", made["train"].arguments)[4].init_points == "lr_model"
+    assert parse("lr_model", made["lr_model"].arguments)[4].init_points == "auto"
+    for words in (["--method", "sequence_matters"], ["--init_points", "hull"], ["--init_ply", "other.ply"]):
+        assert "lr_model" not in first(*words)
 
 
 def test_the_model_of_the_lr_views_has_settings_of_its_own(tmp_path):

@@ -12,11 +12,11 @@ import torch
 import metrics
 import render
 import train
-from evaluation.run_render import find_model
 from gaussian_renderer import render as draw
 from scene import load_scene
 from scene.image_files import read_image
 from scene.ply import read_gaussians
+from scene.trained_model import find_model
 from tests.training.test_guard import Poisoned
 from tests.training.test_guard import run as run_loop
 from tests.training_factory import SHORT, command, settings, write_scene

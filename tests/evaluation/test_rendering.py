@@ -13,11 +13,12 @@ from PIL import Image
 from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.render import RenderParams
 from evaluation.flight import flight_path, key_cameras
-from evaluation.rendering import COLOURS, depth_picture, find_model, load_job, scene_name
+from evaluation.rendering import COLOURS, depth_picture, load_job, scene_name
 from evaluation.saved import parse_with_saved, saved_settings
 from scene import load_scene
 from scene.images import composite
 from scene.ply import read_gaussians
+from scene.trained_model import find_model
 from tests.evaluation_factory import HR_PX, LR_PX, render, write_model, write_scenes
 from tests.scene_factory import picture, write_blender
 from utils.errors import UserError

@@ -1,4 +1,4 @@
-"""The steps for depth in run.py: made, used by the upsampling, skipped, and made again where something changed."""
+"""A model of the LR views in run.py: made, used by upsampling and training, skipped, made again after a change."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scene.ply import read_gaussians
 from tests.pipeline.test_pipeline import fingerprint, run, write_blobs
 
-STEPS = ("order", "lr_model", "geometry", "upsample")
+STEPS = ("order", "lr_model", "geometry", "upsample", "train")
 CONFIG = """
 [scene]
 eval = true
@@ -20,6 +21,9 @@ init_points = "hull"
 upsampler = "tests.upsampling.test_aligner:make_graph_recorder"
 alpha = "bicubic"
 max_angle = 90.0
+[train]
+iterations = 20
+init_gaussians = 900
 """
 
 
@@ -56,6 +60,14 @@ def test_the_depth_of_a_model_of_the_lr_views_moves_features(finished):
     assert max(n["visible"] for view in report["views"].values() for n in view["neighbours"]) > 0.5
 
 
+def test_training_starts_from_the_same_model(finished):
+    out, _ = finished
+    made = records(out)["train"]
+    assert made["inputs"]["init_ply"]["files"] == 1
+    assert made["settings"]["init_points"] == "lr_model"
+    assert read_gaussians(out / "point_cloud/iteration_20/point_cloud.ply").num == 900
+
+
 def test_nothing_is_made_twice(finished):
     out, words = finished
     before = fingerprint(out)
@@ -75,3 +87,4 @@ def test_another_model_makes_depths_and_frames_anew(finished):
     assert "setting iterations was 60 and is 70" in again
     assert "geometry: runs because its input model changed" in again
     assert "upsample: runs because its input geometry changed" in again
+    assert "train: runs because its input" in again

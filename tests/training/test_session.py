@@ -219,6 +219,27 @@ def test_an_initial_ply_is_the_start(root, run):
     assert (start.means == end.means).all(), "the last iteration updates nothing"
 
 
+def test_the_model_of_the_lr_views_is_the_start(root, run):
+    """The latest of OUT/lr_model, an input like any other; the same as naming its file."""
+    out, flags = root / "warm", {"init_points": "lr_model"}
+    with pytest.raises(UserError, match=r"no model in .*warm/lr_model; run.py makes it"):
+        run(command(root, out, iterations=10, **flags))
+    assert not out.exists()
+    run(command(root, out / "lr_model", iterations=20, save_iterations=10))
+    argv = [*command(root, out, iterations=10, **flags), "--skip_done"]
+    run(argv)
+    latest = out / "lr_model/point_cloud/iteration_20/point_cloud.ply"
+    run(command(root, root / "first", iterations=1, init_ply=latest, **flags))
+    started = read_gaussians(root / "first/point_cloud/iteration_1/point_cloud.ply").num
+    starts = {name: {"init_ply": latest, "init_gaussians": n} for name, n in {"named": -1, "split": started}.items()}
+    for name, start in starts.items():
+        run(command(root, root / name, iterations=10, **start))
+    assert model(root / "split", 10) == model(out, 10) != model(root / "named", 10)
+    assert "up to date" in run(argv).err
+    run([*command(root, out / "lr_model", iterations=19), "--overwrite"])
+    assert "its input init_ply changed" in run(argv).err
+
+
 def test_flags_without_meaning_get_one_notice(root, run):
     said = run(command(root, root / "notice", iterations=2, port=1234, disable_viewer=True))
     assert said.err.count("no effect here") == 1

@@ -197,6 +197,31 @@ def test_flow_from_geometry_brings_a_model_of_the_lr_views(tmp_path):
     assert not [w for w in words(task(p, "single", "frames"), "upsample") if w.startswith("--geometry")]
 
 
+def test_a_start_from_the_model_of_the_lr_views_brings_it(tmp_path):
+    text = GRAPH + (
+        "[variants.start]\nupsample = {flow = 'geometry', propagation = 'graph'}\nlr_model = {max_gaussians = 500}\n"
+        "train = {init_points = 'lr_model'}\n"
+        "[variants.named]\nlr_model = {iterations = 70}\ntrain = {init_points = 'hull', init_ply = '{lr_model.ply}'}\n"
+    )
+    p = plan(
+        tmp_path,
+        text,
+        BASE.replace("[variants.bound]", "[variants.bound.train]\ninit_points = 'lr_model'\n[variants.bound]"),
+    )
+    frames, model = task(p, "start", "frames"), task(p, "start", "model")
+    (depths,) = {n for n in frames.needs if n.startswith("lr-")}
+    assert depths in model.needs  # the same task that the frames' flow comes from
+    ply = f"--init_ply={p.folder(depths)}/lr_model/point_cloud/iteration_3000/point_cloud.ply"
+    assert ply in words(model, "train")
+    assert task(p, "start", "frames").id == task(p, "graph", "frames").id
+    named = [w for w in words(task(p, "named", "model"), "train") if w.startswith("--init_ply")]
+    assert len(named) == 1
+    assert named[0].endswith("/lr_model/point_cloud/iteration_70/point_cloud.ply")
+    bound = task(p, "bound", "model")
+    assert "--init_points=auto" in words(bound, "train")
+    assert not [n for n in bound.needs if n.startswith("lr-")]
+
+
 def test_one_scene_in_place_of_those_of_the_file(tmp_path):
     whole = study(tmp_path, "[variants.there]\nscenes = ['toy']\n")
     p = make_plan(whole, source="given/scene")
@@ -334,7 +359,7 @@ def test_one_run_of_the_plan_with_what_it_needs(tmp_path):
     p = plan(tmp_path)
     run = p.runs[3]
     assert set(wanted_tasks(p, 3)) == {run.frames, run.model, run.views}
-    assert [t.kind for t in p.closure(wanted_tasks(p, 3))] == ["frames", "model", "views"]
+    assert sorted(t.kind for t in p.closure(wanted_tasks(p, 3))) == ["frames", "lr", "model", "views"]
     assert {t.id for t in p.closure(wanted_tasks(p, -1))} == set(p.tasks)
 
 

@@ -36,6 +36,7 @@ sh_degree = 1
 ordering = "file"
 [train]
 iterations = 12
+init_points = "scene"
 save_iterations = [12]
 test_iterations = []
 [metrics]
