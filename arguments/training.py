@@ -134,12 +134,12 @@ class TrainingParams:
     )
     choose_lambda: bool = opt(
         False,
-        "choose --lambda_tex and --lambda_tex_final, without HR truth, by short trainings of --lambda_candidates that"
-        " are compared on held-out LR views; see OUT/lambda.json",
+        "choose --lambda_tex and --lambda_tex_final, without HR truth, by short trainings of them and of"
+        " --lambda_candidates, compared on held-out LR views; in doubt they stay as they are; see OUT/lambda.json",
     )
     lambda_candidates: tuple[str, ...] = opt(
         ("0.6", "0.3", "0.1", "0.05", "0.9:0.1", "0.9:0.02"),
-        "weights of the frames' loss that --choose_lambda tries; 0.9:0.1 = a schedule",
+        "weights of the frames' loss that --choose_lambda tries beside the configured one; 0.9:0.1 = a schedule",
     )
     choose_iterations: int = opt(
         0, "optimisation steps of all candidates together; 0 = as many as --iterations, at most 6000"
@@ -195,8 +195,6 @@ class TrainingParams:
             raise UserError(f"--init_gaussians {self.init_gaussians}: of which model? name its PLY with --init_ply")
         _at_least(self, "choose_iterations", 0)
         _at_least(self, "held_out_every", 2)
-        if self.choose_lambda and len(set(self.lambda_candidates)) < max(2, len(self.lambda_candidates)):
-            raise UserError("--lambda_candidates: two or more are needed to choose from, each once")
         _at_least(self, "checkpoint_interval", 1)
         _at_least(self, "log_interval", 1)
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.choose_lambda [--lengths 150 300 3000] [--json FILE] FLAGS OF train.py
 
-Each of --lambda_candidates is trained for each length without the held-out views, as `train.py --choose_lambda` does.
+The configured weight and each of --lambda_candidates are trained for each length without the held-out views, as
+`train.py --choose_lambda` does.
 One row a training: detail and PSNR of the held-out LR views, PSNR of the same views and of the test views at HR.
 """
 
@@ -21,9 +22,8 @@ from arguments.steps import parse
 from gaussian_renderer import render
 from scene.images import composite
 from training import choose
-from training.choose import Candidate
 from training.engines import render_options
-from training.held_out import reduced_views, trained
+from training.held_out import candidates, reduced_views, trained
 from training.job import Job, Settings
 from training.session import open_job
 from training.trainer import Trainer
@@ -62,14 +62,14 @@ def rows(job: Job, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
     names = choose.held_out(list(job.views.views), job.settings.training.held_out_every)
     found: list[dict[str, Any]] = []
     for length in lengths:
-        for text in job.settings.training.lambda_candidates:
+        for candidate in candidates(job):
             begin = time.monotonic()
-            trainer = trained(job, names, Candidate.parse(text), length)
+            trainer = trained(job, names, candidate, length)
             if trainer is None:
                 continue
             seconds = time.monotonic() - begin
             score = choose.score(length, reduced_views(job, names, trainer))
-            row = {"iterations": length, "lambda_tex": text, "detail": score.mean}
+            row = {"iterations": length, "lambda_tex": str(candidate), "detail": score.mean}
             row["lr_psnr"] = sum(score.psnr.values()) / len(names)
             row |= {"hr_psnr": hr_psnr(job, names, trainer), "test_psnr": hr_psnr(job, job.scene.test, trainer)}
             found.append(row | {"seconds": seconds})

@@ -9,8 +9,8 @@ seed, so the same views in the same order. Letters: R a render of a held-out vie
 
 The plain error of A R is mostly that of coarse structure, which hardly tells candidates apart and favours those with
 too small a weight of the frames; the Laplacian weighs it by the fourth power of the frequency. The best weight falls
-as training goes on, so a short run alone would choose too large a one: hence two lengths, and a line in log n. In doubt
-the first candidate is kept (`decide`).
+as training goes on, so a short run alone would choose too large a one: hence two lengths, and a line in log n. The
+first candidate is the configured weight, which is kept in doubt (`decide`).
 """
 
 import math
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor
 
 from arguments.training import OptimizationParams
@@ -27,6 +28,7 @@ from utils.psnr import psnr
 
 MAX_DB = 100.0  # equal images have no finite one
 MIN_HELD_OUT = 2
+DOUBT = 0.1  # share of searches that may leave the configured weight where nothing tells the candidates apart
 MIN_INTERVAL = 20  # iterations between densifications: fewer views say too little about a gradient
 SCALED = (
     *("position_lr_max_steps", "densify_from_iter", "densify_until_iter"),
@@ -58,11 +60,26 @@ class Candidate:
         return cls(*values)
 
     def __str__(self) -> str:
-        return f"{self.tex:g}" if self.final < 0 else f"{self.tex:g}:{self.final:g}"
+        values = (self.tex,) if self.final < 0 else (self.tex, self.final)
+        return ":".join(repr(float(value)).removesuffix(".0") for value in values)  # all digits: also a key
 
     def of(self, settings: OptimizationParams) -> OptimizationParams:
         """The run's settings with this weight."""
         return replace(settings, lambda_tex=self.tex, lambda_tex_final=self.final)
+
+
+def candidates_of(settings: OptimizationParams, texts: Iterable[str]) -> list[Candidate]:
+    """List what is compared: the configured weight, then those of `texts` that differ from it, each once.
+
+    Raises
+    ------
+    UserError : a text is malformed, or none differs.
+    """
+    found = [Candidate(settings.lambda_tex, settings.lambda_tex_final), *map(Candidate.parse, texts)]
+    found = list(dict.fromkeys(found))
+    if len(found) < 2:
+        raise UserError(f"--lambda_candidates: nothing else than the configured weight, {found[0]}, to choose from")
+    return found
 
 
 @dataclass(frozen=True)
@@ -146,6 +163,7 @@ class Decision:
     ----------
     chosen : the candidate to train with. predicted : mean detail of each candidate at the run's length [dB].
     gain_db, error_db : of the best candidate over the first, mean over held-out views and its standard error.
+    bar_db : what the gain has to exceed.
     kept_because : why the first one was chosen although another one is best; "" where it was not.
     """
 
@@ -153,6 +171,7 @@ class Decision:
     predicted: dict[str, float]
     gain_db: float
     error_db: float
+    bar_db: float
     kept_because: str = ""
 
 
@@ -165,13 +184,15 @@ def decide(scores: Sequence[tuple[Candidate, Score, Score]], iterations: int) ->
 
     Notes
     -----
-    In doubt: the best one did not gain from the longer training, so both are too short to tell anything; or its gain
-    over the first is under one standard error. Both gains are paired by views, and each has to exceed its own error.
+    In doubt: the best one did not gain from the longer training by more than that gain's standard error, so both are
+    too short to tell anything; or its gain over the first is no more than `bar` of its standard errors. All gains are
+    paired by views.
     """
     views = {candidate: predicted(short, long, iterations) for candidate, short, long in scores}
     means = {candidate: sum(values.values()) / len(values) for candidate, values in views.items()}
     first, best = scores[0][0], max(means, key=means.__getitem__)  # of equals the one named first
     gain, error = _mean_and_error([value - views[first][name] for name, value in views[best].items()])
+    needed = bar(len(scores), len(views[best])) * error
     growth, noise = next(
         _mean_and_error([value - short.detail[name] for name, value in long.detail.items()])
         for candidate, short, long in scores
@@ -182,10 +203,27 @@ def decide(scores: Sequence[tuple[Candidate, Score, Score]], iterations: int) ->
         because = (
             "longer short trainings were no better than shorter ones, so they tell nothing; see --choose_iterations"
         )
-    elif best != first and gain <= error:
-        because = f"{best} is predicted to gain {gain:.2f} dB, within a standard error of {error:.2f}"
+    elif best != first and gain <= needed:
+        because = (
+            f"{best} is predicted to gain {gain:.2f} dB with a standard error of {error:.2f}, and the best of"
+            f" {len(scores)} on {len(views[best])} views has to gain more than {needed:.2f}"
+        )
     details = {str(candidate): value for candidate, value in means.items()}
-    return Decision(first if because else best, details, gain, error, because)
+    return Decision(first if because else best, details, gain, error, needed, because)
+
+
+def bar(count: int, views: int) -> float:
+    """Standard errors that the best of `count` candidates has to be ahead of the first, on two or more held-out views.
+
+    Notes
+    -----
+    Student's t with views - 1 degrees of freedom, at which a single rival would be ahead by chance in DOUBT / rivals
+    of all cases (Bonferroni); hence the best of all in at most DOUBT, where views err independently and normally. With
+    noise alone, six or seven candidates and 6 to 13 views it is 6 to 7 %; with a bar of one standard error it would be
+    43 to 49 %, with two 12 to 18 % (tests/training/test_choose.py). A training's own noise, which all views share, is
+    in no error.
+    """
+    return float(stdtrit(views - 1, 1 - DOUBT / max(count - 1, 1)))
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Carrying out --choose_lambda for a run: short trainings without the held-out views, and lambda.json.
 
 lambda.json is written after each training, so a search that was cut short goes on from there, and a run that goes on
-after it was cut short has the same choice. It belongs to its key: settings, inputs, seed, code and machine.
+after it was cut short has the same choice. Its scores belong to its key: lengths, settings but the weights, inputs,
+seed, code and machine. A candidate's score does not depend on the others, so another list takes those it shares.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from utils.log import Progress, note, say, warn
 FILE_NAME = "lambda.json"
 SCHEMA = 1
 SHORT_RUN = 6000  # optimisation steps of all candidates together, where --iterations are more
-NOT_TRIED = ("lambda_tex", "lambda_tex_final", "save_iterations")  # settings that a search does not depend on
+# Settings on which no score depends: those that each candidate replaces, what is in the key as lengths, what is kept.
+UNSCORED = ("lambda_tex", "lambda_tex_final", "lambda_candidates", "choose_iterations", "save_iterations")
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,20 @@ def check(job: Job) -> None:
 
     Raises
     ------
-    UserError : there are no frames or no LR views, too few views to hold some out, or a candidate is malformed.
+    UserError : there are no frames or no LR views, too few views to hold some out, a candidate is malformed, or
+    there is only one.
     """
     if job.views.hr is None or job.views.lr is None:
         raise UserError("--choose_lambda: needs pseudo-HR frames and LR views; without both there is nothing to weigh")
     choose.held_out(list(job.views.views), job.settings.training.held_out_every)
-    _candidates(job)
+    candidates(job)
 
 
 def plan(job: Job) -> str:
     """Say what a search will do."""
     short, long = _lengths(job)
     views = choose.held_out(list(job.views.views), job.settings.training.held_out_every)
-    texts = ", ".join(map(str, _candidates(job)))
+    texts = ", ".join(map(str, candidates(job)))
     return f"choosing lambda_tex from {texts}: {short} and {long} iterations each, {len(views)} LR views held out"
 
 
@@ -69,7 +72,8 @@ def choose_lambda(job: Job) -> Choice:
     path, key = job.out / FILE_NAME, _key(job)
     names = choose.held_out(list(job.views.views), job.settings.training.held_out_every)
     content: dict[str, Any] = {"schema": SCHEMA, "held_out": names, "key": key}
-    known = _earlier(path, key)
+    earlier = _earlier(path, key)
+    known = {str(candidate): earlier.get(str(candidate), []) for candidate in candidates(job)}
     note(plan(job))
 
     def keep(scores: dict[str, list[Score]]) -> None:
@@ -80,10 +84,11 @@ def choose_lambda(job: Job) -> Choice:
         return None if trainer is None else choose.score(iterations, reduced_views(job, names, trainer))
 
     total = job.settings.optimisation.iterations
-    decision = choose.search(_candidates(job), _lengths(job), total, known, train, keep)
+    decision = choose.search(candidates(job), _lengths(job), total, known, train, keep)
     best = decision.chosen
     facts = {"lambda_tex": best.tex, "lambda_tex_final": best.final, "predicted_detail_db": decision.predicted}
-    facts |= {"gain_db": decision.gain_db, "error_db": decision.error_db, "kept_because": decision.kept_because}
+    facts |= {"gain_db": decision.gain_db, "error_db": decision.error_db, "bar_db": decision.bar_db}
+    facts |= {"kept_because": decision.kept_because}
     write_json(path, content | {"candidates": choose.to_json(known), "choice": facts})
     if decision.kept_because:
         warn(f"--choose_lambda: keeps {best}: {decision.kept_because}")
@@ -92,20 +97,22 @@ def choose_lambda(job: Job) -> Choice:
     return Choice(replace(job, settings=settings), path, facts)
 
 
-def _candidates(job: Job) -> list[Candidate]:
-    return [Candidate.parse(text) for text in job.settings.training.lambda_candidates]
+def candidates(job: Job) -> list[Candidate]:
+    """What a search compares, the configured weight first."""
+    return choose.candidates_of(job.settings.optimisation, job.settings.training.lambda_candidates)
 
 
 def _lengths(job: Job) -> tuple[int, int]:
     settings = job.settings.optimisation
     budget = job.settings.training.choose_iterations or min(settings.iterations, SHORT_RUN)
-    return choose.lengths(settings, len(job.settings.training.lambda_candidates), budget)
+    return choose.lengths(settings, len(candidates(job)), budget)
 
 
 def _key(job: Job) -> dict[str, Any]:
-    """What a search's result is made from, as JSON values."""
+    """What the scores are made from, as JSON values."""
     made = job.fingerprint()
-    return made | {"settings": {name: value for name, value in made["settings"].items() if name not in NOT_TRIED}}
+    settings = {name: value for name, value in made["settings"].items() if name not in UNSCORED}
+    return made | {"settings": settings, "lengths": list(_lengths(job))}
 
 
 def _earlier(path: Path, key: dict[str, Any]) -> dict[str, list[Score]]:
