@@ -229,8 +229,8 @@ def test_the_model_of_the_lr_views_is_the_start(root, run):
     argv = [*command(root, out, iterations=10, **flags), "--skip_done"]
     run(argv)
     latest = out / "lr_model/point_cloud/iteration_20/point_cloud.ply"
-    run(command(root, root / "first", iterations=1, init_ply=latest, **flags))
-    started = read_gaussians(root / "first/point_cloud/iteration_1/point_cloud.ply").num
+    run(command(root, root / "one_step", iterations=1, init_ply=latest, **flags))
+    started = read_gaussians(root / "one_step/point_cloud/iteration_1/point_cloud.ply").num
     starts = {name: {"init_ply": latest, "init_gaussians": n} for name, n in {"named": -1, "split": started}.items()}
     for name, start in starts.items():
         run(command(root, root / name, iterations=10, **start))
