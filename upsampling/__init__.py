@@ -3,10 +3,9 @@
 Letters: a *call* is one pass of an upsampler over the frames of a subsequence; of its results those at `save` are kept.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from upsampling import (  # noqa: F401 (each registers its networks)
     spandrel,
 )
 from upsampling.aligner import Aligner
-from upsampling.alignment import Alignment, Graph
+from upsampling.alignment import Alignment, Graph, Tick
 from upsampling.alignment_report import FILE_NAME as ALIGNMENT_NAME
 from upsampling.alignment_report import view_entries, write_alignment
 from upsampling.consistency import FILE_NAME as REPORT_NAME
@@ -42,7 +41,7 @@ from upsampling.interpolation import Interpolation
 from upsampling.planes import alpha_plane, colour_plane, joined, stored
 from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
 from upsampling.sources import Source
-from upsampling.tiling import Plan, plan, upsample
+from upsampling.tiling import Plan, plan, upsample, work
 from utils.errors import UserError
 from utils.log import Progress, note
 
@@ -139,27 +138,32 @@ def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
     kept = {name for name in names if job.resume and all(frame_path(f, name).is_file() for f in folders)}
     values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
     note(job.aligner.describe())
-    n = job.settings.ensemble
     aligned: dict[str, Any] = {}
-    progress = Progress(f"upsample {job.settings.upsampler}", n * len(names), "frame", n * len(kept))
-    made = count(n * len(kept) + 1)
-    for number, call in enumerate(calls, 1):
-        wanted = [name for name in call.saved if name not in kept]
-        cut = _plan(job, call) if wanted else None
+    cuts = [_plan(job, call) for call in calls]
+    wanted = [frozenset(i for i in call.save if call.frames[i] not in kept) for call in calls]
+    steps = [_work(job, *each) for each in zip(calls, cuts, wanted, strict=True)]
+    progress, done = Progress(f"upsample {job.settings.upsampler}", sum(steps), "step"), 0
+    for number, (call, cut, save) in enumerate(zip(calls, cuts, wanted, strict=True), 1):
         fields = {"sequence": f"{number} of {len(calls)}"}
-        if cut and cut.tiles != (1, 1):
+        if cut.tiles != (1, 1):
             fields["tiles"] = f"{cut.tiles[0]}x{cut.tiles[1]}"
+        end = sum(steps[:number])
 
-        def tick(fields: dict[str, str] = fields) -> None:
-            progress.update(next(made), **fields)
+        def tick(end: int = end, fields: dict[str, str] = fields) -> None:
+            nonlocal done
+            done = min(done + 1, end - 1)
+            progress.update(done, frame=f"{len(values)} of {len(names)}", **fields)
 
-        for name, planes, deviation in _images(job, call, frozenset(wanted), tick) if wanted else ():
+        for name, planes, deviation in _images(job, call, save, tick) if save else ():
             if deviation is not None:
                 write_png(frame_path(job.folder / CONFIDENCE, name), confidence(deviation))
             image = _finished(job, name, planes)
             write_png(job.path(name), image)  # last: a frame that is there is complete
             values[name] = _measured(job, name, image)
-        whole = _plan(job, call).tiles == (1, 1)
+        if save:
+            done = end
+            progress.update(done, frame=f"{len(values)} of {len(names)}", **fields)
+        whole = cut.tiles == (1, 1)
         aligned |= view_entries(job.net, job.source.views, job.aligner, call, job.device, job.folder, whole)
     progress.close()
     stamp = RANDOM if job.settings.random_weights else ""
@@ -213,6 +217,14 @@ def _plan(job: Job, call: Subsequence) -> Plan:
     return plan(job.net, t, h, w, _budget(job, call), _passes(job, call), graph, job.aligner.flow == "learned")
 
 
+def _work(job: Job, call: Subsequence, cut: Plan, save: frozenset[int]) -> int:
+    """Steps of one call, of which `save` are wanted; what is made twice, or four times over, counts as often."""
+    graph = job.aligner.propagation == "graph"
+    visits = 2 * job.settings.passes if graph else getattr(job.net, "visits", 0)
+    positions = frozenset(i + call.padded for i in save)
+    return _passes(job, call) * job.settings.ensemble * work(cut, positions, visits)
+
+
 def _passes(job: Job, call: Subsequence) -> int:
     return 2 if job.settings.alpha == "network" and job.source.views.has_alpha(call.frames[0]) else 1
 
@@ -252,15 +264,11 @@ def _check(job: Job, call: Subsequence) -> None:
 
 
 def _images(
-    job: Job, call: Subsequence, wanted: frozenset[str], tick: Callable[[], None]
+    job: Job, call: Subsequence, save: frozenset[int], tick: Tick
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Name, planes [c, H, W] and deviation of the estimates [H, W] of each frame of one call, in its order.
-
-    `tick` is called after each estimate.
-    """
+    """Name, planes [c, H, W] and deviation of the estimates [H, W] of the frames `save` of one call, in its order."""
     _check(job, call)
     names = (call.frames[0], *call.frames, call.frames[-1]) if call.padded else call.frames
-    save = [i for i in call.save if call.frames[i] in wanted]
     positions = frozenset(i + call.padded for i in save)
     raw = [job.source.views.raw(name) for name in names]
     bgr = job.compat == SEQUENCE_MATTERS  # quirk Q01: the released networks see BGR
@@ -268,13 +276,11 @@ def _images(
     colour = planes.flip(1) if bgr else planes
     has_alpha = job.source.views.has_alpha(names[0])
     alphas = [alpha_plane(image) for image in raw] if has_alpha else [None] * len(raw)
-    budget, alignment = _budget(job, call), job.aligner.alignment(names, job.device, job.folder)
+    budget, alignment = _budget(job, call), replace(job.aligner.alignment(names, job.device, job.folder), tick=tick)
 
     def estimate(flip: Flip) -> Frames:
         mirrored = alignment.mapped(flip.flow)
-        for item in to_host(upsample(job.net, flip(colour).to(job.device), positions, budget, mirrored)):
-            tick()
-            yield item
+        return to_host(upsample(job.net, flip(colour).to(job.device), positions, budget, mirrored))
 
     colours = mean_over_flips(estimate, job.settings.ensemble, job.folder)
     opacities = _alphas(job, alphas, positions, budget, alignment) if has_alpha else iter([None] * len(positions))

@@ -18,7 +18,12 @@ from upsampling.geometry import Flow, FlowOf
 from upsampling.spynet import SPyNet, warp
 
 Near = Callable[[int, int], bool]  # (frame, source): is the one near enough to the other for features to help?
+Tick = Callable[[], None]
 UNSEEN = 1e-3  # weight of what a support does not show, so that a pixel that none shows still gets something
+
+
+def nothing() -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,14 @@ class Alignment:
     """Sources of one call's frames in both passes of a path; a source must have been visited before it is used.
 
     near : asked by networks that take from a source's source as well; None = all are.
+    tick : called after each visit of a frame in a pass, and when it is finished: that is how work is counted.
     """
 
     backward: tuple[int | None, ...]
     forward: tuple[int | None, ...]
     flow_of: FlowOf | None = None
     near: Near | None = None
+    tick: Tick = nothing
     folder: ClassVar[None] = None  # see Graph
 
     def __post_init__(self) -> None:
@@ -68,7 +75,7 @@ class Alignment:
         flow_of, near = self.flow_of, self.near
         shifted = None if flow_of is None else (lambda i, s: flow_of(i + first, s + first))
         near_there = None if near is None else (lambda i, s: near(i + first, s + first))
-        return Alignment(moved(self.backward), moved(self.forward), shifted, near_there)
+        return Alignment(moved(self.backward), moved(self.forward), shifted, near_there, self.tick)
 
     def mapped(self, change: Callable[[Flow], Flow]) -> "Alignment":
         """The same alignment of frames that were cut or mirrored, with `change` done to every known flow."""
@@ -83,12 +90,14 @@ class Graph:
     ----------
     backward, forward : visits of both directions; a frame's last one counts, in `forward` those are in ascending order.
     folder : where features wait in a file; None = in memory.
+    tick : see `Alignment`.
     """
 
     backward: tuple[Visit, ...]
     forward: tuple[Visit, ...]
     flow_of: FlowOf | None = None
     folder: Path | None = None
+    tick: Tick = nothing
 
     def visits(self, reverse: bool) -> tuple[Visit, ...]:
         """See `Alignment.visits`."""

@@ -34,6 +34,7 @@ class BasicVSRpp(VideoNetwork):
     # Both as for BasicVSR; how far BasicVSR++ sees was not measured, its weights being in no package registry.
     num_neighbours = 12
     overlap = 32  # LR px
+    visits = len(BRANCHES)
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class BasicVSRpp(VideoNetwork):
             feature = torch.zeros_like(current) if first is None else self._aligned(name, current, first, second)
             return feature + self.backbone[name](torch.cat([*made[i], feature], dim=1))
 
-        return propagate(sources_of(name, alignment), flows, advance)
+        return propagate(sources_of(name, alignment), flows, advance, alignment.tick)
 
     def _aligned(self, name: str, current: Tensor, first: Arrival, second: Arrival | None) -> Tensor:
         """What arrives, aligned to `current` [1, 64, h, w]; zeros stand for a second arrival that there is not."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from upsampling.alignment import Alignment, Near
+from upsampling.alignment import Alignment, Near, Tick, nothing
 from upsampling.geometry import FlowOf
 from upsampling.spynet import SPyNet, warp
 
@@ -70,14 +70,16 @@ def all_flows(spynet: SPyNet, frames: Float[Tensor, "t 3 h w"], alignment: Align
     return {name: found[name[:-1] + "1"] for name in BRANCHES}
 
 
-def propagate(sources: Sequence[int | None], flows: Flows, advance: Advance) -> Iterator[tuple[int, Tensor]]:
+def propagate(
+    sources: Sequence[int | None], flows: Flows, advance: Advance, tick: Tick = nothing
+) -> Iterator[tuple[int, Tensor]]:
     """Run one branch.
 
     Parameters
     ----------
     sources : whose features each frame gets; all later frames (a backward pass) or all earlier ones.
     flows : between any frame and its sources.
-    advance : makes a frame's feature; called in visiting order.
+    advance : makes a frame's feature; called in visiting order. tick : called after it.
 
     Returns
     -------
@@ -102,4 +104,5 @@ def propagate(sources: Sequence[int | None], flows: Flows, advance: Advance) -> 
             kept[i] = feature
         for used in [k for k in kept if last_use[k] == i]:
             del kept[used]
+        tick()
         yield i, feature

@@ -223,6 +223,7 @@ class PSRT(VideoNetwork):
     num_neighbours = 12
     overlap = 32  # LR px
     multiple = SIDE  # tiles begin where windows do
+    visits = len(BRANCHES)
 
     def __init__(self) -> None:
         super().__init__()
@@ -266,7 +267,7 @@ class PSRT(VideoNetwork):
                 maps = [patch_aligned(first), current, behind]
             return self.patch_align[name](torch.cat(maps), windows)
 
-        return propagate(sources_of(name, alignment), flows, advance)
+        return propagate(sources_of(name, alignment), flows, advance, alignment.tick)
 
 
 _INDEX = re.compile(r"\.attn\.relative_position_index$")

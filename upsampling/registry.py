@@ -42,7 +42,8 @@ class Upsampler(Protocol):
     `working_bytes(t, h, w)` (memory that a clip of t frames needs, on the device). Without them clips are never cut.
     `multiple`: tiles begin at LR px that are multiples of it. `graph_bytes(t, h, w, in_file, learned)` (memory that a
     graph needs, its features in memory or in a file, its flow learned or known): the network takes a `Graph` for
-    `alignment` too.
+    `alignment` too. `visits`: how often `alignment.tick` is called for each frame along a path (in a graph: for each of
+    its visits), so that the time that is left is known before the first frame is there.
     """
 
     scale: int

@@ -77,6 +77,17 @@ def plan(
     raise UserError(f"--max_memory {passes * max_bytes / 2**30:.2f}: {w}x{h} px need {needed:.2f} GB or more")
 
 
+def work(cut: Plan, wanted: frozenset[int], visits: int) -> int:
+    """How often `upsample` calls the alignment's tick, at most: for each visit of a frame and when it is finished.
+
+    Parameters
+    ----------
+    wanted : as for `upsample`. visits : of each frame.
+    """
+    frames = sum(last - first for first, last, kept, end in cut.chunks if wanted & set(range(kept, end)))
+    return (visits + 1) * frames * math.prod(cut.tiles)
+
+
 def _tile_side(net: Upsampler, n: int, count: int) -> int:
     """Largest side of `count` tiles along n px, with their overlaps."""
     if count == 1:
@@ -166,12 +177,21 @@ def _upsample(
         if not wanted & set(range(kept, end)):
             continue
         clip, part = frames[first:last], alignment.part(first, last)
-        outputs = net.upsample(clip, part) if cut.tiles == (1, 1) else _tiled(net, clip, part, kept - first, cut.tiles)
+        outputs = (
+            _finished(net, clip, part) if cut.tiles == (1, 1) else _tiled(net, clip, part, kept - first, cut.tiles)
+        )
         for position, frame in enumerate(outputs, first):
             if kept <= position < end and position in wanted:
                 yield position, frame
             if position >= end - 1:
                 break
+
+
+def _finished(net: Any, clip: Tensor, alignment: Alignment | Graph) -> Iterator[Tensor]:
+    """Frames of a clip, counted."""
+    for frame in net.upsample(clip, alignment):
+        alignment.tick()
+        yield frame
 
 
 def _tiled(
@@ -189,7 +209,7 @@ def _tiled(
             weight = (row_weight[:, None] * col_weight[None, :]).to(clip.device)
             part = clip[:, :, top:bottom, left:right].contiguous()
             local = alignment.mapped(partial(Flow.cropped, top=top, bottom=bottom, left=left, right=right))
-            for i, frame in enumerate(net.upsample(part, local)):
+            for i, frame in enumerate(_finished(net, part, local)):
                 if i >= start:
                     joined[i - start, :, s * top : s * bottom, s * left : s * right] += frame * weight
     yield from (clip.new_zeros(3, 1, 1) for _ in range(start))

@@ -58,6 +58,7 @@ class VideoNetwork(nn.Module):
     scale = 4
     num_neighbours = 12
     overlap = 32  # LR px
+    visits = 2  # of each frame along a path
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,6 +96,7 @@ class VideoNetwork(nn.Module):
             feature = step(visit.frame, self._arrived(visit, frames, kept, known))
             if reverse or last_use.get(visit.frame, -1) > n:
                 kept[visit.frame] = feature
+            alignment.tick()
             yield feature
             for used in [] if reverse else [s for s in visit.sources if last_use[s] == n]:
                 del kept[used]

@@ -1,9 +1,11 @@
 """What --flow, --propagation and their like mean: decided once, recorded, and the same frames however they are made."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,3 +292,35 @@ def test_the_script_goes_on_when_depths_change(out, monkeypatch, capsys):
 
 def make_graph_recorder(settings: UpsamplingParams, device: torch.device) -> GraphRecorder:
     return GraphRecorder()
+
+
+class Slow(GraphRecorder):
+    """Needs 4 s for a visit and 2 s to finish a frame, by a clock of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def upsample(self, frames, alignment=None):
+        for visit in (*alignment.visits(reverse=True), *alignment.visits(reverse=False)):
+            assert visit.frame < len(frames)
+            self.now += 4
+            alignment.tick()
+        for frame in super().upsample(frames, alignment):
+            self.now += 2
+            yield frame
+
+
+@pytest.mark.parametrize("flags", [{}, {"passes": 3}, {"ensemble": 4}, {"alpha": "bicubic"}])
+def test_the_time_that_is_left_is_known_before_the_first_frame_is_there(out, capsys, monkeypatch, flags):
+    net = Slow()
+    monkeypatch.setattr("utils.log.time", SimpleNamespace(monotonic=lambda: net.now))
+    settings = UpsamplingParams(precision="fp32", **flags)
+    run(Job(net, settings, source_of(out, **flags), out / "hr"))  # type: ignore[arg-type]
+    lines = re.findall(r" (\d+)/(\d+) .* ETA (?:(\d+):)?(\d+).* frame (\d) of 6", capsys.readouterr().err)
+    assert lines[0][-1] == "0"
+    assert [done == total for done, total, *_ in lines] == [*[False] * (len(lines) - 1), True]
+    assert lines[-1][-1] == "6"
+    for done, total, minutes, seconds, _ in lines[: len(lines) // 2]:
+        left = 60 * int(minutes or 0) + int(seconds)
+        assert left / (1 - int(done) / int(total)) == pytest.approx(net.now, rel=0.33)

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -219,3 +220,12 @@ def test_auto_precision_follows_the_processor():
     with pytest.raises(UserError, match="fp16: runs on a GPU only"):
         precision("fp16", CPU)
     assert (precision("auto", CPU) == torch.bfloat16) == has_bfloat16(CPU)
+
+
+@pytest.mark.parametrize("name", ["basicvsr", "basicvsr_pp", "iconvsr", "psrt"])
+def test_every_visit_of_a_frame_is_counted(name):
+    net = load(UpsamplingParams(upsampler=name, random_weights=True, precision="fp32"), None, CPU)
+    ticks: list[int] = []
+    for _ in net.upsample(moving_texture(3, 8, 8), replace(along_path(3), tick=lambda: ticks.append(1))):
+        pass
+    assert len(ticks) == 3 * net.visits

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from arguments.upsampling import UpsamplingParams
 from upsampling import load, resolve_weights
-from upsampling.alignment import Alignment
+from upsampling.alignment import Alignment, along_path
 from upsampling.gpu import memory_bound, session, to_host
-from upsampling.tiling import SLACK_BYTES, _ramps, _spans, _tile_side, plan, upsample
+from upsampling.tiling import SLACK_BYTES, _ramps, _spans, _tile_side, plan, upsample, work
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -199,3 +200,16 @@ def test_the_memory_bound_holds():
         frames, kilobytes = map(int, done.stdout.split())
         assert frames == 2
         assert kilobytes * 1024 < bound
+
+
+@pytest.mark.parametrize(("megabytes", "tiles"), [(1, 2), (100, 1)])
+def test_the_work_of_a_cut_is_what_it_ticks(megabytes, tiles, monkeypatch):
+    monkeypatch.setattr("upsampling.tiling.SMALLEST_TILE", 16)
+    ticks: list[int] = []
+    path, everything = replace(along_path(2), tick=lambda: ticks.append(1)), frozenset(range(2))
+    bound = SLACK_BYTES + megabytes * 1_000_000
+    for _ in upsample(Reach(), torch.rand(2, 3, 12, 48), everything, bound, path):  # type: ignore[arg-type]
+        pass
+    cut = plan(Reach(), 2, 12, 48, bound)  # type: ignore[arg-type]
+    assert cut.tiles == (1, tiles)
+    assert len(ticks) == work(cut, everything, visits=0) == 2 * tiles
