@@ -8,6 +8,7 @@ import numpy as np
 
 from arguments.study import StudyTableParams
 from evaluation.study.results import Result
+from evaluation.study.spec import ALL
 from evaluation.study.statistics import (
     Interval,
     carry_over,
@@ -18,7 +19,6 @@ from evaluation.study.statistics import (
     spread,
 )
 
-ALL = "all"
 BySeed = dict[int, dict[str, float]]
 
 

@@ -13,6 +13,7 @@ from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, file_setting
 from utils.errors import UserError
 
 BACKGROUNDS = ("white", "black")
+ALL = "all"  # stands in tables for the mean over scenes
 RESERVED = {
     "task",
     "source",
@@ -54,6 +55,10 @@ class SceneSpec:
     backgrounds: tuple[str, ...] = ()
     settings: Sections = field(default_factory=dict)
     wanted: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name == ALL:
+            raise UserError(f"{self.source}: a scene {ALL!r}: tables call the mean over scenes so; choose another name")
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,13 @@ def check(study: Study, where: str) -> None:
     UserError : names scene, variant and step.
     """
     names = [v.name for v in study.variants]
+    settings = [(v.settings, v.before) for v in study.variants]
+    for scene in study.scenes:
+        if scene.prepare and "{prepared}" not in repr((scene.source, scene.hr, scene.settings, settings)):
+            raise UserError(
+                f"{where}: scene {scene.name}: prepare would not run, since nothing names {{prepared}}, the "
+                "folder that it fills; say source = '{prepared}/...', or leave prepare out"
+            )
     if study.baseline:
         _one_of(study.baseline, names, f"{where}: baseline")
     for variant in study.variants:

@@ -9,10 +9,10 @@ import numpy as np
 
 from arguments.study import StudyTableParams
 from evaluation.formats import FORMATS, Table
-from evaluation.study.comparison import ALL, Comparison, Row, first
+from evaluation.study.comparison import Comparison, Row, first
 from evaluation.study.plan import Plan
 from evaluation.study.results import SCHEMA, Result, check_protocols, finished, read_results
-from evaluation.study.spec import Study
+from evaluation.study.spec import ALL, Study
 from evaluation.study.statistics import holm, paired_bootstrap
 from evaluation.tables import cell_text
 from utils.atomic import write_json, write_text

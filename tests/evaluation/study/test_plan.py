@@ -323,6 +323,8 @@ WRONG = {
     "[variants.x]\nmethod = 'seqsplt'": "did you mean 'seqsplat'",
     "[variants.'a/b']\nsource = 'lr'": "make a name",
     "[scenes.b]\nhr = 'x'": "source = FOLDER",
+    "[scenes.all]\nsource = 'x'": "choose another name",
+    "[scenes.b]\nsource = 'x'\nprepare = 'make {task}/lr'": "scene b: prepare would not run",
     "[scenes.b]\nsource = 'x'\nhr = 'x'\nbackgrounds = ['green']": "'green' is not known",
     "[scenes.b]\nsource = '{nothing}'\nhr = 'x'": "means nothing here",
     "[variants.x]\nneeds = {y = 'y'}\ntrain = {init_ply = '{y}'}\n"
@@ -337,6 +339,19 @@ WRONG = {
 def test_what_is_wrong_is_said(tmp_path, text):
     with pytest.raises(UserError, match=WRONG[text]):
         plan(tmp_path, text)
+
+
+def test_one_scene_in_place_of_the_file_s_is_not_called_as_the_mean_is(tmp_path):
+    with pytest.raises(UserError, match="/all: a scene 'all': tables call the mean over scenes so"):
+        plan(tmp_path, source=str(tmp_path / "all"))
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["hr = '{prepared}/hr'", "flags = {hr_root = '{prepared}/hr'}", "[variants.v]\nflags = {hr_root = '{prepared}'}"],
+)
+def test_what_is_prepared_may_be_named_anywhere(tmp_path, use):
+    assert study(tmp_path, f"[scenes.b]\nsource = 'x'\nprepare = 'make {{task}}/hr'\n{use}\n").scenes[1].prepare
 
 
 def test_wrong_values_of_the_whole_study(tmp_path):
