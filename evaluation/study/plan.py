@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.study.spec import BACKGROUNDS
 
 OWN_CODE = ("ordering", "cost", "gate", "upsampler", "neighbour_cost")  # settings that may be MODULE:NAME
+OWN_COMMAND = "command"  # name of those of the study file
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Command:
 
     Parameters
     ----------
-    name : of the step, or of the study's own command.
+    name : of the step, OWN_COMMAND, or "frames", which measures them.
     words : the script and its arguments; a worker puts in `{device}` and `{threads}`.
     record : (folder relative to the task's, step) of the run.json record that it leaves, () = none.
     """

@@ -17,7 +17,7 @@ from arguments.flags import as_flags, make
 from arguments.pipeline import needs_geometry, needs_lr_model
 from arguments.steps import STEPS
 from arguments.training import OptimizationParams
-from evaluation.study.plan import OWN_CODE, Command, Plan, Run, Task, digest
+from evaluation.study.plan import OWN_CODE, OWN_COMMAND, Command, Plan, Run, Task, digest
 from evaluation.study.spec import BACKGROUNDS, SceneSpec, Study, Variant
 from scene.trained_model import ply_path
 from utils.errors import UserError
@@ -220,7 +220,7 @@ class _Builder:
     def command(self, text: str) -> None:
         """Add a command of the study file."""
         words = tuple(self.text(word) for word in shlex.split(text))
-        self.commands.append(Command("command", words))
+        self.commands.append(Command(OWN_COMMAND, words))
 
     def filled(self, value: Any) -> Any:
         if isinstance(value, (list, tuple)):

@@ -20,7 +20,7 @@ from typing import Any
 
 from arguments.steps import STEPS
 from evaluation.study.frame_quality import FILE_NAME as FRAMES_FILE
-from evaluation.study.plan import OWN_CODE, Command, Plan, Task, digest
+from evaluation.study.plan import OWN_CODE, OWN_COMMAND, Command, Plan, Task, digest
 from utils import __version__
 from utils.atomic import read_json, write_json
 from utils.child import run_child
@@ -74,20 +74,37 @@ def read_order(folder: Path) -> tuple[Task, str]:
 
 
 def code_of(task: Task) -> dict[str, str]:
-    """Hash of the code of each step of a task, and of the user's own modules that its settings name (MODULE:NAME)."""
+    """Hash of the code of each step of a task, of our scripts and modules that the study's own commands name, and of
+    the user's modules that its settings name (MODULE:NAME)."""
     found = {name: step_code(name) for name in dict.fromkeys(c.name for c in task.commands) if name in STEPS}
+    found |= {name: code for c in task.commands if c.name == OWN_COMMAND for name, code in command_code(c).items()}
     named = [str(v) for values in task.recipe["steps"].values() for k, v in values.items() if k in OWN_CODE]
     files = {name: source_files(name) for name in named if ":" in name}
     return found | {name: hash_files(paths)["sha256"][:16] for name, paths in files.items() if paths}
 
 
-@cache
+def command_code(command: Command) -> dict[str, str]:
+    """Hash of the code behind `python SCRIPT.py` of a step, or `python -m PACKAGE.MODULE`; {} where it is not ours."""
+    word, *rest = command.words[command.words[0] == "python" :] or ("",)
+    if word == "-m" and rest and (PROJECT / (package := rest[0].partition(".")[0])).is_dir():
+        beside = [step.code for step in STEPS.values() if package in step.code]
+        return {rest[0]: packages_code(frozenset({package}.union(*beside)))}
+    named = [name for name, step in STEPS.items() if step.script == word]
+    return {word: step_code(named[0])} if named else {}
+
+
 def step_code(name: str) -> str:
-    """Hash of a step's code: its packages, what they stand on, its script; read once."""
-    packages = sorted({*STEPS[name].code, *GROUND})
-    files = [p for package in packages for p in sorted((PROJECT / package).rglob("*")) if p.suffix in SOURCES]
+    """Hash of a step's code: its packages, what they stand on, its script."""
+    return packages_code(frozenset(STEPS[name].code), STEPS[name].script)
+
+
+@cache
+def packages_code(packages: frozenset[str], *scripts: str) -> str:
+    """Hash of packages, of what they stand on, and of scripts; read once."""
+    wanted = sorted({*packages, *GROUND})
+    files = [p for package in wanted for p in sorted((PROJECT / package).rglob("*")) if p.suffix in SOURCES]
     files = [p for p in files if NOT_PART_OF_RESULTS not in p.relative_to(PROJECT).parts]
-    return hash_files([*files, PROJECT / STEPS[name].script])["sha256"][:16]
+    return hash_files([*files, *(PROJECT / script for script in scripts)])["sha256"][:16]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from arguments.study import ExecutorParams
+from evaluation.study import tasks
 from evaluation.study.executors import execute, worker_environment
-from evaluation.study.plan import Plan
+from evaluation.study.plan import OWN_COMMAND, Command, Plan
 from evaluation.study.progress import StudyProgress
 from evaluation.study.tasks import (
     BUSY,
@@ -137,6 +138,39 @@ def test_the_user_s_own_code_is_part_of_a_task_s_state(plan, tmp_path, monkeypat
     assert stale(plan, task, read_manifest(plan.folder("a"))) == ""
     module.write_text("order = reversed\n")
     assert "other code of my_lab_order:order" in stale(plan, task, read_manifest(plan.folder("a")))
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "file"),
+    [
+        ("python -m scene.subset -s {source}", "scene.subset", "scene/subset.py"),
+        ("-m examples.make_demo_scene", "examples.make_demo_scene", "examples/new.py"),
+        ("python -m training.views", "training.views", "gaussian_renderer/sh.py"),  # what a step's code stands on
+        ("python render.py -m {first}", "render.py", "render.py"),
+        ("render.py", "render.py", "evaluation/rendering.py"),
+    ],
+)
+def test_our_code_behind_the_study_s_own_commands_is_part_of_a_task_s_state(
+    plan, words, name, file, monkeypatch, tmp_path
+):
+    for path in ("scene/subset.py", "examples/a.py", "training/a.py", "gaussian_renderer/a.py", "render.py"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("before = True\n")
+    monkeypatch.setattr(tasks, "PROJECT", tmp_path)
+    monkeypatch.setattr(tasks, "packages_code", tasks.packages_code.__wrapped__)  # reads anew
+    task = replace(fake_task(plan, "a"), commands=(Command(OWN_COMMAND, tuple(words.split())),))
+    manifest = {"code": tasks.code_of(task), "needs": {}}
+    assert list(manifest["code"]) == [name]
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("before = False\n")
+    assert stale(plan, task, manifest) == f"made by other code of {name}"
+
+
+@pytest.mark.parametrize(
+    "words", ["python", "python -m", "python -m my_lab.tool", "python my_tool.py", "sh -c 'exit 3'"]
+)
+def test_commands_of_others_have_no_code_of_ours(words):
+    assert tasks.command_code(Command(OWN_COMMAND, tuple(words.split()))) == {}
 
 
 def test_an_earlier_attempt_s_error_is_not_the_last_one_s(plan):
