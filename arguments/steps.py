@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.log import set_quiet
 
 METHODS: dict[str, dict[str, Any]] = {
-    "seqsplat": {"init_points": "lr_model"},
+    "seqsplat": {"init_points": "lr_model", "lambda_tex_final": 0.05},
     "sequence_matters": {"compat": "sequence_matters", "flow": "learned", "propagation": "path"},
 }
 # A model of the LR views alone, for its depth and for training to start from: 3DGS's schedule, scaled down to a minute
@@ -28,6 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
 LR_MODEL: dict[str, Any] = {
     "frames": "none",
     "init_points": "auto",
+    "lambda_tex_final": -1.0,
     "iterations": 3000,
     "position_lr_max_steps": 3000,
     "densify_from_iter": 300,
@@ -139,10 +140,11 @@ def own_settings(name: str) -> set[str]:
 
 
 def file_settings(name: str, method: str, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What method and configuration file say for step `name`: the shared sections, then its own."""
+    """What method and file say for step `name`: shared sections, its own, then the method's own [METHOD.name]."""
     merged = METHODS[method] | (LR_MODEL if name == "lr_model" else {})
     for section in (*SHARED_SECTIONS, name):
         merged |= sections.get(section, {})
+    merged |= sections.get(method, {}).get(name, {})
     return {key: value for key, value in merged.items() if key in own_settings(name)}
 
 
@@ -161,10 +163,16 @@ def read_config(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     content = read_toml(path)
     top = {key: value for key, value in content.items() if not isinstance(value, dict)}
     sections = {key: value for key, value in content.items() if isinstance(value, dict)}
-    unknown = set(sections) - set(STEPS) - set(SHARED_SECTIONS)
-    if unknown:
-        raise UserError(f"{path}: unknown section [{min(unknown)}]; known: {', '.join([*SHARED_SECTIONS, *STEPS])}")
-    for name, table in sections.items():
-        groups = [SHARED_SECTIONS[name]] if name in SHARED_SECTIONS else list(STEPS[name].groups)
-        checked(table, groups, f"{path} [{name}]")
+    steps = {name: table for name, table in sections.items() if name not in METHODS}
+    for method in METHODS:
+        steps |= {f"{method}.{name}": table for name, table in sections.get(method, {}).items()}
+    for section, table in steps.items():
+        name = section.rpartition(".")[2]
+        if name not in STEPS and section not in SHARED_SECTIONS:
+            known = ", ".join([*SHARED_SECTIONS, *STEPS])
+            raise UserError(f"{path}: unknown section [{section}]; known: {known}, and [METHOD.STEP] for one method")
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: {section} = {table!r}: a section [{section}] of a step's settings is expected")
+        groups = [SHARED_SECTIONS[name]] if section in SHARED_SECTIONS else list(STEPS[name].groups)
+        checked(table, groups, f"{path} [{section}]")
     return checked(top, [RunParams], path), sections

@@ -29,16 +29,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("ordering", "upsampling", "training", "gaussian_renderer", "submodules", "evaluation", "examples")
 BACKGROUNDS = ("white", "black")
 SCALE = 4
-INITIAL_POINTS = "exact points of the surface, each in the mean colour of its LR pixel"
+INITIAL_POINTS = "exact points of the surface in the mean colours of their LR pixels; seqsplat: a model of the LR views"
+PAPER = ("--init_points=scene", "--lambda_tex_final=-1")  # training as in Sequence Matters
 VARIANTS = {
-    "bicubic": ("--ordering=file", "--upsampler=bicubic"),
-    "single": ("--ordering=file", "--upsampler=basicvsr", "--propagation=none"),
-    "video": ("--ordering=greedy", "--upsampler=basicvsr", "--flow=learned", "--propagation=path"),
-    "graph": ("--ordering=greedy", "--upsampler=basicvsr", "--flow=geometry", "--propagation=graph"),
-    "hr": (),
+    "bicubic": ("--ordering=file", "--upsampler=bicubic", *PAPER),
+    "single": ("--ordering=file", "--upsampler=basicvsr", "--propagation=none", *PAPER),
+    "video": ("--ordering=greedy", "--upsampler=basicvsr", "--flow=learned", "--propagation=path", *PAPER),
+    "seqsplat": ("--ordering=greedy", "--upsampler=basicvsr"),  # the method and the settings file say the rest
+    "hr": PAPER,
 }
 STEPS = {
-    "graph": ("order", "lr_model", "geometry", "upsample", "train"),
+    "seqsplat": ("order", "lr_model", "geometry", "upsample", "train"),
     "hr": ("train",),
 }  # of run.py; the others order, upsample and train
 

@@ -35,7 +35,7 @@ ABOUT = {
     "bicubic": "LR views enlarged by bicubic interpolation: no network",
     "single": "the video network, given one frame at a time",
     "video": "the video network on the ordered sequence of views",
-    "graph": "the video network among the nearest views, moved by the depth of a model of the LR views",
+    "seqsplat": "the video network among the nearest views along depth; from a model of the LR views, weight falling",
     "hr": "trained on the true HR views: the bound",
 }
 Image8 = UInt8[np.ndarray, "H W 3"]

@@ -211,6 +211,17 @@ def test_depth_is_made_only_where_something_needs_it(words, made):
         ]
 
 
+def test_a_configuration_may_speak_to_one_method(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text("[train]\nlambda_tex = 0.5\nscale = 2\n[sequence_matters.train]\nlambda_tex = 0.4\n")
+    words = ["-s", "scene", "-m", "out", "--config", str(config)]
+    for method, more, value in (("seqsplat", [], 0.5), ("sequence_matters", [], 0.4), ("sequence_matters", [0.3], 0.3)):
+        flags = ["--method", method, *(f"--lambda_tex={x}" for x in more)]
+        (train,) = (c for c in plan([*words, *flags]) if c.step == "train")
+        *_, optimisation, training = parse("train", train.arguments)
+        assert (optimisation.lambda_tex, training.scale) == (value, 2)
+
+
 def test_training_starts_from_the_model_of_the_lr_views_where_the_method_says_so():
     def first(*words):
         return {c.step: c for c in plan(["-s", "scene", "-m", "out", "--upsampler", "bicubic", *words])}
@@ -256,6 +267,10 @@ def test_the_next_command_carries_every_loading_flag():
     ("text", "message"),
     [
         ("[trian]\na = 1\n", "unknown section"),
+        ("[seqsplat.trian]\na = 1\n", r"unknown section \[seqsplat.trian\]; .*METHOD.STEP"),
+        ("[seqsplat.train]\nsacle = 1\n", r"\[seqsplat.train\].*sacle"),
+        ("[seqsplat]\nscale = 1\n", "unknown section|a section .seqsplat.scale. of a step's settings"),
+        ("[seqsplat]\ntrain = 1\n", r"a section \[seqsplat.train\] of a step's settings"),
         ("[train]\nlamda_tex = 1.0\n", "did you mean 'lambda_tex'"),
         ('method = "x"\n', "one of"),
     ],

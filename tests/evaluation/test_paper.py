@@ -15,7 +15,9 @@ import metrics
 import render
 import train
 import vsr_upsample
+from arguments.flags import make
 from arguments.paper import PaperParams
+from arguments.training import OptimizationParams
 from evaluation.paper import __main__ as paper
 from evaluation.paper.study import BLENDER, MIP360, row_name, study_text
 from evaluation.paper.tables import TABLES, Cells, jump_table, quality_tables
@@ -73,7 +75,7 @@ def test_variants_have_the_papers_settings(tmp_path, data, lambda_tex, cost, lim
     assert (order["ordering"], order["cost"], tuple(order["thres_values"])) == ("als", cost, limits)
     assert (order["num_images_in_sequence"], order["compat"]) == (longest, "sequence_matters")
     assert study.settings(scene, als, "upsample")["upsampler"] == "psrt"
-    assert study.settings(scene, als, "train")["lambda_tex"] == lambda_tex
+    assert make(OptimizationParams, study.settings(scene, als, "train")).lambda_tex == lambda_tex
     assert study.settings(scene, study.variant("single-psrt"), "upsample")["propagation"] == "none"
     assert study.settings(scene, study.variant("s-psrt"), "order")["ordering"] == "greedy"
     assert study.settings(scene, als, "metrics")["lpips"] == ["LPIPS"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from arguments.pipeline import plan
+from arguments.steps import parse
 from evaluation.protocols import Protocol
 from examples import demo
 from examples.demo_scene.poses import CAMERA_ANGLE_X
@@ -24,7 +25,7 @@ def result_files(out: Path, **changes: object) -> None:
     """What the scripts leave behind, with numbers that say where they come from."""
     for v, variant in enumerate(demo.VARIANTS):
         steps = ["train"] if variant == "hr" else ["order", "upsample", "train"]
-        if variant == "graph":
+        if variant == "seqsplat":
             lr_model = {"train": {"seconds": 100.0, "peak_bytes": 1}}
             write_json(out / variant / "lr_model" / "run.json", {"schema": 1, "steps": lr_model})
         records = {name: {"seconds": 10.0 * (i + 1), "peak_bytes": (v + i) * 10**8} for i, name in enumerate(steps)}
@@ -53,7 +54,7 @@ def test_table_has_a_row_for_each_variant_and_background(tmp_path):
     result_files(tmp_path)
     table = demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))
     rows = {(row["variant"], row["background"]): row for row in table["rows"]}
-    assert list(rows) == [(v, b) for v in ("bicubic", "single", "video", "graph", "hr") for b in ("white", "black")]
+    assert list(rows) == [(v, b) for v in ("bicubic", "single", "video", "seqsplat", "hr") for b in ("white", "black")]
     names = ["variant", "background", "PSNR", "SSIM", "LPIPS", "frame_PSNR", "seconds", "peak_MB"]
     assert all(list(row) == names for row in table["rows"])
     video = rows["video", "black"]
@@ -61,7 +62,7 @@ def test_table_has_a_row_for_each_variant_and_background(tmp_path):
     assert video["frame_PSNR"] == 33.0
     assert video["seconds"] == 10 + 20 + 30 + 2
     assert video["peak_MB"] == 400
-    assert rows["graph", "white"]["seconds"] == 10 + 20 + 30 + 100 + 1
+    assert rows["seqsplat", "white"]["seconds"] == 10 + 20 + 30 + 100 + 1
     assert rows["hr", "white"]["frame_PSNR"] is None
     assert rows["hr", "white"]["seconds"] == 11
     assert table["protocol"]["scale"] == 4.0
@@ -94,15 +95,20 @@ def test_a_missing_result_is_named(tmp_path):
         demo.comparison(tmp_path, str(ROOT / "configs" / "demo.toml"))
 
 
-@pytest.mark.parametrize("variant", ["bicubic", "single", "video", "graph"])
+@pytest.mark.parametrize("variant", ["bicubic", "single", "video", "seqsplat"])
 def test_variants_are_what_their_names_say(variant):
     words = ["-s", "LR", "-m", "OUT", "--config", str(ROOT / "configs" / "demo.toml")]
     steps = demo.STEPS.get(variant, ("order", "upsample", "train"))
     commands = {c.step: set(c.arguments) for c in plan([*words, "--steps", *steps, *demo.VARIANTS[variant]])}
     assert list(commands) == list(steps)
     order, upsample, train = (commands[name] for name in ("order", "upsample", "train"))
-    assert (f"--ordering={'greedy' if variant in ('video', 'graph') else 'file'}" in order) is True
-    assert ("--flow=geometry" in upsample) is (variant == "graph")
+    assert (f"--ordering={'greedy' if variant in ('video', 'seqsplat') else 'file'}" in order) is True
+    assert ("--flow=learned" in upsample) is (variant == "video")
+    assert ("geometry" in commands) is (variant == "seqsplat")
+    *_, optimisation, training = parse("train", tuple(train))
+    ours = variant == "seqsplat"
+    assert (training.init_points == "lr_model") is ours
+    assert (optimisation.lambda_tex_final >= 0) is ours
     assert f"--upsampler={'bicubic' if variant == 'bicubic' else 'basicvsr'}" in upsample
     assert ("--propagation=none" in upsample) is (variant == "single")
     assert {"--random_background", "--eval", "--skip_done"} <= train
