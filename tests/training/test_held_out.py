@@ -2,18 +2,15 @@
 
 import json
 import signal
-import sys
 import time
 
 import pytest
 
-import train
 from tests.forked import ScriptProcess
 from tests.training_factory import command, settings, write_scene
 from training import held_out as search_module
 from training.choose import Candidate
 from training.session import open_job
-from training.signals import SIGNALS
 from training.trainer import NonFinite
 from utils.errors import UserError
 
@@ -23,20 +20,6 @@ CANDIDATES = ("0.9", "0.2", "0.9:0.1")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return write_scene(tmp_path_factory.mktemp("scene"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
-
-    def run(argv):
-        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
-        train.main()
-        return capsys.readouterr()
-
-    yield run
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
 
 
 def words(root, out, **flags):
@@ -61,7 +44,7 @@ def unbroken(root):
     return out
 
 
-def test_the_choice_is_recorded_and_used(root, unbroken, run):
+def test_the_choice_is_recorded_and_used(root, unbroken, run_train):
     found = content(unbroken)
     assert found["held_out"] == ["train/r_2", "train/r_6"]
     assert set(found["candidates"]) == set(CANDIDATES)
@@ -76,15 +59,15 @@ def test_the_choice_is_recorded_and_used(root, unbroken, run):
     assert record["notes"]["lambda"] == found["choice"]
     assert "lambda.json" in record["outputs"]
     fixed = command(root, root / "fixed", iterations=30, lambda_tex=best.tex, lambda_tex_final=best.final)
-    run(fixed)
+    run_train(fixed)
     assert model(unbroken) == model(root / "fixed"), "trained on all views with the weight that was chosen"
 
 
-def test_a_second_search_finds_the_same(root, unbroken, run):
-    said = run(words(root, root / "again"))
+def test_a_second_search_finds_the_same(root, unbroken, run_train):
+    said = run_train(words(root, root / "again"))
     assert content(root / "again") == content(unbroken), "bit for bit"
     assert model(root / "again") == model(unbroken)
-    assert "up to date" in run([*words(root, root / "again"), "--skip_done"]).err
+    assert "up to date" in run_train([*words(root, root / "again"), "--skip_done"]).err
     assert "choosing lambda_tex from 0.9, 0.2, 0.9:0.1: 10 and 20 iterations each, 2 LR views held out" in said.err
 
 
@@ -96,11 +79,11 @@ def made(monkeypatch):
     return found
 
 
-def test_another_configured_weight_comes_first_with_the_scores_there_are(root, unbroken, run, made):
+def test_another_configured_weight_comes_first_with_the_scores_there_are(root, unbroken, run_train, made):
     out = root / "configured"
-    run(words(root, out))
+    run_train(words(root, out))
     made.clear()
-    said = run([*words(root, out, lambda_tex=0.2), "--overwrite"])
+    said = run_train([*words(root, out, lambda_tex=0.2), "--overwrite"])
     assert "choosing lambda_tex from 0.2, 0.9, 0.9:0.1: 10 and 20 iterations each" in said.err
     assert not made
     assert content(out)["key"] == content(unbroken)["key"]
@@ -114,22 +97,22 @@ def test_another_configured_weight_comes_first_with_the_scores_there_are(root, u
     assert str(chosen) == ("0.2" if choice["kept_because"] else best)
 
 
-def test_a_longer_list_of_trainings_as_long_trains_only_what_is_new(root, unbroken, run, made):
+def test_a_longer_list_of_trainings_as_long_trains_only_what_is_new(root, unbroken, run_train, made):
     out = root / "longer"
-    run(words(root, out))
+    run_train(words(root, out))
     made.clear()
-    said = run([*words(root, out, lambda_tex=0.35, choose_iterations=120), "--overwrite"])
+    said = run_train([*words(root, out, lambda_tex=0.35, choose_iterations=120), "--overwrite"])
     assert "choosing lambda_tex from 0.35, 0.9, 0.2, 0.9:0.1: 10 and 20 iterations each" in said.err
     assert [(str(arguments[2]), arguments[3]) for arguments in made] == [("0.35", 10), ("0.35", 20)]
-    run([*words(root, out), "--overwrite"])
+    run_train([*words(root, out), "--overwrite"])
     assert content(out) == content(unbroken), "what is no candidate any more has left the file"
     made.clear()
-    run([*words(root, out, choose_iterations=120), "--overwrite"])
+    run_train([*words(root, out, choose_iterations=120), "--overwrite"])
     assert [arguments[3] for arguments in made] == [13, 26] * 3, "other lengths begin anew"
 
 
 @pytest.mark.parametrize("trainings", [1, 4])
-def test_a_search_that_was_killed_ends_alike(root, unbroken, run, monkeypatch, trainings):
+def test_a_search_that_was_killed_ends_alike(root, unbroken, run_train, monkeypatch, trainings):
     out, made, real = root / f"killed_{trainings}", [], search_module.trained
 
     def counted(*arguments):
@@ -140,20 +123,20 @@ def test_a_search_that_was_killed_ends_alike(root, unbroken, run, monkeypatch, t
 
     monkeypatch.setattr(search_module, "trained", counted)
     with pytest.raises(KeyboardInterrupt):
-        run(words(root, out))
+        run_train(words(root, out))
     assert sum(map(len, content(out)["candidates"].values())) == trainings
     monkeypatch.setattr(search_module, "trained", lambda *arguments: made.append(arguments) or real(*arguments))
-    run(words(root, out))
+    run_train(words(root, out))
     assert len(made) == 6
     assert content(out) == content(unbroken)
     assert model(out) == model(unbroken)
 
 
-def test_another_search_does_not_use_its_scores(root, run, made):
+def test_another_search_does_not_use_its_scores(root, run_train, made):
     out = root / "changed"
-    run(words(root, out))
+    run_train(words(root, out))
     made.clear()
-    run([*words(root, out, seed=3), "--overwrite"])
+    run_train([*words(root, out, seed=3), "--overwrite"])
     assert len(made) == 6
 
 
@@ -187,15 +170,15 @@ def test_candidates_are_compared_as_a_run_would_write_them(root):
     assert float(trainer.drawn.opacities.max()) > 0.02
 
 
-def test_a_run_without_a_search_leaves_no_earlier_choice(root, run):
+def test_a_run_without_a_search_leaves_no_earlier_choice(root, run_train):
     out = root / "plain"
     out.mkdir()
     (out / "lambda.json").write_text("{}")
-    run(command(root, out, iterations=2))
+    run_train(command(root, out, iterations=2))
     assert not (out / "lambda.json").exists()
 
 
-def test_a_candidate_that_ends_in_nan_is_left_out(root, run, monkeypatch):
+def test_a_candidate_that_ends_in_nan_is_left_out(root, run_train, monkeypatch):
     real = search_module.Trainer.advance
 
     def broken(self):
@@ -204,7 +187,7 @@ def test_a_candidate_that_ends_in_nan_is_left_out(root, run, monkeypatch):
         real(self)
 
     monkeypatch.setattr(search_module.Trainer, "advance", broken)
-    said = run(words(root, root / "nan"))
+    said = run_train(words(root, root / "nan"))
     assert "lambda_tex 0.2: iteration 1, view train/r_0: loss is not finite; left out of the choice" in said.err
     assert set(content(root / "nan")["choice"]["predicted_detail_db"]) == {"0.9", "0.9:0.1"}
 
@@ -216,23 +199,23 @@ def test_a_candidate_that_ends_in_nan_is_left_out(root, run, monkeypatch):
         ({"held_out_every": 8}, "of 8 training views 1 would be held out"),
     ],
 )
-def test_what_cannot_be_searched_is_one_line(root, run, flags, text):
+def test_what_cannot_be_searched_is_one_line(root, run_train, flags, text):
     with pytest.raises(UserError, match=text):
-        run(words(root, root / "bad", **flags))
+        run_train(words(root, root / "bad", **flags))
     assert not (root / "bad").exists()
 
 
 @pytest.mark.parametrize(
     ("texts", "text"), [(["0.90"], "nothing else than the configured weight, 0.9"), (["2"], " 2: ")]
 )
-def test_candidates_that_cannot_be_compared_are_one_line(root, run, texts, text):
+def test_candidates_that_cannot_be_compared_are_one_line(root, run_train, texts, text):
     argv = words(root, root / "bad")[: -len(CANDIDATES)]
     with pytest.raises(UserError, match=f"--lambda_candidates.*{text}"):
-        run([*argv, *texts])
+        run_train([*argv, *texts])
     assert not (root / "bad").exists()
 
 
-def test_a_dry_run_says_what_would_be_tried(root, run):
-    said = run([*words(root, root / "dry"), "--dry_run"])
+def test_a_dry_run_says_what_would_be_tried(root, run_train):
+    said = run_train([*words(root, root / "dry"), "--dry_run"])
     assert "first choosing lambda_tex from 0.9, 0.2, 0.9:0.1: 10 and 20 iterations each" in said.out
     assert not (root / "dry").exists()
