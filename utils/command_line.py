@@ -11,6 +11,13 @@ from typing import Any, NoReturn
 from utils.errors import UserError, one_line
 
 
+def parted(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The words before the first flag, the flags, and what follows "--"."""
+    before = list(takewhile(lambda word: word != "--", words))
+    names = list(takewhile(lambda word: not word.startswith("-"), before))
+    return names, before[len(names) :], list(words[len(before) + 1 :])
+
+
 class Parser(ArgumentParser):
     """argparse with one-line errors that name the nearest known flag."""
 

@@ -5,7 +5,6 @@ The study file is written to OUT, so that `python -m evaluation.study` can carry
 
 import sys
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from evaluation.paper.study import DataSet, row_name, study_text
 from evaluation.paper.tables import TABLES, Cells, PaperTable, jump_table, quality_tables
 from utils import errors
 from utils.atomic import write_text
+from utils.command_line import parted
 from utils.errors import UserError
 from utils.log import note, say, set_quiet
 
@@ -27,13 +27,9 @@ USAGE = f"{PROGRAM} DATA {{{','.join(TABLES)}}}"
 
 def main() -> None:
     """Parse, check, run, show."""
-    words, own = sys.argv[1:], []
-    if "--" in words:
-        own = words[words.index("--") + 1 :]
-        words = words[: words.index("--")]
-    names = list(takewhile(lambda word: not word.startswith("-"), words))
+    names, words, own = parted(sys.argv[1:])
     about = "Make a table of the paper on full data, published cells beside. After --: flags of run.py for all rows."
-    params, executor = parse_groups(USAGE, about, [PaperParams, ExecutorParams], words[len(names) :])
+    params, executor = parse_groups(USAGE, about, [PaperParams, ExecutorParams], words)
     if len(names) != 2 or names[1] not in TABLES:
         raise UserError(f"{USAGE}: a folder of scenes and one table are expected, then flags")
     set_quiet(params.quiet)

@@ -5,7 +5,6 @@ status  what is done, running, failed or out of date    table   results, differe
 """
 
 import sys
-from itertools import takewhile
 from pathlib import Path
 
 from arguments.flags import parse_groups
@@ -17,6 +16,7 @@ from evaluation.study.planner import make_plan
 from evaluation.study.spec import read_study, restrict, with_overrides
 from evaluation.study.tasks import failure, in_use, read_manifest, stale
 from utils import errors
+from utils.command_line import parted
 from utils.errors import UserError
 from utils.log import note, say, set_quiet
 
@@ -27,14 +27,10 @@ ACTIONS = ("plan", "run", "status", "table")
 
 def main() -> None:
     """Parse, plan, and do what is asked for."""
-    words, own = sys.argv[1:], []
-    if "--" in words:
-        own = words[words.index("--") + 1 :]
-        words = words[: words.index("--")]
-    names = list(takewhile(lambda word: not word.startswith("-"), words))
+    names, words, own = parted(sys.argv[1:])
     about = (__doc__ or "").partition("\n\n")[2]
     groups = [StudyParams, ExecutorParams, StudyTableParams]
-    params, executor, shown = parse_groups(PROGRAM, f"{about} After --: flags of run.py.", groups, words[len(names) :])
+    params, executor, shown = parse_groups(PROGRAM, f"{about} After --: flags of run.py.", groups, words)
     if len(names) != 2 or names[1] not in ACTIONS:
         raise UserError(f"{PROGRAM}: a study file and one of {', '.join(ACTIONS)} are expected, then flags")
     set_quiet(params.quiet)

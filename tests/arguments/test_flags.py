@@ -14,6 +14,7 @@ from arguments.next_step import next_step
 from arguments.paper_config import read_paper_config
 from arguments.pipeline import METHODS, plan
 from arguments.steps import STEPS, parse
+from utils.command_line import parted
 from utils.errors import UserError
 
 FROZEN = Path(__file__).resolve().parents[1] / "golden" / "flags.json"
@@ -360,3 +361,16 @@ def test_the_flags_of_3dgs_keep_their_names_and_defaults():
         "-r": "resolution",
         "-w": "white_background",
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "flags", "own"),
+    [
+        ("", "", "", ""),
+        ("a b --flag c -- --own d", "a b", "--flag c", "--own d"),
+        ("--flag a", "", "--flag a", ""),
+        ("a -- b -- c", "a", "", "b -- c"),
+    ],
+)
+def test_words_before_flags_and_after_two_hyphens(words, names, flags, own):
+    assert parted(words.split()) == (names.split(), flags.split(), own.split())
