@@ -5,6 +5,7 @@
         --json benchmarks/results/stages.json
     python -m benchmarks.training_step --two_term --json benchmarks/results/training_step.json
     python -m benchmarks.alignment --lr_geometry DIR --json benchmarks/results/alignment.json
+    python -m evaluation.study studies/NAME.toml table --json studies/results/NAME.json
     python -m benchmarks.pages
 
 What a GPU gave comes from benchmarks/results/gpu, see benchmarks.gpu_pages.
@@ -18,9 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from arguments.study import StudyTableParams
 from benchmarks import alignment, gpu_pages, report, training_step
 from benchmarks.chart import chart
 from benchmarks.goals import Finding, goals_table
+from evaluation.formats import FORMATS
+from evaluation.study.results import read_results
+from evaluation.study.spec import read_study
+from evaluation.study.table import compared
 from utils import errors
 from utils.atomic import read_json, write_text
 from utils.errors import UserError
@@ -31,6 +37,11 @@ CHART = PROJECT / "docs/images/rasterizer.svg"
 PACKAGE = "submodules/diff-gaussian-rasterization/README.md"
 PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md")
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", re.S)
+STUDIES = "studies"
+STUDY_BLOCKS = (
+    *("finalists", "seqsplat", "peers", "alignment", "alignment_frames", "lambda", "estimates", "backend"),
+    *("ordering", "ordering_frames", "full_size", "full_size_frames"),
+)
 FILES = ("goals", "stages", "training_step", "alignment")
 Report = dict[str, Any]
 Reports = dict[str, Report]  # by the names in FILES
@@ -83,6 +94,22 @@ def gpu_block(reports: Reports) -> str:
     return gpu_pages.block(reports["gpu"])
 
 
+def study_block(name: str) -> Callable[[Reports], str]:
+    """A study's compact table, and with `_frames` at the end of a block's name that of its frames."""
+
+    def block(reports: Reports) -> str:
+        table, _, frames = name.partition("_")
+        path = PROJECT / STUDIES / "results" / f"{table}.json"
+        params = StudyTableParams(metrics=("PSNR", "LPIPS_alex"), compact=True, frames=bool(frames))
+        tables = compared(read_study(PROJECT / STUDIES / f"{table}.toml"), read_results(path), params)[2]
+        command = (
+            f"python -m evaluation.study {STUDIES}/{table}.toml run, then table --json {STUDIES}/results/{table}.json"
+        )
+        return f"<!-- measured: {command} -->\n{FORMATS['markdown'](tables[-1])}\n"
+
+    return block
+
+
 BLOCKS: dict[str, Callable[[Reports], str]] = {
     "goals": goals_block,
     "stages": stages_block,
@@ -91,6 +118,7 @@ BLOCKS: dict[str, Callable[[Reports], str]] = {
     "picture": picture_block,
     "alignment": alignment_block,
     "gpu": gpu_block,
+    **{f"study_{name}": study_block(name) for name in STUDY_BLOCKS},
 }
 
 

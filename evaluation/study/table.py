@@ -19,6 +19,7 @@ from utils.atomic import write_json, write_text
 from utils.errors import UserError
 from utils.log import note, say
 
+CLEAR = 0.05  # p under which a difference is marked
 FRAME_FACTS = ("jump_PSNR", "mean_step_deg", "worst_step_deg", "step_px", "flow_px", "disagreement")
 
 
@@ -47,6 +48,39 @@ def layout(rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str], 
 
 def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def compact_table(rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str]) -> Table:
+    """One row a variant; of each scene the metrics, the difference, the frames, each on all backgrounds (a / b)."""
+    scenes = [*([ALL] if len(comparison.scenes) > 1 else []), *comparison.scenes]
+    found = {(row.scene, row.variant, row.background): row for row in rows}
+    compared = any(row.difference for row in rows)
+    differences = [f"- {comparison.baseline}"] if compared else []
+    columns = [*metrics[:1], *differences, *metrics[1:], "frame_PSNR"]
+    header = [" ".join([scene, column]) for scene in scenes for column in columns]
+    table = Table(["variant", "seeds", *header, "cpu_seconds"], [])
+    for variant in comparison.variants:
+        cells, own = [], [row for row in rows if row.variant == variant]
+        for scene in scenes:
+            backgrounds = dict.fromkeys(row.background for row in rows if row.scene == scene)
+            there = [row for b in backgrounds if (row := found.get((scene, variant, b)))]
+            cells += [_beside([cell_text(m, row.means.get(m)) for row in there]) for m in metrics[:1]]
+            cells += [_beside([_signed(row) for row in there])] if compared else []
+            cells += [_beside([cell_text(m, row.means.get(m)) for row in there]) for m in metrics[1:]]
+            cells.append(_beside([cell_text("frame_PSNR", row.frame_PSNR) for row in there]))
+        seeds = sorted({len(row.seeds) for row in own})
+        costs = [r.cpu_seconds for r in comparison.results if r.variant == variant]
+        table.rows.append([variant, "-".join(map(str, seeds)), *cells, f"{np.mean(costs):.0f}"])
+    return table
+
+
+def _beside(cells: Sequence[str]) -> str:
+    return " / ".join(cells) if set(cells) - {"-"} else "-"
+
+
+def _signed(row: Row) -> str:
+    star = "*" if row.p is not None and row.p < CLEAR else ""
+    return f"{row.difference.mean:+.2f}{star}" if row.difference else "-"
 
 
 def frame_table(comparison: Comparison, params: StudyTableParams) -> Table:
@@ -135,26 +169,7 @@ def show_table(study: Study, plan: Plan, params: StudyTableParams) -> None:
         if params.baseline not in ("", *variants):
             raise UserError(f"--baseline {baseline!r} is not known; there are {', '.join(variants)}")
         note(f"no finished run of the baseline {baseline!r}: no differences to it")
-    known = {m for r in results for table in r.views.values() for m in first(table)}
-    wrong = [m for m in params.metrics if known and m not in known]
-    if wrong and params.metrics == StudyTableParams.metrics:  # nobody asked for it: what there is instead
-        others = sorted(m for m in known if m.startswith("LPIPS"))
-        params = replace(params, metrics=tuple(m for m in (*params.metrics, *others) if m in known))
-    elif wrong:
-        raise UserError(f"--metrics {wrong[0]}: measured are {', '.join(sorted(known))}")
-    shown = check_protocols(results)
-    comparison = Comparison(results, variants, baseline, params.metrics[0])
-    rows = comparison.rows(params.metrics, params)
-    single = len(comparison.scenes) == 1
-    table = layout(
-        [r for r in rows if (r.scene == ALL) != single or params.per_scene], comparison, params.metrics, shown
-    )
-    table.caption = caption(comparison, params, results)
-    tables = [table]
-    if params.frames:
-        tables.append(frame_table(comparison, params))
-    if params.per_view:
-        tables.append(view_table(comparison, params.background))
+    comparison, rows, tables = compared(study, results, params)
     text = "\n\n".join(FORMATS[params.format](t) for t in tables)
     if params.json:
         write_json(Path(params.json), to_json(study, comparison, rows, params))
@@ -164,6 +179,41 @@ def show_table(study: Study, plan: Plan, params: StudyTableParams) -> None:
         say(f"wrote {params.output}")
     else:
         say(text)
+
+
+def compared(
+    study: Study, results: Sequence[Result], params: StudyTableParams
+) -> tuple[Comparison, list[Row], list[Table]]:
+    """Compare results: every row, and the tables that are asked for.
+
+    Raises
+    ------
+    UserError : an unknown metric, or protocols that differ.
+    """
+    known = {m for r in results for table in r.views.values() for m in first(table)}
+    wrong = [m for m in params.metrics if known and m not in known]
+    if wrong and params.metrics == StudyTableParams.metrics:  # nobody asked for it: what there is instead
+        others = sorted(m for m in known if m.startswith("LPIPS"))
+        params = replace(params, metrics=tuple(m for m in (*params.metrics, *others) if m in known))
+    elif wrong:
+        raise UserError(f"--metrics {wrong[0]}: measured are {', '.join(sorted(known))}")
+    shown = check_protocols(results)
+    names = [v.name for v in study.variants]
+    comparison = Comparison(results, names, params.baseline or study.baseline, params.metrics[0])
+    rows = comparison.rows(params.metrics, params)
+    single = len(comparison.scenes) == 1
+    if params.compact:
+        table = compact_table(rows, comparison, params.metrics)
+    else:
+        some = [r for r in rows if (r.scene == ALL) != single or params.per_scene]
+        table = layout(some, comparison, params.metrics, shown)
+    table.caption = caption(comparison, params, results)
+    tables = [table]
+    if params.frames:
+        tables.append(frame_table(comparison, params))
+    if params.per_view:
+        tables.append(view_table(comparison, params.background))
+    return comparison, rows, tables
 
 
 def to_json(study: Study, comparison: Comparison, rows: Sequence[Row], params: StudyTableParams) -> dict[str, Any]:

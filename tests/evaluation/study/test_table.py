@@ -216,3 +216,15 @@ def test_interrupted_and_mixed_code_are_said(plan, capsys):
     text = capsys.readouterr().out
     assert "*: interrupted" in text
     assert "Not one code state: train ran with several" in text
+
+
+def test_the_compact_table_has_one_row_a_variant(plan, capsys):
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR", "SSIM"), compact=True))
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert lines[0][:6] == ["variant", "seeds", "all PSNR", "all - base", "all SSIM", "all frame_PSNR"]
+    assert lines[0][6:10] == ["a PSNR", "a - base", "a SSIM", "a frame_PSNR"]
+    better = dict(zip(lines[0], next(line for line in lines if line[0] == "better"), strict=True))
+    assert (better["all PSNR"], better["all - base"], better["a - base"]) == ("26.38", "+0.88", "+1.25")
+    assert [line[0] for line in lines[2:]] == ["base", "better", "worse"]
+    base = dict(zip(lines[0], lines[2], strict=True))
+    assert base["a - base"] == "-"
