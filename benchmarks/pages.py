@@ -98,14 +98,12 @@ def study_block(name: str) -> Callable[[Reports], str]:
     """A study's compact table, and with `_frames` at the end of a block's name that of its frames."""
 
     def block(reports: Reports) -> str:
-        table, _, frames = name.partition("_")
-        path = PROJECT / STUDIES / "results" / f"{table}.json"
-        params = StudyTableParams(metrics=("PSNR", "LPIPS_alex"), compact=True, frames=bool(frames))
-        tables = compared(read_study(PROJECT / STUDIES / f"{table}.toml"), read_results(path), params)[2]
-        command = (
-            f"python -m evaluation.study {STUDIES}/{table}.toml run, then table --json {STUDIES}/results/{table}.json"
-        )
-        return f"<!-- measured: {command} -->\n{FORMATS['markdown'](tables[-1])}\n"
+        table, frames = name.removesuffix("_frames"), name.endswith("_frames")
+        params = StudyTableParams(metrics=("PSNR", "LPIPS_alex"), compact=True, frames=frames)
+        results = read_results(PROJECT / STUDIES / "results" / f"{table}.json")
+        tables = compared(read_study(PROJECT / STUDIES / f"{table}.toml"), results, params)[2]
+        run, then = f"{STUDIES}/{table}.toml run", f"table --json {STUDIES}/results/{table}.json"
+        return f"<!-- measured: python -m evaluation.study {run}, then {then} -->\n{FORMATS['markdown'](tables[-1])}\n"
 
     return block
 
