@@ -138,7 +138,7 @@ class TrainingParams:
         " --lambda_candidates, compared on held-out LR views; in doubt they stay as they are; see OUT/lambda.json",
     )
     lambda_candidates: tuple[str, ...] = opt(
-        ("0.6", "0.3", "0.1", "0.05", "0.9:0.1", "0.9:0.02"),
+        ("0.6", "0.3", "0.1", "0.05", "0.6:0.05", "0.9:0.02"),
         "weights of the frames' loss that --choose_lambda tries beside the configured one; 0.9:0.1 = a schedule",
     )
     choose_iterations: int = opt(
