@@ -50,7 +50,10 @@ class StudyTableParams:
     baseline: str = opt("", "variant that the others are compared with; default: the study's")
     background: tuple[str, ...] = opt((), "only these backgrounds")
     per_scene: bool = opt(False, "also one table a scene")
-    compact: bool = opt(False, "one row a variant, all scenes beside each other; * = p (Holm) under 0.05")
+    compact: bool = opt(
+        False,
+        "one row a variant, scenes beside each other; * = clear: of a scene p (Holm) under 0.05, of all the interval",
+    )
     frames: bool = opt(False, "also a table of the frames: gain with interval, jumps of the order, flow")
     per_view: bool = opt(False, "also the difference of every view to the baseline")
     format: str = opt("markdown", "markdown, latex, csv or tsv", choices=("markdown", "latex", "csv", "tsv"))

@@ -51,26 +51,33 @@ def _number(value: float | None, decimals: int) -> str:
 
 
 def compact_table(rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str]) -> Table:
-    """One row a variant; of each scene the metrics, the difference, the frames, each on all backgrounds (a / b)."""
+    """One row a variant; of each scene the metrics, the differences, the frames, each on all backgrounds (a / b)."""
     scenes = [*([ALL] if len(comparison.scenes) > 1 else []), *comparison.scenes]
     found = {(row.scene, row.variant, row.background): row for row in rows}
     compared = any(row.difference for row in rows)
     differences = [f"- {comparison.baseline}"] if compared else []
     columns = [*metrics[:1], *differences, *metrics[1:], "frame_PSNR"]
     header = [" ".join([scene, column]) for scene in scenes for column in columns]
-    table = Table(["variant", "seeds", *header, "cpu_seconds"], [])
+    table = Table(["variant", "seeds", *header, *(["carry-over"] if compared else []), "cpu_seconds", "peak_MB"], [])
     for variant in comparison.variants:
         cells, own = [], [row for row in rows if row.variant == variant]
         for scene in scenes:
             backgrounds = dict.fromkeys(row.background for row in rows if row.scene == scene)
-            there = [row for b in backgrounds if (row := found.get((scene, variant, b)))]
-            cells += [_beside([cell_text(m, row.means.get(m)) for row in there]) for m in metrics[:1]]
-            cells += [_beside([_signed(row) for row in there])] if compared else []
-            cells += [_beside([cell_text(m, row.means.get(m)) for row in there]) for m in metrics[1:]]
-            cells.append(_beside([cell_text("frame_PSNR", row.frame_PSNR) for row in there]))
-        seeds = sorted({len(row.seeds) for row in own})
-        costs = [r.cpu_seconds for r in comparison.results if r.variant == variant]
-        table.rows.append([variant, "-".join(map(str, seeds)), *cells, f"{np.mean(costs):.0f}"])
+            pairs = [
+                (row, found.get((scene, comparison.baseline, b)))
+                for b in backgrounds
+                if (row := found.get((scene, variant, b)))
+            ]
+            cells += [_beside([cell_text(m, row.means.get(m)) for row, _ in pairs]) for m in metrics[:1]]
+            cells += [_beside([_signed(row) for row, _ in pairs])] if compared else []
+            cells += [_beside([_with_change(m, row, base) for row, base in pairs]) for m in metrics[1:]]
+            cells.append(_beside([cell_text("frame_PSNR", row.frame_PSNR) for row, _ in pairs]))
+        wide = [row for row in own if row.scene == scenes[0]]
+        cells += [_beside([_number(row.carry, 2) for row in wide])] if compared else []
+        results = [r for r in comparison.results if r.variant == variant]
+        star = "*" if any(r.interrupted for r in results) else ""
+        cells += [f"{np.mean([r.cpu_seconds for r in results]):.0f}{star}", f"{max(r.peak_MB for r in results):.0f}"]
+        table.rows.append([variant, "-".join(map(str, sorted({len(row.seeds) for row in own}))), *cells])
     return table
 
 
@@ -78,9 +85,20 @@ def _beside(cells: Sequence[str]) -> str:
     return " / ".join(cells) if set(cells) - {"-"} else "-"
 
 
+def _with_change(metric: str, row: Row, base: Row | None) -> str:
+    """A mean, and how many percent it lies above the baseline's."""
+    text, mine = cell_text(metric, row.means.get(metric)), row.means.get(metric)
+    if base is None or base is row or mine is None or not base.means.get(metric):
+        return text
+    return f"{text} ({100 * (mine / base.means[metric] - 1):+.0f} %)"
+
+
 def _signed(row: Row) -> str:
-    star = "*" if row.p is not None and row.p < CLEAR else ""
-    return f"{row.difference.mean:+.2f}{star}" if row.difference else "-"
+    """The difference to the baseline; * where it is clear: over scenes by its interval, in one by its corrected p."""
+    if row.difference is None:
+        return "-"
+    clear = row.difference.low * row.difference.high > 0 if row.scene == ALL else row.p is not None and row.p < CLEAR
+    return f"{row.difference.mean:+.2f}{'*' * clear}"
 
 
 def frame_table(comparison: Comparison, params: StudyTableParams) -> Table:

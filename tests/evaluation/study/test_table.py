@@ -224,7 +224,9 @@ def test_the_compact_table_has_one_row_a_variant(plan, capsys):
     assert lines[0][:6] == ["variant", "seeds", "all PSNR", "all - base", "all SSIM", "all frame_PSNR"]
     assert lines[0][6:10] == ["a PSNR", "a - base", "a SSIM", "a frame_PSNR"]
     better = dict(zip(lines[0], next(line for line in lines if line[0] == "better"), strict=True))
-    assert (better["all PSNR"], better["all - base"], better["a - base"]) == ("26.38", "+0.88", "+1.25")
+    assert (better["all PSNR"], better["all - base"], better["a - base"]) == ("26.38", "+0.88*", "+1.25")
     assert [line[0] for line in lines[2:]] == ["base", "better", "worse"]
     base = dict(zip(lines[0], lines[2], strict=True))
     assert base["a - base"] == "-"
+    assert better["a SSIM"] == base["a SSIM"] + " (+0 %)"
+    assert (better["carry-over"], better["cpu_seconds"], better["peak_MB"]) == ("0.88", "15", "5")
