@@ -56,3 +56,12 @@ class TableParams:
     iteration: int = opt(-1, "iteration of each model; -1 = the latest that was measured")
     mean: bool = opt(False, "add a row with the mean over all rows")
     output: str = opt("", "file to write; default: standard output", "-o", result=False)
+
+
+@dataclass(frozen=True)
+class FrameQualityParams:
+    """On what frames are compared (python -m evaluation.frame_quality -s SCENE -m TASK; a task does)"""
+
+    backgrounds: tuple[str, ...] = opt(("black",), "white, black", choices=("white", "black"))
+    jump_deg: float = opt(45.0, "frames beside a step of more degrees also get a mean of their own")
+    geometry: str = opt("", "folder of depths, for the flow between consecutive views")

@@ -79,12 +79,3 @@ class WorkerParams:
     parent: int = opt(0, "end when this process, which started it, is gone; 0 = never")
     again: bool = opt(False, "redo a finished task")
     keep_checkpoints: bool = opt(False, "keep the training checkpoints")
-
-
-@dataclass(frozen=True)
-class FrameQualityParams:
-    """On what frames are compared (python -m evaluation.study.frame_quality -s SCENE -m TASK; a task does)"""
-
-    backgrounds: tuple[str, ...] = opt(("black",), "white, black", choices=("white", "black"))
-    jump_deg: float = opt(45.0, "frames beside a step of more degrees also get a mean of their own")
-    geometry: str = opt("", "folder of depths, for the flow between consecutive views")

@@ -13,7 +13,8 @@ from arguments.study import ExecutorParams
 from evaluation.protocols import Protocol
 from evaluation.study.executors import execute
 from evaluation.study.plan import Command, Plan, Run, Task
-from evaluation.study.tasks import MANIFEST, SCHEMA, read_order, write_order
+from evaluation.study.state import MANIFEST, SCHEMA
+from evaluation.study.tasks import read_order, write_order
 from utils import errors
 from utils.provenance import PROJECT
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from arguments.downscale import DownscaleParams
-from arguments.evaluation import TableParams
+from arguments.evaluation import FrameQualityParams, TableParams
 from arguments.loading import CommonParams, ModelParams
 from arguments.paper import PaperParams
 from arguments.pipeline import RunParams
 from arguments.steps import STEPS
-from arguments.study import ExecutorParams, FrameQualityParams, StudyParams, StudyTableParams, WorkerParams
+from arguments.study import ExecutorParams, StudyParams, StudyTableParams, WorkerParams
 from arguments.subset import SubsetParams
 from benchmarks.choose_lambda import Lengths
 from scene.sequences import read_sequences
@@ -57,7 +57,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.study": (StudyParams, ExecutorParams, StudyTableParams),
     "evaluation.study.tasks": (WorkerParams,),
     "evaluation.paper": (PaperParams, ExecutorParams),
-    "evaluation.study.frame_quality": (ModelParams, FrameQualityParams),
+    "evaluation.frame_quality": (ModelParams, FrameQualityParams),
     "examples.demo": (CommonParams,),
     "benchmarks.choose_lambda": (*STEPS["train"].groups, Lengths),
 }

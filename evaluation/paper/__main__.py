@@ -129,7 +129,7 @@ def carry_out(study: Any, table: PaperTable, params: PaperParams, executor: Exec
 def show(plan: Any, study: Any, table: PaperTable, params: PaperParams) -> None:
     """Print the tables, and write them where --output says."""
     from evaluation.study.results import check_protocols, finished
-    from evaluation.study.tasks import read_manifest
+    from evaluation.study.state import read_manifest
 
     scenes = [scene.name for scene in study.scenes]
     if table.layout == "jumps":

@@ -14,7 +14,8 @@ from evaluation.study.executors import Outcome, execute, wanted_tasks
 from evaluation.study.plan import Plan
 from evaluation.study.planner import make_plan
 from evaluation.study.spec import read_study, restrict, with_overrides
-from evaluation.study.tasks import failure, in_use, read_manifest, stale
+from evaluation.study.state import read_manifest, stale
+from evaluation.study.tasks import failure, in_use
 from utils import errors
 from utils.command_line import parted
 from utils.errors import UserError

@@ -17,7 +17,8 @@ from typing import Any
 from arguments.study import ExecutorParams
 from evaluation.study.plan import Plan, Task
 from evaluation.study.progress import StudyProgress
-from evaluation.study.tasks import BUSY, failure, read_manifest, stale, write_order
+from evaluation.study.state import read_manifest, stale
+from evaluation.study.tasks import BUSY, failure, write_order
 from utils.errors import Interrupted
 from utils.log import note
 from utils.provenance import PROJECT

@@ -11,6 +11,7 @@ from evaluation.study.spec import BACKGROUNDS
 
 OWN_CODE = ("ordering", "cost", "gate", "upsampler", "neighbour_cost")  # settings that may be MODULE:NAME
 OWN_COMMAND = "command"  # name of those of the study file
+MEASURE_FRAMES = "frames"  # name of the one that measures them
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Command:
 
     Parameters
     ----------
-    name : of the step, OWN_COMMAND, or "frames", which measures them.
+    name : of the step, OWN_COMMAND, or MEASURE_FRAMES.
     words : the script and its arguments; a worker puts in `{device}` and `{threads}`.
     record : (folder relative to the task's, step) of the run.json record that it leaves, () = none.
     """

@@ -17,7 +17,7 @@ from arguments.flags import as_flags, make
 from arguments.pipeline import needs_geometry, needs_lr_model
 from arguments.steps import STEPS
 from arguments.training import OptimizationParams
-from evaluation.study.plan import OWN_CODE, OWN_COMMAND, Command, Plan, Run, Task, digest
+from evaluation.study.plan import MEASURE_FRAMES, OWN_CODE, OWN_COMMAND, Command, Plan, Run, Task, digest
 from evaluation.study.spec import BACKGROUNDS, SceneSpec, Study, Variant
 from scene.trained_model import ply_path
 from utils.errors import UserError
@@ -135,8 +135,10 @@ class _Planner:
         depths = {"geometry": f"{builder.text('{geometry}')}/geometry"} if flow else {}
         builder.step("upsample", depths)
         loading = {k: builder.filled(v) for k, v in builder.values("order").items() if k in LOADING}
-        words = ("-m", "evaluation.study.frame_quality", "-s", builder.source, "-m", builder.folder)
-        builder.commands.append(Command("frames", (*words, "--backgrounds", *BACKGROUNDS, *as_flags(loading | depths))))
+        words = ("-m", "evaluation.frame_quality", "-s", builder.source, "-m", builder.folder)
+        builder.commands.append(
+            Command(MEASURE_FRAMES, (*words, "--backgrounds", *BACKGROUNDS, *as_flags(loading | depths)))
+        )
         return builder.done({})
 
     def _model(self, scene: SceneSpec, variant: Variant, seed: int, frames: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from evaluation.study.plan import Plan, Task
-from evaluation.study.tasks import read_manifest
+from evaluation.study.state import read_manifest
 from utils import log
 
 

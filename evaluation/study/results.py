@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.protocols import Protocol, from_json, require_equal
 from evaluation.study.plan import Plan, Run
-from evaluation.study.tasks import read_manifest
+from evaluation.study.state import read_manifest
 from utils.atomic import read_json
 from utils.errors import UserError, one_line
 

@@ -14,28 +14,23 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from arguments.steps import STEPS
-from evaluation.study.frame_quality import FILE_NAME as FRAMES_FILE
-from evaluation.study.plan import OWN_CODE, OWN_COMMAND, Command, Plan, Task, digest
+from evaluation.frame_quality import FILE_NAME as FRAMES_FILE
+from evaluation.study.plan import Command, Plan, Task, digest
+from evaluation.study.state import MANIFEST, SCHEMA, code_of, read_manifest
 from utils import __version__
 from utils.atomic import read_json, write_json
 from utils.child import run_child
 from utils.errors import UserError
-from utils.keys import GROUND
 from utils.locks import LOCK_NAME, locked
 from utils.log import note
-from utils.plugins import source_files
-from utils.provenance import PROJECT, SOURCES, hash_files, package_versions
+from utils.provenance import PROJECT, package_versions
 from utils.record import read_record
 
-MANIFEST, ORDER, LOGS = "study.json", "task.json", "logs"
-SCHEMA = 1
+ORDER, LOGS = "task.json", "logs"
 BUSY, FAILED = 75, 1  # exit codes of a worker; 128 + n: ended by signal n
-NOT_PART_OF_RESULTS = "study"  # this package runs and compares; it makes no number of a task
 FREE_WAIT_S = 20.0
 ATTEMPT = "== "  # begins a log's line that says what is run
 # A task's product is known by these of its files; logs, records and models' cfg_args differ with time and place.
@@ -71,69 +66,6 @@ def read_order(folder: Path) -> tuple[Task, str]:
     commands = tuple(Command(c["name"], tuple(c["words"]), tuple(c["record"])) for c in content.pop("commands"))
     needs, measured = tuple(content.pop("needs")), tuple(content.pop("measured"))
     return Task(**content, commands=commands, needs=needs, measured=measured), cwd
-
-
-def code_of(task: Task) -> dict[str, str]:
-    """Hash of the code of each step of a task, of our scripts and modules that the study's own commands name, and of
-    the user's modules that its settings name (MODULE:NAME)."""
-    found = {name: step_code(name) for name in dict.fromkeys(c.name for c in task.commands) if name in STEPS}
-    found |= {name: code for c in task.commands if c.name == OWN_COMMAND for name, code in command_code(c).items()}
-    named = [str(v) for values in task.recipe["steps"].values() for k, v in values.items() if k in OWN_CODE]
-    files = {name: source_files(name) for name in named if ":" in name}
-    return found | {name: hash_files(paths)["sha256"][:16] for name, paths in files.items() if paths}
-
-
-def command_code(command: Command) -> dict[str, str]:
-    """Hash of the code behind `python SCRIPT.py` of a step, or `python -m PACKAGE.MODULE`; {} where it is not ours."""
-    word, *rest = command.words[command.words[0] == "python" :] or ("",)
-    if word == "-m" and rest and (PROJECT / (package := rest[0].partition(".")[0])).is_dir():
-        beside = [step.code for step in STEPS.values() if package in step.code]
-        return {rest[0]: packages_code(frozenset({package}.union(*beside)))}
-    named = [name for name, step in STEPS.items() if step.script == word]
-    return {word: step_code(named[0])} if named else {}
-
-
-def step_code(name: str) -> str:
-    """Hash of a step's code: its packages, what they stand on, its script."""
-    return packages_code(frozenset(STEPS[name].code), STEPS[name].script)
-
-
-@cache
-def packages_code(packages: frozenset[str], *scripts: str) -> str:
-    """Hash of packages, of what they stand on, and of scripts; read once."""
-    wanted = sorted({*packages, *GROUND})
-    files = [p for package in wanted for p in sorted((PROJECT / package).rglob("*")) if p.suffix in SOURCES]
-    files = [p for p in files if NOT_PART_OF_RESULTS not in p.relative_to(PROJECT).parts]
-    return hash_files([*files, *(PROJECT / script for script in scripts)])["sha256"][:16]
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished task, None where it is not finished.
-
-    Raises
-    ------
-    UserError : a manifest of another schema.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not a manifest of schema {SCHEMA}; use another folder for this study")
-    return content
-
-
-def stale(plan: Plan, task: Task, manifest: Mapping[str, Any]) -> str:
-    """Why a finished task is not what would be made now, "" where it is."""
-    code = code_of(task)
-    other = [step for step in code if manifest["code"].get(step) != code[step]]
-    if other:
-        return f"made by other code of {', '.join(other)}"
-    for need in task.needs:
-        made = read_manifest(plan.folder(need))
-        if made is not None and manifest["needs"].get(need) != made["product"]:
-            return f"made from an earlier {need}"
-    return ""
 
 
 def in_use(folder: Path) -> bool:

@@ -14,19 +14,18 @@ from pathlib import Path
 import pytest
 
 from arguments.study import ExecutorParams
-from evaluation.study import tasks
+from evaluation.study import state
 from evaluation.study.executors import execute, worker_environment
-from evaluation.study.plan import OWN_COMMAND, Command, Plan
+from evaluation.study.plan import MEASURE_FRAMES, OWN_COMMAND, Command, Plan
 from evaluation.study.progress import StudyProgress
+from evaluation.study.state import read_manifest, stale
 from evaluation.study.tasks import (
     BUSY,
     Machine,
     carry_out,
     failure,
     in_use,
-    read_manifest,
     read_order,
-    stale,
     write_order,
 )
 from tests.study_factory import (
@@ -156,21 +155,34 @@ def test_our_code_behind_the_study_s_own_commands_is_part_of_a_task_s_state(
     for path in ("scene/subset.py", "examples/a.py", "training/a.py", "gaussian_renderer/a.py", "render.py"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text("before = True\n")
-    monkeypatch.setattr(tasks, "PROJECT", tmp_path)
-    monkeypatch.setattr(tasks, "packages_code", tasks.packages_code.__wrapped__)  # reads anew
+    monkeypatch.setattr(state, "PROJECT", tmp_path)
+    monkeypatch.setattr(state, "packages_code", state.packages_code.__wrapped__)  # reads anew
     task = replace(fake_task(plan, "a"), commands=(Command(OWN_COMMAND, tuple(words.split())),))
-    manifest = {"code": tasks.code_of(task), "needs": {}}
+    manifest = {"code": state.code_of(task), "needs": {}}
     assert list(manifest["code"]) == [name]
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("before = False\n")
     assert stale(plan, task, manifest) == f"made by other code of {name}"
 
 
+@pytest.mark.parametrize("file", ["frames.py", "order_quality.py", "frame_quality.py"])
+def test_what_measures_frames_is_part_of_their_task_s_state(plan, file, monkeypatch, tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / file).write_text("before = True\n")
+    monkeypatch.setattr(state, "PROJECT", tmp_path)
+    monkeypatch.setattr(state, "packages_code", state.packages_code.__wrapped__)  # reads anew
+    task = replace(fake_task(plan, "a"), commands=(Command(MEASURE_FRAMES, ("-m", "evaluation.frame_quality")),))
+    manifest = {"code": state.code_of(task), "needs": {}}
+    assert stale(plan, task, manifest) == ""
+    (tmp_path / "evaluation" / file).write_text("before = False\n")
+    assert stale(plan, task, manifest) == "made by other code of frames"
+
+
 @pytest.mark.parametrize(
     "words", ["python", "python -m", "python -m my_lab.tool", "python my_tool.py", "sh -c 'exit 3'"]
 )
 def test_commands_of_others_have_no_code_of_ours(words):
-    assert tasks.command_code(Command(OWN_COMMAND, tuple(words.split()))) == {}
+    assert state.command_code(Command(OWN_COMMAND, tuple(words.split()))) == {}
 
 
 def test_an_earlier_attempt_s_error_is_not_the_last_one_s(plan):

@@ -9,7 +9,7 @@ import pytest
 from arguments.study import ExecutorParams
 from evaluation.study.executors import execute
 from evaluation.study.plan import Plan
-from evaluation.study.tasks import read_manifest
+from evaluation.study.state import read_manifest
 from tests.study_factory import COUNT, end, fake_task, processes_of, ran, start_scheduler, wait_for
 from utils.errors import UserError
 

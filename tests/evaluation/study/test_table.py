@@ -13,9 +13,9 @@ from evaluation.study.comparison import ALL, Comparison
 from evaluation.study.plan import Plan
 from evaluation.study.results import Result, check_protocols, finished, read_results
 from evaluation.study.spec import Study, Variant
+from evaluation.study.state import read_manifest
 from evaluation.study.statistics import holm, paired_bootstrap
 from evaluation.study.table import show_table
-from evaluation.study.tasks import read_manifest
 from tests.study_factory import fake_results, write_manifest
 from utils.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Frames of a study's task against the HR truth: `python -m evaluation.study.frame_quality -s SCENE -m TASK`.
+"""Frames of a study's task against the HR truth: `python -m evaluation.frame_quality -s SCENE -m TASK`.
 
 Writes TASK/frames.json: {background: what `evaluation.frames.measure_frames` found, null where there is no truth; with
 "order" (evaluation.order_quality) and "alignment": {"flow_px", "disagreement"}, means over the views that have them}.
@@ -6,9 +6,9 @@ Writes TASK/frames.json: {background: what `evaluation.frames.measure_frames` fo
 
 from pathlib import Path
 
+from arguments.evaluation import FrameQualityParams
 from arguments.flags import parse_groups
 from arguments.loading import ModelParams
-from arguments.study import FrameQualityParams
 from utils import errors
 from utils.atomic import read_json, write_json
 from utils.log import say
