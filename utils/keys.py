@@ -8,6 +8,12 @@ from typing import Any
 from utils.provenance import hash_code, hash_files
 
 GROUND = ("scene", "arguments", "utils")  # below every step
+# Of the folders whose code is in keys, what can change no result: what is said to people, and what starts steps and
+# compares their results from outside. No step imports the latter (a test looks).
+NO_RESULT = (
+    *("utils/log.py", "utils/command_line.py", "arguments/next_step.py"),
+    *("arguments/study.py", "arguments/paper.py", "evaluation/study", "evaluation/paper"),
+)
 
 
 def make_key(
@@ -18,7 +24,7 @@ def make_key(
         "settings": settings,
         "seed": seed,
         "inputs": {group: hash_files(paths) for group, paths in inputs.items()},
-        "code": hash_code({*code, *GROUND}),
+        "code": hash_code({*code, *GROUND}, NO_RESULT),
     }
     return json.loads(json.dumps(key))
 

@@ -36,10 +36,16 @@ def hash_files(paths: Iterable[str | Path]) -> dict[str, Any]:
     return {"files": count, "sha256": total.hexdigest()}
 
 
-def hash_code(packages: Iterable[str]) -> str:
-    """One SHA-256 over the project's sources in `packages` (folders below its root)."""
-    files = [p for name in sorted(packages) for p in sorted((PROJECT / name).rglob("*")) if p.suffix in SOURCES]
-    return hash_files(files)["sha256"]
+def code_files(packages: Iterable[str], without: Iterable[str] = (), project: Path = PROJECT) -> list[Path]:
+    """The project's sources in `packages` (folders below its root), but for the files and folders `without`."""
+    files = [p for name in sorted(packages) for p in sorted((project / name).rglob("*")) if p.suffix in SOURCES]
+    left_out = [project / name for name in without]
+    return [p for p in files if not any(p.is_relative_to(path) for path in left_out)]
+
+
+def hash_code(packages: Iterable[str], without: Iterable[str] = ()) -> str:
+    """One SHA-256 over `code_files`."""
+    return hash_files(code_files(packages, without))["sha256"]
 
 
 def package_versions() -> dict[str, str]:

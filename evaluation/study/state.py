@@ -9,13 +9,12 @@ from arguments.steps import STEPS
 from evaluation.study.plan import MEASURE_FRAMES, OWN_CODE, OWN_COMMAND, Command, Plan, Task
 from utils.atomic import read_json
 from utils.errors import UserError
-from utils.keys import GROUND
+from utils.keys import GROUND, NO_RESULT
 from utils.plugins import source_files
-from utils.provenance import PROJECT, SOURCES, hash_files
+from utils.provenance import PROJECT, code_files, hash_files
 
 MANIFEST = "study.json"
 SCHEMA = 1
-NOT_PART_OF_RESULTS = "study"  # this package runs and compares; it makes no number of a task
 FRAMES_CODE = frozenset({"evaluation", "upsampling"})  # packages behind evaluation.frame_quality
 
 
@@ -65,9 +64,7 @@ def step_code(name: str) -> str:
 @cache
 def packages_code(packages: frozenset[str], *scripts: str) -> str:
     """Hash of packages, of what they stand on, and of scripts; read once."""
-    wanted = sorted({*packages, *GROUND})
-    files = [p for package in wanted for p in sorted((PROJECT / package).rglob("*")) if p.suffix in SOURCES]
-    files = [p for p in files if NOT_PART_OF_RESULTS not in p.relative_to(PROJECT).parts]
+    files = code_files({*packages, *GROUND}, NO_RESULT, PROJECT)
     return hash_files([*files, *(PROJECT / script for script in scripts)])["sha256"][:16]
 
 
