@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
 # or two on a CPU; no opacity reset (a model of 3,000 steps does not recover from one).
 LR_MODEL: dict[str, Any] = {
     "frames": "none",
-    "init_points": "auto",
+    "init_points": "scene",
     "lambda_tex_final": -1.0,
     "iterations": 3000,
     "position_lr_max_steps": 3000,

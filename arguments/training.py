@@ -160,9 +160,9 @@ class TrainingParams:
     init_points: str = opt(
         "scene",
         "start from the scene's points (random ones where it has none), or from the visual hull of views with alpha:"
-        " far fewer and better placed, for short runs on a CPU; auto: the hull for NeRF-synthetic scenes with alpha and"
-        " no points, else scene; lr_model: from the Gaussians of the model in OUT/lr_model, which run.py makes",
-        choices=("scene", "hull", "auto", "lr_model"),
+        " far fewer, for short runs on a CPU; lr_model: from the Gaussians of the model in OUT/lr_model, which run.py"
+        " makes",
+        choices=("scene", "hull", "lr_model"),
     )
     init_ply: str = opt("", "start from the Gaussians of this PLY instead", result=False)
     init_gaussians: int = opt(

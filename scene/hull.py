@@ -17,12 +17,6 @@ RESOLUTION = 128
 OPAQUE = 0.5  # alpha from which a pixel belongs to the object
 
 
-def has_hull(scene: Scene) -> bool:
-    """Whether the hull is a good start: a NeRF-synthetic scene whose views have alpha, and no points of its own."""
-    blank = scene.points is None and scene.kind == "blender"
-    return blank and all(scene.images.has_alpha(name) for name in scene.train)
-
-
 def hull_points(scene: Scene, n: int = POINTS, resolution: int = RESOLUTION, seed: int = 0) -> PointCloud:
     """Points on the surface of the visual hull of the training views.
 

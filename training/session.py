@@ -15,7 +15,7 @@ from arguments.steps import STEPS
 from arguments.training import TrainingParams
 from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
-from scene.hull import has_hull, hull_points
+from scene.hull import hull_points
 from scene.points import random_points
 from scene.trained_model import ply_path
 from training import held_out, loop
@@ -96,7 +96,7 @@ def open_job(settings: Settings, out: Path) -> Job:
         fix_order(device, settings.pipeline.rasterizer)
     scene = open_scene(model, common.compat)
     refuse_inside(out, scene.root, scene.hr_root)
-    if training.init_points == "hull" or (training.init_points == "auto" and has_hull(scene)):
+    if training.init_points == "hull":
         scene.points = hull_points(scene, seed=common.seed)
     elif scene.points is None:
         scene.points = random_points(seed=common.seed)

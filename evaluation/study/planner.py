@@ -149,7 +149,7 @@ class _Planner:
             builder.need(frames, "frames")
         values = builder.values("train")
         if needs_lr_model(values) and variant.source == "hr":
-            own["init_points"] = "auto"  # a model of its own views would be no start but a training
+            own["init_points"] = "scene"  # a model of its own views would be no start but a training
         elif needs_lr_model(values):
             own["init_ply"] = builder.text("{lr_model.ply}")
         if not frames and "frames" not in values and not values.get("scale"):

@@ -202,8 +202,8 @@ def test_flags_that_mean_another_thing_to_a_step_do_not_reach_it():
     ],
 )
 def test_depth_is_made_only_where_something_needs_it(words, made):
-    for start in ("lr_model", "auto"):
-        more = ["--init_points", start] if "--method" not in words or start == "auto" else []
+    for start in ("lr_model", "hull"):
+        more = ["--init_points", start] if "--method" not in words or start == "hull" else []
         steps = [command.step for command in plan(["-s", "scene", "-m", "out", *words, *more])]
         assert ("geometry" in steps) is made
         assert ("lr_model" in steps) is (made or (start in more and "lr_model" in more))
@@ -230,7 +230,7 @@ def test_training_starts_from_the_model_of_the_lr_views_where_the_method_says_so
     made = first()
     assert list(made) == ["order", "lr_model", "upsample", "train", "render", "metrics"]
     assert parse("train", made["train"].arguments)[4].init_points == "lr_model"
-    assert parse("lr_model", made["lr_model"].arguments)[4].init_points == "auto"
+    assert parse("lr_model", made["lr_model"].arguments)[4].init_points == "scene"
     for words in (["--method", "sequence_matters"], ["--init_points", "hull"], ["--init_ply", "other.ply"]):
         assert "lr_model" not in first(*words)
 
@@ -245,7 +245,7 @@ def test_the_model_of_the_lr_views_has_settings_of_its_own(tmp_path):
     common, model, pipeline, optimisation, training = values["lr_model"]
     assert (common.threads, model.model_path, model.sh_degree) == (3, "out/lr_model", 1)
     assert (optimisation.iterations, optimisation.max_gaussians, optimisation.lambda_tex) == (3000, 77, 0.6)
-    assert (training.frames, training.init_points, pipeline.antialiasing) == ("none", "auto", False)
+    assert (training.frames, training.init_points, pipeline.antialiasing) == ("none", "scene", False)
     assert (commands["lr_model"].folder, commands["lr_model"].record) == ("out/lr_model", "train")
     _, model, _, render = values["geometry"]
     assert (model.model_path, render.output_path, render.geometry) == ("out/lr_model", "out", True)

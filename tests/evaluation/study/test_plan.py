@@ -218,7 +218,7 @@ def test_a_start_from_the_model_of_the_lr_views_brings_it(tmp_path):
     assert len(named) == 1
     assert named[0].endswith("/lr_model/point_cloud/iteration_70/point_cloud.ply")
     bound = task(p, "bound", "model")
-    assert "--init_points=auto" in words(bound, "train")
+    assert "--init_points=scene" in words(bound, "train")
     assert not [n for n in bound.needs if n.startswith("lr-")]
 
 
