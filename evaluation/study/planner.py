@@ -23,7 +23,7 @@ from scene.trained_model import ply_path
 from utils.errors import UserError
 
 # Settings that cannot change a result, or say where things lie on this machine.
-PLACES = {"data_device", "raster_memory", "download", "max_memory", "tensorboard", "log_interval", "quiet"}
+PLACES = {"data_device", "raster_memory", "download", "tensorboard", "log_interval", "quiet"}
 LOADING = ("images", "eval", "resolution", "allow_missing", "hr_root")  # what frames' truth depends on
 WORD = re.compile(r"\{([A-Za-z_][\w-]*)(\.frames|\.ply)?\}")
 

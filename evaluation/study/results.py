@@ -30,6 +30,7 @@ class Result:
     seconds, cpu_seconds : of all that leads to the renders, shared tasks counted in full; None = not recorded.
     peak_MB : of the largest process.
     interrupted : whether some time is missing, because a task was cut short and went on later.
+    made_with : {"device", "precision" of networks, or a package: all that its tasks had}, as far as recorded.
     """
 
     scene: str
@@ -46,6 +47,7 @@ class Result:
     interrupted: bool = False
     tasks: Mapping[str, str] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
+    made_with: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; numbers rounded to what they mean."""
@@ -53,6 +55,7 @@ class Result:
         values = {name: getattr(self, name) for name in ("scene", "variant", "seed", "splats", "interrupted")}
         values |= {name: round(getattr(self, name), 1) for name in ("seconds", "cpu_seconds", "peak_MB")}
         values |= {"tasks": dict(self.tasks), "code": dict(self.code), "protocols": protocols}
+        values |= {"made_with": {name: list(found) for name, found in self.made_with.items()}}
         return values | {
             "views": _rounded(self.views),
             "frames": _rounded(self.frames),
@@ -100,7 +103,22 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]]) -> Result:
         any(m["attempts"] > 1 for m in made),
         {kind: getattr(run, kind) for kind in ("frames", "model", "views")},
         {step: code for m in made for step, code in m["code"].items()},
+        _gathered([m.get("machine", {}) for m in made] + [m.get("versions", {}) for m in made]),
     )
+
+
+def _gathered(tables: Sequence[Mapping[str, str | Sequence[str]]]) -> dict[str, list[str]]:
+    """All values of each key; a text counts as one value."""
+    found: dict[str, set[str]] = {}
+    for table in tables:
+        for key, values in table.items():
+            found.setdefault(key, set()).update([values] if isinstance(values, str) else values)
+    return {key: sorted(values) for key, values in sorted(found.items()) if values}
+
+
+def mixtures(tables: Sequence[Mapping[str, str | Sequence[str]]]) -> dict[str, list[str]]:
+    """The keys that have more than one value among tables, with all their values."""
+    return {key: values for key, values in _gathered(tables).items() if len(values) > 1}
 
 
 def _frame_facts(found: Mapping[str, Any]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from arguments.study import StudyTableParams
 from evaluation.formats import FORMATS, Table
 from evaluation.study.comparison import Comparison, Row, first
 from evaluation.study.plan import Plan
-from evaluation.study.results import SCHEMA, Result, check_protocols, finished, read_results
+from evaluation.study.results import SCHEMA, Result, check_protocols, finished, mixtures, read_results
 from evaluation.study.spec import ALL, Study
 from evaluation.study.statistics import holm, paired_bootstrap
 from evaluation.tables import cell_text
@@ -152,8 +152,8 @@ def view_table(comparison: Comparison, backgrounds: Sequence[str]) -> Table:
 
 def caption(comparison: Comparison, params: StudyTableParams, results: Sequence[Result]) -> str:
     """What a reader must know to read the numbers."""
-    states = {(step, code) for r in results for step, code in r.code.items()}
-    mixed = sorted({step for step, _ in states if sum(s == step for s, _ in states) > 1})
+    mixed = mixtures([r.code for r in results])
+    different = mixtures([r.made_with for r in results])
     words = [
         f"Interval: {100 * params.confidence:g} % paired bootstrap over views (several scenes: over scenes, then"
         " views), seeds averaged first; p: sign flips of the views' differences, corrected over the variants of one"
@@ -166,6 +166,9 @@ def caption(comparison: Comparison, params: StudyTableParams, results: Sequence[
         words.append("*: interrupted and gone on with, some time is missing.")
     if mixed:
         words.append(f"Not one code state: {', '.join(mixed)} ran with several.")
+    if different:
+        named = [f"{name} {', '.join(values)}" for name, values in different.items()]
+        words.append(f"Not alike everywhere: {'; '.join(named)}.")
     return " ".join(words)
 
 

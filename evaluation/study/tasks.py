@@ -12,7 +12,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -225,9 +225,19 @@ def _manifest(folder: Path, task: Task, progress: Mapping[str, Any]) -> dict[str
         "product": digest(product),
         "needs": progress["needs"],
         "versions": {"seqsplat": __version__, **package_versions()},
+        "machine": _machine(records.values()),
         "finished": time.strftime("%FT%T%z"),
         "results": _results(folder, task),
     }
+
+
+def _machine(records: Iterable[Mapping[str, Any] | None]) -> dict[str, list[str]]:
+    """{"device": "cpu", or "cuda" and the GPU's name, "precision": of networks, as "auto" came out}, of all records."""
+    there = [record for record in records if record]
+    notes = [record["notes"] for record in there if "device" in record["notes"]]
+    devices = {" ".join([n["device"].partition(":")[0], *([n["gpu"]] if "gpu" in n else [])]) for n in notes}
+    precisions = {str(r["settings"]["precision"]).removeprefix("torch.") for r in there if "precision" in r["settings"]}
+    return {"device": sorted(devices), "precision": sorted(precisions)}
 
 
 def _results(folder: Path, task: Task) -> dict[str, Any]:

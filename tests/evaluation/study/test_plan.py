@@ -89,8 +89,10 @@ def test_names_depend_on_settings_not_on_their_place(tmp_path):
     assert task(said, "other", "model").id == first  # its default, said
     elsewhere = make_plan(study(tmp_path, ""), out=str(tmp_path / "elsewhere"))
     assert task(elsewhere, "single", "model").id == first
-    harmless = with_overrides(study(tmp_path, ""), ["--checkpoint_interval", "7", "--max_memory", "2"], "x")
+    harmless = with_overrides(study(tmp_path, ""), ["--checkpoint_interval", "7", "--raster_memory", "2"], "x")
     assert task(make_plan(harmless), "single", "frames").id == task(plan(tmp_path), "single", "frames").id
+    smaller = with_overrides(study(tmp_path, ""), ["--max_memory", "2"], "x")  # tiles and chunks of networks
+    assert task(make_plan(smaller), "single", "frames").id != task(plan(tmp_path), "single", "frames").id
 
 
 def test_the_bound_trains_on_hr_and_models_of_lr_views_on_themselves(tmp_path):

@@ -111,6 +111,10 @@ def test_manifests_say_how_results_were_made(done):
     assert model["commands"][0]["peak_bytes"] > 50e6
     assert model["code"]["train"]
     assert model["versions"]["torch"]
+    assert model["machine"] == {"device": ["cpu"], "precision": []}
+    frames = next(m for m in manifests if m["kind"] == "frames")
+    assert frames["machine"]["device"] == ["cpu"]
+    assert frames["machine"]["precision"][0] in ("float32", "bfloat16")
     home = os.path.expanduser("~")
     assert not any(home in word for m in manifests for c in m["commands"] for word in c["words"])
     assert not list((root / "out").glob("model-*/checkpoints"))

@@ -218,6 +218,23 @@ def test_interrupted_and_mixed_code_are_said(plan, capsys):
     assert "Not one code state: train ran with several" in text
 
 
+def test_mixtures_of_devices_precisions_and_versions_are_said(plan, tmp_path, capsys):
+    cpu = {"machine": {"device": ["cpu"], "precision": ["float32"]}, "versions": {"torch": "2.13", "numpy": "2.4"}}
+    gpu = {"machine": {"device": ["cuda H200"], "precision": []}, "versions": {"torch": "2.14", "numpy": "2.4"}}
+    for name, facts in (("views-abase0", cpu), ("views-abetter0", cpu)):
+        results = json.loads((plan.folder(name) / "study.json").read_text())["results"]
+        write_manifest(plan, plan.tasks[name], results, **facts)
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
+    assert "Not alike" not in capsys.readouterr().out
+    write_manifest(plan, plan.tasks["views-abetter0"], results, **gpu)
+    path = tmp_path / "r.json"
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), json=str(path)))
+    said = "Not alike everywhere: device cpu, cuda H200; torch 2.13, 2.14."
+    assert said in capsys.readouterr().out
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), results=str(path)))
+    assert said in capsys.readouterr().out
+
+
 def test_the_compact_table_has_one_row_a_variant(plan, capsys):
     show_table(STUDY, plan, StudyTableParams(metrics=("PSNR", "SSIM"), compact=True))
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
