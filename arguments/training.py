@@ -168,7 +168,7 @@ class TrainingParams:
     init_gaussians: int = opt(
         -1,
         "of a model to start from: leave out what contributes less than 2 px to the training views, split the rest to"
-        " this number. 0 = all as they are; -1 = with --init_points lr_model twice as many as are left, as"
+        " this number. 0 = all as they are; -1 = with --init_points lr_model four times as many as are left, as"
         " far as that leaves half of --max_gaussians to densification; else 0",
     )
     start_checkpoint: str = opt("", "continue from this checkpoint, or from the latest", result=False)

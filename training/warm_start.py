@@ -20,7 +20,7 @@ from training.densify import rotated
 from utils.errors import UserError
 
 USELESS_PX = 2.0
-GROWTH = 2  # of the useful ones, where no number is wanted
+GROWTH = 4  # of the useful ones, where no number is wanted
 APART, NARROWER = 0.5, math.sqrt(0.75)
 ROUND = 4  # one in so many is split at once, at most: the next round sees what is largest then
 
@@ -33,7 +33,7 @@ def warm_start(
     Parameters
     ----------
     cameras : of the training views, at LR size. options : of `gaussian_renderer.render`, how they are drawn.
-    wanted : -1 = twice as many as are of use, as far as that leaves half of `most` (0 = no limit) to densification.
+    wanted : -1 = four times as many as are of use, but half of `most` (0 = no limit) is left to densification.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def warm_start(
             "--init_gaussians: no Gaussian of the start contributes to the training views: no model of this scene"
         )
     if wanted < 0:
-        wanted = _doubled(len(useful), most)
+        wanted = _grown(len(useful), most)
     if len(useful) > wanted:
         useful = _largest(shares[useful], wanted, useful).sort().values
     gaussians, shares = _rows(gaussians, useful), shares[useful]
@@ -105,7 +105,7 @@ def _largest(values: Float[Tensor, " N"], count: int, rows: Int64[Tensor, " N"] 
     return order if rows is None else rows[order]
 
 
-def _doubled(useful: int, most: int) -> int:
+def _grown(useful: int, most: int) -> int:
     return min(max(useful, min(GROWTH * useful, most // 2)), most) if most else GROWTH * useful
 
 

@@ -102,11 +102,11 @@ def test_the_number_is_exact_and_the_useless_are_gone(wanted):
         assert torch.equal(found.means, gaussians.means[best])
 
 
-def test_without_a_number_there_are_twice_as_many_as_are_of_use():
+def test_without_a_number_there_are_four_times_as_many_as_are_of_use():
     gaussians = model()
     useful = int((contributions(gaussians, cameras(), {}) >= 2).sum())
-    assert warm_start(gaussians, cameras(), -1, {}).num == 2 * useful
-    for most, number in {9 * useful: 2 * useful, 3 * useful: 3 * useful // 2, useful + 3: useful, 50: 50}.items():
+    assert warm_start(gaussians, cameras(), -1, {}).num == 4 * useful
+    for most, number in {9 * useful: 4 * useful, 3 * useful: 3 * useful // 2, useful + 3: useful, 50: 50}.items():
         assert warm_start(gaussians, cameras(), -1, {}, most=most).num == number
 
 
