@@ -9,6 +9,15 @@ SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span", "spandrel")  # upsamplers 
 PATH_ONLY = ("basicvsr_pp", "iconvsr", "psrt")  # video networks that take no graph
 
 
+def refuse_both_orders(ensemble: int) -> None:
+    """Raise UserError where frames are made alone and an ensemble counts both orders of them."""
+    if ensemble in (2, 8):
+        raise UserError(
+            f"--ensemble {ensemble}: every frame is made alone, so both orders give the same; give --ensemble "
+            f"{ensemble // 2}"
+        )
+
+
 @dataclass(frozen=True)
 class UpsamplingParams:
     """Which network makes the HR frames, and how"""
@@ -61,9 +70,9 @@ class UpsamplingParams:
     )
     ensemble: int = opt(
         1,
-        "4 = mean over the frames upsampled as they are and mirrored, four times the work; how far the four differ is"
-        " written to hr/confidence",
-        choices=(1, 4),
+        "mean over so many estimates of a frame, as many times the work: 2 = the views in their order and in reverse,"
+        " 4 = as they are and mirrored, 8 = both; how far they differ is written to hr/confidence",
+        choices=(1, 2, 4, 8),
     )
     internal: str = opt(
         "",
@@ -92,6 +101,8 @@ class UpsamplingParams:
             raise UserError(f"--scale {self.scale}: a whole number from 1 is expected")
         if not 0 <= self.internal_threshold < float("inf"):
             raise UserError(f"--internal_threshold {self.internal_threshold}: a number from 0 is expected")
+        if self.upsampler in SINGLE_IMAGE or self.propagation == "none":
+            refuse_both_orders(self.ensemble)
         if not self.max_memory >= 0:
             raise UserError(f"--max_memory {self.max_memory}: gigabytes, 0 or more, are expected")
         for name in ("neighbours", "passes"):

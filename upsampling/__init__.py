@@ -3,7 +3,7 @@
 Letters: a *call* is one pass of an upsampler over the frames of a subsequence; of its results those at `save` are kept.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from upsampling.alignment_report import FILE_NAME as ALIGNMENT_NAME
 from upsampling.alignment_report import view_entries, write_alignment
 from upsampling.consistency import FILE_NAME as REPORT_NAME
 from upsampling.consistency import consistency_db, projected, refuse_unknown, write_report
-from upsampling.ensemble import Flip, Frames, confidence, mean_over_flips
+from upsampling.ensemble import Flip, Frames, confidence, flips, mean_over_flips
 from upsampling.fusion import fused, internal_files, internal_planes
 from upsampling.gpu import memory_bound, session, to_host
 from upsampling.interpolation import Interpolation
@@ -218,11 +218,12 @@ def _plan(job: Job, call: Subsequence) -> Plan:
 
 
 def _work(job: Job, call: Subsequence, cut: Plan, save: frozenset[int]) -> int:
-    """Steps of one call, of which `save` are wanted; what is made twice, or four times over, counts as often."""
+    """Steps of one call, of which `save` are wanted; what is made several times over counts as often."""
     graph = job.aligner.propagation == "graph"
     visits = 2 * job.settings.passes if graph else getattr(job.net, "visits", 0)
-    positions = frozenset(i + call.padded for i in save)
-    return _passes(job, call) * job.settings.ensemble * work(cut, positions, visits)
+    t = len(call.frames) + 2 * call.padded
+    made = (frozenset(flip.position(i + call.padded, t) for i in save) for flip in flips(job.settings.ensemble))
+    return _passes(job, call) * sum(work(cut, positions, visits) for positions in made)
 
 
 def _passes(job: Job, call: Subsequence) -> int:
@@ -276,21 +277,45 @@ def _images(
     colour = planes.flip(1) if bgr else planes
     has_alpha = job.source.views.has_alpha(names[0])
     alphas = [alpha_plane(image) for image in raw] if has_alpha else [None] * len(raw)
-    budget, alignment = _budget(job, call), replace(job.aligner.alignment(names, job.device, job.folder), tick=tick)
+    budget = _budget(job, call)
+
+    def aligned(flip: Flip) -> Alignment | Graph:
+        order = names[::-1] if flip.backwards else names
+        alignment = replace(job.aligner.alignment(order, job.device, job.folder), tick=tick)
+        return alignment.mapped(flip.flow)
 
     def estimate(flip: Flip) -> Frames:
-        mirrored = alignment.mapped(flip.flow)
-        return to_host(upsample(job.net, flip(colour).to(job.device), positions, budget, mirrored))
+        return to_host(_estimate(job, job.net, colour, flip, positions, budget, aligned(flip)))
 
     colours = mean_over_flips(estimate, job.settings.ensemble, job.folder)
-    opacities = _alphas(job, alphas, positions, budget, alignment) if has_alpha else iter([None] * len(positions))
+    opacities = _alphas(job, alphas, positions, budget, aligned) if has_alpha else iter([None] * len(positions))
     for (position, hr, deviation), alpha in zip(colours, opacities, strict=True):
         hr = hr.flip(0) if bgr else hr
         yield names[position], joined(hr, alpha, alphas[position]), deviation
 
 
+def _estimate(
+    job: Job,
+    net: Upsampler,
+    planes: Float[Tensor, "t 3 h w"],
+    flip: Flip,
+    positions: frozenset[int],
+    budget: int,
+    alignment: Alignment | Graph | None,
+) -> Frames:
+    """Frames at `positions` of a clip, made of its mirror image with that one's alignment; mirrored still."""
+    t = len(planes)
+    wanted = frozenset(flip.position(i, t) for i in positions)
+    made = upsample(net, flip.clip(planes).to(job.device), wanted, budget, alignment)
+    return ((flip.position(i, t), frame) for i, frame in made)
+
+
 def _alphas(
-    job: Job, alphas: Sequence[Any], positions: frozenset[int], budget: int, alignment: Alignment | Graph
+    job: Job,
+    alphas: Sequence[Any],
+    positions: frozenset[int],
+    budget: int,
+    aligned: Callable[[Flip], Alignment | Graph],
 ) -> Iterator[Tensor]:
     """HR alphas [H, W] at `positions`; opaque calls cost nothing."""
     planes = torch.stack(list(alphas))[:, None].expand(-1, 3, -1, -1).contiguous()  # [T, 3, h, w]
@@ -300,8 +325,8 @@ def _alphas(
         net = Interpolation("bicubic", job.net.scale, job.device)
 
     def estimate(flip: Flip) -> Frames:
-        moved = None if filtered else alignment.mapped(flip.flow)  # a filter looks at one frame
-        made = upsample(net, flip(planes).to(job.device), positions, budget, moved)
+        moved = None if filtered else aligned(flip)  # a filter looks at one frame
+        made = _estimate(job, net, planes, flip, positions, budget, moved)
         return to_host((i, frame.mean(0, keepdim=True)) for i, frame in made)
 
     for _, frame, _ in mean_over_flips(estimate, 1 if filtered else job.settings.ensemble, job.folder):

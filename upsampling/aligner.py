@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from arguments.upsampling import UpsamplingParams
+from arguments.upsampling import UpsamplingParams, refuse_both_orders
 from scene import SEQUENCE_MATTERS
 from scene.sequences import Subsequence
 from upsampling.alignment import Alignment, Graph, along_path
@@ -41,10 +41,13 @@ class Aligner:
 
         Raises
         ------
-        UserError : --propagation graph with a network that has none, or without cameras.
+        UserError : --propagation graph with a network that has none, or without cameras; an --ensemble of both orders
+            where every frame is made alone.
         """
         flow = "learned" if source.geometry is None else "geometry"
         propagation = settings.propagation if net.num_neighbours else "none"
+        if propagation == "none":
+            refuse_both_orders(settings.ensemble)
         capable = hasattr(net, "graph_bytes")
         if propagation == "auto":
             propagation = "graph" if flow == "geometry" and capable else "path"

@@ -1,4 +1,4 @@
-"""Several estimates of the same views: the network over flipped frames, their mean, and how far they differ.
+"""Several estimates of the same views: the network over flipped clips, their mean, and how far they differ.
 
 Letters: x_k the estimate number k of a frame, k = 1..n; mean = sum x_k / n; m2 = sum (x_k - mean)^2, summed over the
 channels as well. Both are streamed (Welford 1962): an estimate is folded in and forgotten. What waits between two
@@ -7,7 +7,7 @@ passes over the frames lies in a file, so that memory does not grow with the num
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -25,24 +25,51 @@ FULL_DEVIATION = 0.1  # standard deviation, in units of the image's range, from 
 
 @dataclass(frozen=True)
 class Flip:
-    """One of the four mirror images of a view: left and right exchanged, or up and down, both or neither."""
+    """A mirror image of a clip: left and right exchanged, or up and down, or first and last frame, several or none.
+
+    backwards : the frames in reversed order. What one branch of a network did the other does then, so that the
+        estimate is another one, though the frames look as before.
+    """
 
     horizontal: bool = False
     vertical: bool = False
+    backwards: bool = False
 
     def __call__(self, image: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
-        """The mirrored image; twice gives it back."""
-        axes = [-1] * self.horizontal + [-2] * self.vertical
+        """The mirrored image; twice gives it back. The order of frames stays."""
+        axes = self._axes()
         return image.flip(axes) if axes else image
+
+    def clip(self, frames: Float[Tensor, "t c h w"]) -> Float[Tensor, "t c h w"]:
+        """The mirrored clip, its frames in the flip's order."""
+        axes = [0] * self.backwards + self._axes()
+        return frames.flip(axes) if axes else frames
+
+    def position(self, i: int, t: int) -> int:
+        """Where frame i of a clip of t frames lies in the mirrored one; twice gives i back."""
+        return t - 1 - i if self.backwards else i
 
     def flow(self, flow: Flow) -> Flow:
         """The flow between mirrored images: its field is mirrored, and so is its direction."""
         signs = flow.px.new_tensor([-1.0 if self.horizontal else 1.0, -1.0 if self.vertical else 1.0])
         return Flow(self(flow.px) * signs[:, None, None], None if flow.visible is None else self(flow.visible))
 
+    def _axes(self) -> list[int]:
+        return [-1] * self.horizontal + [-2] * self.vertical
+
 
 FLIPS = (Flip(), Flip(horizontal=True), Flip(vertical=True), Flip(True, True))
 Frames = Iterator[tuple[int, Float[Tensor, "c H W"]]]
+
+
+def flips(count: int) -> tuple[Flip, ...]:
+    """Of 1 estimate none, of 2 both orders of the frames, of 4 the mirror images, of 8 these in both orders.
+
+    The given order comes last, so that frames are finished in it.
+    """
+    mirrored = FLIPS if count >= 4 else FLIPS[:1]
+    backwards = tuple(replace(flip, backwards=True) for flip in mirrored) if count in (2, 8) else ()
+    return backwards + mirrored
 
 
 def mean_over_flips(
@@ -52,16 +79,16 @@ def mean_over_flips(
 
     Parameters
     ----------
-    estimate : (position, frame) of all frames, in the same order for every flip: made from mirrored views with
-        mirrored flows, and mirrored themselves. On the CPU.
-    count : 1 (frames pass through) or up to 4.
+    estimate : (position, frame) of all frames, in any order: made from the mirrored clip with mirrored flows, and
+        mirrored themselves; positions are those of the clip as it is. On the CPU.
+    count : 1 (frames pass through), 2, 4 or 8; see `flips`.
     folder : what waits between two passes is kept there, [c + 1, H, W] float32 a frame, in a file without a name: it
         is gone afterwards, also after a kill.
 
     Returns
     -------
     Iterator of (position, mean, standard deviation over the estimates, root mean square over channels; None of one
-    estimate). Frames come during the last pass.
+    estimate). Frames come during the last pass, in its order.
 
     Raises
     ------
@@ -70,10 +97,11 @@ def mean_over_flips(
     if count == 1:
         yield from ((position, frame, None) for position, frame in estimate(FLIPS[0]))
         return
+    slots: dict[int, int] = {}  # of positions, in the file
     with _Waiting(folder) as waiting:
-        for k, flip in enumerate(FLIPS[:count], 1):
-            for slot, (position, mirrored) in enumerate(estimate(flip)):
-                frame = flip(mirrored)
+        for k, flip in enumerate(flips(count), 1):
+            for position, mirrored in estimate(flip):
+                frame, slot = flip(mirrored), slots.setdefault(position, len(slots))
                 if k == 1:
                     state = torch.cat([frame, torch.zeros_like(frame[:1])])
                 else:

@@ -20,10 +20,11 @@ from scene.sequences import FILE_NAME, Sequences, Subsequence, write_sequences
 from tests.scene_factory import picture, write_blender
 from tests.upsampling import made_views
 from tests.upsampling.test_run import Recorder
-from upsampling import Job, describe, load, run
+from upsampling import Job, _images, describe, load, run
 from upsampling.aligner import Aligner
 from upsampling.alignment import Alignment, Graph
 from upsampling.neighbours import NEIGHBOUR_COSTS, neighbour_cost
+from upsampling.planes import alpha_plane, colour_plane, joined
 from upsampling.registry import NETWORKS
 from upsampling.sources import folder_source, scene_source
 from upsampling.spandrel import SpandrelUpsampler
@@ -251,6 +252,48 @@ def test_a_run_that_was_cut_short_ends_with_the_same_frames(out, monkeypatch):
     assert not (out / "alone" / "alignment.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("upsampler", "flow", "propagation"),
+    [
+        ("basicvsr", "learned", "path"),
+        ("basicvsr", "geometry", "path"),
+        ("basicvsr", "geometry", "graph"),
+        ("basicvsr_pp", "geometry", "path"),
+    ],
+)
+def test_an_ensemble_of_both_orders_is_the_mean_over_the_schedule_and_its_reverse(
+    out, monkeypatch, upsampler, flow, propagation
+):
+    """By hand: the network over the views and over the views backwards; bit for bit before anything is rounded."""
+    monkeypatch.setattr("upsampling.basicvsr.BLOCKS", 1)
+    monkeypatch.setattr("upsampling.basicvsr_pp.BLOCKS", 1)
+    flags = {"upsampler": upsampler, "flow": flow, "propagation": propagation, "max_angle": 90.0}
+    settings = UpsamplingParams(ensemble=2, random_weights=True, precision="fp32", **flags)  # type: ignore[arg-type]
+    net = load(settings, None, CPU)
+    net.conv_last.weight.mul_(100)  # untrained, it adds next to nothing to the enlarged frame
+    both = Job(net, settings, source_of(out, **flags), out / "hr")
+    call = both.aligner.calls()[0]
+    names = call.frames
+    raw = [both.source.views.raw(name) for name in names]
+    alphas = torch.stack([alpha_plane(image) for image in raw])
+
+    def by_hand(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        forth = torch.stack([*net.upsample(planes, both.aligner.alignment(names, CPU, out))]).clamp(0, 1)
+        back = [*net.upsample(planes.flip(0), both.aligner.alignment(names[::-1], CPU, out))]
+        return forth, torch.stack(back[::-1]).clamp(0, 1)
+
+    forth, back = by_hand(torch.stack([colour_plane(image) for image in raw]))
+    assert float((forth - back).abs().max()) > 1e-3  # another estimate indeed
+    alpha_forth, alpha_back = (x.mean(1) for x in by_hand(alphas[:, None].expand(-1, 3, -1, -1).contiguous()))
+    colours, opacities = back + (forth - back) / 2, alpha_back + (alpha_forth - alpha_back) / 2
+    deviations = ((forth - back).double().pow(2).mean(1) / 4).sqrt()
+    made = list(_images(both, call, frozenset(call.save), lambda: None))
+    assert [name for name, _, _ in made] == list(names)
+    for i, (_, planes, deviation) in enumerate(made):
+        assert torch.equal(planes, joined(colours[i], opacities[i], alphas[i]))
+        np.testing.assert_allclose(deviation, deviations[i], rtol=1e-4, atol=1e-7)  # sums of squares in float32
+
+
 def test_the_report_says_from_where_each_view_got_what(out):
     run(job(out, GraphRecorder(), max_angle=90.0))
     report = json.loads((out / "hr" / "alignment.json").read_text())
@@ -311,7 +354,7 @@ class Slow(GraphRecorder):
             yield frame
 
 
-@pytest.mark.parametrize("flags", [{}, {"passes": 3}, {"ensemble": 4}, {"alpha": "bicubic"}])
+@pytest.mark.parametrize("flags", [{}, {"passes": 3}, {"ensemble": 4}, {"ensemble": 2}, {"alpha": "bicubic"}])
 def test_the_time_that_is_left_is_known_before_the_first_frame_is_there(out, capsys, monkeypatch, flags):
     net = Slow()
     monkeypatch.setattr("utils.log.time", SimpleNamespace(monotonic=lambda: net.now))

@@ -1,4 +1,4 @@
-"""The flip ensemble: mirror images, streamed mean and variance against NumPy's, and what a run leaves on disk."""
+"""The ensemble: flips of clips, streamed mean and variance against NumPy's, and what a run leaves on disk."""
 
 import os
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from scene.lr_kernel import LRKernel
 from scene.sequences import FILE_NAME, Sequences, Subsequence, write_sequences
 from tests.scene_factory import picture, write_blender
 from tests.upsampling.test_run import Recorder
-from upsampling import Job, load, resolve_weights, run
+from upsampling import Job, describe, load, resolve_weights, run
 from upsampling.alignment import Alignment, Graph, along_path, handed
-from upsampling.ensemble import FLIPS, confidence, mean_over_flips
+from upsampling.ensemble import FLIPS, Flip, confidence, flips, mean_over_flips
 from upsampling.geometry import Flow
 from upsampling.sources import folder_source, scene_source
 from upsampling.spynet import warp
@@ -121,7 +121,19 @@ def test_a_run_mirrors_the_flows_of_geometry(tmp_path):
     assert np.abs(runs[4][3] - plain).max() > 20  # the neighbours did take part
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_estimates_are_distinct_flips_and_the_given_order_comes_last():
+    assert [flips(1), flips(4)] == [FLIPS[:1], FLIPS]
+    assert flips(2) == (Flip(backwards=True), Flip())
+    assert len({*flips(8)}) == 8
+    assert flips(8)[4:] == FLIPS
+    clip = torch.arange(24.0).reshape(2, 1, 3, 4)
+    for flip in flips(8):
+        assert torch.equal(flip.clip(flip.clip(clip)), clip)
+        for i in range(2):
+            assert torch.equal(flip(flip.clip(clip)[flip.position(i, 2)]), clip[i])
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 3), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_mean_and_deviation_are_numpys(tmp_path_factory, count, frames, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -130,7 +142,7 @@ def test_mean_and_deviation_are_numpys(tmp_path_factory, count, frames, seed):
     made = iter(truth)
 
     def estimate(flip):
-        return ((10 * i, flip(x)) for i, x in enumerate(next(made)))
+        return ((10 * i, flip(x)) for i, x in sorted(enumerate(next(made)), reverse=flip.backwards))
 
     results = list(mean_over_flips(estimate, count, folder))
     assert [position for position, _, _ in results] == [10 * i for i in range(frames)]
@@ -226,6 +238,85 @@ def test_an_equivariant_filter_is_as_sure_as_can_be(folder):
         assert (read_image(folder / "hr" / "confidence" / f"f{i}.png") == 255).all()
         one, four = (read_image(folder / kind / f"f{i}.png").astype(int) for kind in ("one", "hr"))
         assert np.abs(one - four).max() <= 1
+
+
+# --- both orders of the views ---
+
+
+class Fading(Recorder):
+    """Brighter from frame to frame: the only thing that the order of a clip changes."""
+
+    def upsample(self, frames: Tensor, alignment: Alignment | None = None) -> Iterator[Tensor]:
+        for i, frame in enumerate(super().upsample(frames, alignment)):
+            yield (0.4 + 0.1 * i) * frame
+
+
+class Chunked(Recorder):
+    """Has no room for more than three frames at a time."""
+
+    overlap = 0
+
+    def working_bytes(self, t: int, h: int, w: int) -> int:
+        return (t > 3) << 40
+
+
+CALLS = (Subsequence(("f0", "f2", "f1"), (0, 1)), Subsequence(("f3", "f1", "f4"), (1,), padded=True))
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("network", [Recorder, Chunked])
+def test_frames_of_both_orders_are_found_again_under_their_names(folder, network, count):
+    """A network that looks at one frame: the same files, though a call saves a part, is padded, or is cut."""
+    for i in (3, 4):
+        write_png(folder / "lr" / f"f{i}.png", picture(i, 24, 20))
+    last = Subsequence(("f4", "f3", "f2", "f1", "f0"), (0, 1, 4))
+    source = replace(folder_source(folder / "lr", "bicubic"), sequences=Sequences((*CALLS, last)))
+    written = {}
+    for n in (1, count):
+        net = network()
+        flags = UpsamplingParams(ensemble=n)
+        job = Job(net, flags, source, folder / f"hr{n}")  # type: ignore[arg-type]
+        outputs, _ = run(job)
+        written[n] = {p.stem: p.read_bytes() for p in outputs if p.parent == job.folder and p.suffix == ".png"}
+        assert "(26 frames" if n == 1 else f"({count * 13} frames" in describe(job)
+    assert len(net.clips) > 3 * 2 * count if network is Chunked else len(net.clips) == 3 * 2 * count
+    assert written[1] == written[count]
+    assert sorted(written[1]) == [f"f{i}" for i in range(5)]
+    assert all((read_image(folder / f"hr{count}" / "confidence" / f"f{i}.png") == 255).all() for i in range(5))
+
+
+def test_a_run_in_both_orders_goes_on_where_it_was_killed(folder):
+    whole = replace(_job(folder, Fading(), ensemble=2), folder=folder / "whole")
+    run(whole)
+    frame, deviation = (read_image(p / "f0.png").astype(float) for p in (whole.folder, whole.folder / "confidence"))
+    lr = read_image(folder / "lr" / "f0.png").astype(float)
+    assert frame[40, 48, :3] == pytest.approx(0.5 * lr[10, 12, :3], abs=1)  # the mean of 0.4 and 0.6
+    spread = 0.1 * np.sqrt((lr[10, 12, :3] ** 2).mean()) / 255  # of each of the two about it
+    assert deviation[40, 48, 0] == pytest.approx(255 * (1 - spread / 0.1), abs=1)
+
+    class Interrupted(Fading):
+        def upsample(self, frames: Tensor, alignment: Alignment | None = None) -> Iterator[Tensor]:
+            self.fail_at = 2 if len(self.clips) == 1 else -1
+            yield from super().upsample(frames, alignment)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(_job(folder, Interrupted(), ensemble=2))
+    assert sorted(p.name for p in (folder / "hr").glob("*.png")) == ["f0.png", "f1.png"]
+    _, notes = run(replace(_job(folder, Fading(), ensemble=2), resume=True))
+    assert notes["kept_from_before"] == 2
+    for path in whole.folder.rglob("*.*"):
+        assert (folder / "hr" / path.relative_to(whole.folder)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_both_orders_of_frames_that_are_made_alone_are_refused(folder, count):
+    for flags in ({"upsampler": "span"}, {"propagation": "none"}):
+        with pytest.raises(UserError, match=f"--ensemble {count}: every frame is made alone.*--ensemble {count // 2}"):
+            UpsamplingParams(ensemble=count, **flags)
+    alone = Recorder()
+    alone.num_neighbours = 0  # a network of the user's own
+    with pytest.raises(UserError, match=f"--ensemble {count}: every frame is made alone"):
+        describe(_job(folder, alone, ensemble=count))
 
 
 def test_basicvsr_gains_on_a_real_clip_and_knows_where_it_errs(data_dir, tmp_path):
