@@ -76,11 +76,15 @@ class UpsamplingParams:
     )
     internal: str = opt(
         "",
-        "folder of renders of an LR-trained model (render.py --hr_frames): they replace the frames where both disagree",
+        "folder of renders of an LR-trained model (render.py --hr_frames): they replace the frames where both disagree,"
+        " or are mixed with them",
         result=False,
     )
     internal_threshold: float = opt(
         0.6, "relative difference from which a pixel is taken from --internal (IE-SRGS: 0.6, real scenes 0.9); 0 = all"
+    )
+    internal_weight: float = opt(
+        0.0, "share of --internal in every pixel, 0-1, instead of choosing pixels by --internal_threshold; 0 = choose"
     )
     project: bool = opt(
         False, "move each frame the least that makes its LR version equal the LR view, before it is rounded to 8 bit"
@@ -101,6 +105,7 @@ class UpsamplingParams:
             raise UserError(f"--scale {self.scale}: a whole number from 1 is expected")
         if not 0 <= self.internal_threshold < float("inf"):
             raise UserError(f"--internal_threshold {self.internal_threshold}: a number from 0 is expected")
+        self._check_internal_weight()
         if self.upsampler in SINGLE_IMAGE or self.propagation == "none":
             refuse_both_orders(self.ensemble)
         if not self.max_memory >= 0:
@@ -118,3 +123,14 @@ class UpsamplingParams:
             raise UserError("--frames: a folder has no cameras; --flow geometry and --propagation graph need a scene")
         if bool(self.frames) != bool(self.output_path):
             raise UserError("--frames DIR and --output_path DIR (-o) go together: frames in, frames out")
+
+    def _check_internal_weight(self) -> None:
+        weight, threshold = self.internal_weight, self.internal_threshold
+        if not 0 <= weight <= 1:
+            raise UserError(f"--internal_weight {weight}: a share from 0 to 1 is expected")
+        if weight and not self.internal:
+            raise UserError(f"--internal_weight {weight}: there is nothing to mix with; name a folder with --internal")
+        if weight and threshold != UpsamplingParams.internal_threshold:
+            raise UserError(
+                f"--internal_weight {weight} mixes all pixels, --internal_threshold {threshold} chooses some; give one"
+            )

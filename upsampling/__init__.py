@@ -35,7 +35,7 @@ from upsampling.alignment_report import view_entries, write_alignment
 from upsampling.consistency import FILE_NAME as REPORT_NAME
 from upsampling.consistency import consistency_db, projected, refuse_unknown, write_report
 from upsampling.ensemble import Flip, Frames, confidence, flips, mean_over_flips
-from upsampling.fusion import fused, internal_files, internal_planes
+from upsampling.fusion import fused, internal_files, internal_planes, mixed
 from upsampling.gpu import memory_bound, session, to_host
 from upsampling.interpolation import Interpolation
 from upsampling.planes import alpha_plane, colour_plane, joined, stored
@@ -177,7 +177,8 @@ def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
 
 def _kinds(job: Job) -> list[str]:
     """Folders of what is written beside each frame."""
-    return [CONFIDENCE] * (job.settings.ensemble > 1) + [DISAGREEMENT] * bool(job.settings.internal)
+    masked = job.settings.internal and not job.settings.internal_weight
+    return [CONFIDENCE] * (job.settings.ensemble > 1) + [DISAGREEMENT] * bool(masked)
 
 
 def describe(job: Job) -> str:
@@ -243,12 +244,15 @@ def _kernel(job: Job, name: str, shape: tuple[int, ...]) -> LRKernel:
 
 
 def _finished(job: Job, name: str, planes: Float[Tensor, "c H W"]) -> UInt8[np.ndarray, "H W c"]:
-    """A frame as it is stored: with --internal fused with that one, with --project moved onto its LR view."""
+    """A frame as it is stored: with --internal fused or mixed with that one, with --project moved onto its LR view."""
     lr = job.source.views.raw(name)
     if job.settings.internal:
         internal = internal_planes(read_image(frame_path(Path(job.settings.internal), name)), lr)
-        planes, believed = fused(planes, internal, job.settings.internal_threshold)
-        write_png(frame_path(job.folder / DISAGREEMENT, name), believed.numpy().astype(np.uint8) * np.uint8(255))
+        if job.settings.internal_weight:
+            planes = mixed(planes, internal, job.settings.internal_weight)
+        else:
+            planes, believed = fused(planes, internal, job.settings.internal_threshold)
+            write_png(frame_path(job.folder / DISAGREEMENT, name), believed.numpy().astype(np.uint8) * np.uint8(255))
     if job.settings.project:
         planes = projected(_kernel(job, name, planes.shape[-2:]), planes, lr)
     return stored(planes)

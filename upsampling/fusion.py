@@ -1,7 +1,8 @@
 """Two sources of one frame: `external`, what a network makes of the LR views, and `internal`, what a 3D model shows.
 
 IE-SRGS (AAAI 2026, arXiv 2511.22233): the model is trained on the LR views and rendered at HR; it is consistent over
-the views but blurred, the network is sharp but invents. Where both differ strongly, the model is believed.
+the views but blurred, the network is sharp but invents. Where both differ strongly, the model is believed. Or both are
+mixed evenly, the model as a teacher.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from scene.image_files import read_header
-from upsampling.planes import alpha_plane, colour_plane, joined
+from upsampling.planes import alpha_plane, colour_plane, joined, quantised
 from upsampling.sources import Views
 from utils.errors import UserError
 
@@ -37,6 +38,12 @@ def fused(
     difference = (internal[:3] - external[:3]).abs().sum(0)
     believed = difference >= threshold * (internal[:3].sum(0) + 3 * EPSILON)
     return torch.where(believed, internal, external), believed
+
+
+def mixed(external: Float[Tensor, "c H W"], internal: Float[Tensor, "c H W"], weight: float) -> Float[Tensor, "c H W"]:
+    """(1 - weight) external + weight internal, weight in 0-1; colours premultiplied, alpha settled to 8 bit again."""
+    planes = torch.lerp(external, internal, weight)
+    return torch.cat([planes[:3], quantised(planes[3:])])
 
 
 def internal_planes(image: UInt8[np.ndarray, "H W c"], lr: UInt8[np.ndarray, "h w c"]) -> Float[Tensor, "c H W"]:

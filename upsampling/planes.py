@@ -43,9 +43,12 @@ def joined(
     highest, lowest = _highest(lr_alpha), -_highest(-lr_alpha)
     flat, value = (_repeated(x, scale) for x in (highest == lowest, lr_alpha))
     alpha = torch.where(flat, value, alpha)
-    # Quantised before the division: colour x stored alpha then is the network's colour to half a grey level.
-    alpha = torch.round(alpha * 255) / 255
-    return torch.cat([colour, alpha[None]])
+    return torch.cat([colour, quantised(alpha)[None]])
+
+
+def quantised(alpha: Float[Tensor, "*n H W"]) -> Float[Tensor, "*n H W"]:
+    """Alpha as 8 bit hold it: colour / alpha x stored alpha then is the premultiplied colour to half a grey level."""
+    return torch.round(alpha * 255) / 255
 
 
 def stored(planes: Float[Tensor, "c H W"]) -> UInt8[np.ndarray, "H W c"]:

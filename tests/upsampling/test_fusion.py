@@ -20,7 +20,7 @@ from scene.sequences import FILE_NAME, Sequences, Subsequence, write_sequences
 from tests.scene_factory import picture, write_blender
 from upsampling import Job, internal_inputs, load, run
 from upsampling.consistency import projected
-from upsampling.fusion import EPSILON, fused, internal_files, internal_planes
+from upsampling.fusion import EPSILON, fused, internal_files, internal_planes, mixed
 from upsampling.sources import folder_source
 from utils.errors import UserError
 
@@ -51,6 +51,20 @@ def test_a_threshold_of_0_takes_all_and_a_high_one_nothing():
 def test_a_grey_level_on_black_is_worth_no_more_than_a_grey_level():
     external, internal = torch.full((3, 2, 2), 0.4 / 255), torch.zeros(3, 2, 2)
     assert not fused(external, internal, 0.6)[1].any()
+
+
+@given(st.integers(0, 999), st.sampled_from([3, 4]), st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_a_mix_is_the_weighted_mean_with_alpha_in_8_bit(seed, channels, weight):
+    draw = torch.Generator().manual_seed(seed)
+    external, internal = torch.rand(2, channels, 3, 4, generator=draw)
+    external[3:, 0], internal[3:, 0] = 1, 1  # where both are opaque, the mix is
+    result = mixed(external, internal, weight)
+    expected = (1 - weight) * external.double() + weight * internal.double()
+    np.testing.assert_allclose(result[:3], expected[:3], atol=1e-6)
+    np.testing.assert_allclose(result[3:] * 255, (expected[3:] * 255).round(), atol=1e-3)
+    assert (result[3:, 0] == 1).all()
+    assert torch.equal(mixed(external, internal, 1.0)[:3], internal[:3])
 
 
 # --- projection --------------------------------------------------------------------------------------------------
@@ -145,6 +159,30 @@ def test_the_mask_says_where_the_internal_frame_was_taken(folder):
     a, b, c = (read_image(f / "f0.png") for f in (plain, internal, out))
     np.testing.assert_array_equal(c, np.where(mask[..., None], b, a))
     assert not np.delete(mask, np.s_[10:20], axis=0).any()
+
+
+def test_a_run_mixes_in_the_internal_frames_and_leaves_no_mask(folder):
+    plain, internal = _run(folder, "plain"), str(folder / "hr")
+    out = _run(folder, "mixed", internal=internal, internal_weight=0.3)
+    whole = _run(folder, "whole", internal=internal, internal_weight=1.0)
+    project = _run(folder, "projected", internal=internal, internal_weight=0.3, project=True)
+    for i in range(3):
+        a, b, c = (read_image(f / f"f{i}.png").astype(float) for f in (plain, folder / "hr", out))
+        assert np.abs(0.7 * a + 0.3 * b - c).max() <= 1  # the plain frame was rounded as well
+        assert (whole / f"f{i}.png").read_bytes() == (folder / "hr" / f"f{i}.png").read_bytes()
+    assert not (out / "disagreement").exists()
+    reports = [json.loads((f / "consistency.json").read_text())["worst_db"] for f in (out, project)]
+    assert reports[1] > max(45, reports[0] + 3)
+
+
+def test_an_internal_weight_that_makes_no_sense_is_refused():
+    for value in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match=r"--internal_weight .*: a share from 0 to 1"):
+            UpsamplingParams(internal="renders", internal_weight=value)
+    with pytest.raises(UserError, match=r"--internal_weight 0\.3: .*name a folder with --internal"):
+        UpsamplingParams(internal_weight=0.3)
+    with pytest.raises(UserError, match=r"--internal_weight 0\.3 mixes all pixels, --internal_threshold 0\.9 .*one"):
+        UpsamplingParams(internal="renders", internal_weight=0.3, internal_threshold=0.9)
 
 
 def test_internal_opacity_is_settled_by_the_lr_view():
