@@ -17,7 +17,9 @@ class PaperParams:
     corrected: bool = opt(
         False, "without the release's quirks (RGB, rounded LR views, alpha kept, test views left out)"
     )
-    unchecked: bool = opt(False, "go on although the data set is not complete: other numbers of views than the paper's")
+    unchecked: bool = opt(
+        False, "go on although the data set is not complete: other numbers of views or sizes than the paper's"
+    )
     only_table: bool = opt(False, "run nothing, show what is finished")
     dry_run: bool = opt(False, "check data and weights, write the study file, say what would be run")
     format: str = opt("markdown", "markdown, latex, csv or tsv", choices=("markdown", "latex", "csv", "tsv"))

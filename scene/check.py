@@ -17,6 +17,7 @@ from scene.blender import TEST_FILE, TRAIN_FILE
 from scene.colmap import MODEL_FOLDERS, model_folder
 from scene.image_files import read_header
 from scene.json_fields import as_object, list_field, text_field
+from scene.lr_kernel import FILE_NAME as LR_KERNEL_FILE
 from scene.paths import IMAGE_SUFFIXES
 from scene.transforms import FILE_NAME as TRANSFORMS_FILE
 from utils import errors, log
@@ -25,7 +26,21 @@ from utils.errors import UserError
 
 NERF_SYNTHETIC = ("chair", "drums", "ficus", "hotdog", "lego", "materials", "mic", "ship")
 NERF_SYNTHETIC_VIEWS = {TRAIN_FILE: 100, TEST_FILE: 200}
-MIPNERF360 = ("bicycle", "bonsai", "counter", "flowers", "garden", "kitchen", "room", "stump", "treehill")
+# {scene: (photographs, width, height)}. Numbers, and sizes of images_2 and images_4: the tables of the benchmarks of
+# splatstream (bench/README.md) and DirectXSplat (benches/README.md); full sizes as other public projects print them,
+# that of treehill is the one that fits a quarter of 1267x832.
+MIPNERF360_PHOTOGRAPHS = {
+    "bicycle": (194, 4946, 3286),
+    "bonsai": (292, 3118, 2078),
+    "counter": (240, 3115, 2076),
+    "flowers": (173, 5025, 3312),
+    "garden": (185, 5187, 3361),
+    "kitchen": (279, 3115, 2078),
+    "room": (311, 3114, 2075),
+    "stump": (125, 4978, 3300),
+    "treehill": (141, 5068, 3326),
+}
+MIPNERF360 = tuple(MIPNERF360_PHOTOGRAPHS)
 SETS = {"nerf_synthetic": NERF_SYNTHETIC, "mipnerf360": MIPNERF360}
 SMALLER_FOLDERS = {"images_2": 2, "images_4": 4, "images_8": 8}
 _MODEL_FILES = ("cameras", "images", "points3D")
@@ -45,7 +60,8 @@ def check_scene(folder: Path, data_set: str = "", hr_root: Path | None = None) -
     Parameters
     ----------
     folder : the scene.
-    data_set : "nerf_synthetic" or "mipnerf360" where the layout says so: then the official counts are expected too.
+    data_set : "nerf_synthetic" or "mipnerf360" where the layout says so: then the official counts are expected too, and
+        of photographs the official size, unless they are LR views (lr_kernel.json).
     hr_root : as for `load_scene`.
     """
     finding = Finding()
@@ -54,7 +70,8 @@ def check_scene(folder: Path, data_set: str = "", hr_root: Path | None = None) -
     elif data_set == "nerf_synthetic" or any((folder / name).is_file() for name in (TRAIN_FILE, TEST_FILE)):
         _check_blender(folder, finding, data_set == "nerf_synthetic", hr_root)
     elif data_set == "mipnerf360" or model_folder(folder) or not (folder / TRANSFORMS_FILE).is_file():
-        _check_colmap(folder, finding)
+        photographs = data_set == "mipnerf360" and not (folder / LR_KERNEL_FILE).is_file()
+        _check_colmap(folder, finding, MIPNERF360_PHOTOGRAPHS.get(folder.name) if photographs else None)
     if not finding.problems:
         try:
             scene = load_scene(folder, resolution=1, hr_root=hr_root)
@@ -83,7 +100,7 @@ def _check_blender(folder: Path, finding: Finding, official: bool, hr_root: Path
         _report_sizes(finding, name, [path for _, path in images if path is not None])
 
 
-def _check_colmap(folder: Path, finding: Finding) -> None:
+def _check_colmap(folder: Path, finding: Finding, official: tuple[int, int, int] | None) -> None:
     model = model_folder(folder)
     if model is None:
         finding.problems.append(f"{MODEL_FOLDERS[0]}/images.bin (or .txt) is missing")
@@ -95,11 +112,26 @@ def _check_colmap(folder: Path, finding: Finding) -> None:
     if not full:
         finding.problems.append("images/ is missing or holds no PNG or JPEG")
     _report_sizes(finding, "images", full)
+    if full and official:
+        _report_official(finding, full, *official)
     for name, factor in SMALLER_FOLDERS.items():
         if (folder / name).is_dir():
             smaller = {path.stem for path in _images_in(folder / name)}
             _report_missing(finding, name, sorted({path.stem for path in full} - smaller), len(full))
             _report_factor(finding, folder / name, full, factor)
+
+
+def _report_official(finding: Finding, full: list[Path], number: int, width: int, height: int) -> None:
+    """As many photographs as the data set has, of its size; a file that cannot be read was reported already."""
+    if len(full) != number:
+        finding.problems.append(f"images/ holds {len(full)} photographs, the data set has {number}")
+    try:
+        header = read_header(full[0])
+    except UserError:
+        return
+    if (header.width, header.height) != (width, height):
+        found = f"{header.width}x{header.height}"
+        finding.problems.append(f"images/ holds photographs of {found} px, the data set's have {width}x{height}")
 
 
 def _report_factor(finding: Finding, folder: Path, full: list[Path], factor: int) -> None:

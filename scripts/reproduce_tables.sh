@@ -5,7 +5,7 @@
 # An interrupted call goes on where it was; tables share what they have in common. Flags:
 #   --networks psrt basicvsr ...    any --upsampler; psrt is the paper's        --scenes lego ship    only these
 #   --corrected  without the release's quirks     --seeds 0 1 2     --out DIR     --only_table     --dry_run
-#   --unchecked  also with other numbers of views     --format latex     --output FILE
+#   --unchecked  also with other views or sizes         --format latex     --output FILE
 #   --executor ray  --slots 2  --threads 8  --devices cuda:0 cuda:1    as those of python -m evaluation.study
 #   -- FLAGS     of run.py, for all rows: -- --no_lpips
 set -euo pipefail

@@ -34,18 +34,18 @@ def main() -> None:
         raise UserError(f"{USAGE}: a folder of scenes and one table are expected, then flags")
     set_quiet(params.quiet)
     table = TABLES[names[1]]
-    folders = scene_folders(Path(names[0]), table.data, params)
+    folders, differing = scene_folders(Path(names[0]), table.data, params)
     path = write_study(table.data, folders, params)
     from evaluation.study.spec import read_study, restrict, with_overrides
 
     study = restrict(read_study(path), (), list(table.variants(params.networks)), (), str(path))
     study = with_overrides(study, own, PROGRAM) if own else study
-    if not carry_out(study, table, params, executor):
+    if not carry_out(study, table, params, executor, differing):
         sys.exit(1)
 
 
-def scene_folders(root: Path, data: DataSet, params: PaperParams) -> dict[str, Path]:
-    """The HR scenes of a data set, checked as `python -m scene.check` does.
+def scene_folders(root: Path, data: DataSet, params: PaperParams) -> tuple[dict[str, Path], dict[str, str]]:
+    """The HR scenes of a data set, checked as `python -m scene.check` does, and (--unchecked) how some differ from it.
 
     Raises
     ------
@@ -57,17 +57,20 @@ def scene_folders(root: Path, data: DataSet, params: PaperParams) -> dict[str, P
     wrong = [name for name in wanted if name not in data.scenes]
     if wrong:
         raise UserError(f"--scenes {wrong[0]}: the scenes of {data.name} are {', '.join(data.scenes)}")
-    root = root / data.name if (root / data.name).is_dir() else root
-    folders = {name: root / name for name in data.scenes if name in wanted}
+    inside = (root / data.name).is_dir()
+    folders = {name: root / data.name / name if inside else root / name for name in data.scenes if name in wanted}
     problems = {name: check_scene(folder, data.name).problems for name, folder in folders.items()}
     absent = [name for name, folder in folders.items() if not folder.is_dir()]
+    if not inside and len(absent) == len(folders):
+        raise UserError(f"{root / data.name} is not there, and {root} holds no {' or '.join(absent)} either")
     bad = absent or ([] if params.unchecked else [name for name in folders if problems[name]])
     if bad:
+        place = root / data.name if inside else root
         raise UserError(
-            f"{root}: {len(bad)} of {len(folders)} scenes are missing or incomplete, {bad[0]}: {problems[bad[0]][0]}; "
-            f"python -m scene.check {root} says more, --scenes NAME... takes only some"
+            f"{place}: {len(bad)} of {len(folders)} scenes are missing or incomplete, {bad[0]}: {problems[bad[0]][0]}; "
+            f"python -m scene.check {place} says more, --scenes NAME... takes only some"
         )
-    return folders
+    return folders, {name: found[0] for name, found in problems.items() if found}
 
 
 def write_study(data: DataSet, folders: Mapping[str, Path], params: PaperParams) -> Path:
@@ -101,7 +104,9 @@ def check_weights(networks: Mapping[str, UpsamplingParams], lpips: bool) -> None
             raise UserError(f"{error}; or leave LPIPS out: -- --no_lpips") from error
 
 
-def carry_out(study: Any, table: PaperTable, params: PaperParams, executor: ExecutorParams) -> bool:
+def carry_out(
+    study: Any, table: PaperTable, params: PaperParams, executor: ExecutorParams, differing: Mapping[str, str]
+) -> bool:
     """Run what a table needs and is not finished, then show it; whether all of it is there."""
     from evaluation.study.__main__ import conclude, show_plan
     from evaluation.study.executors import execute
@@ -122,12 +127,12 @@ def carry_out(study: Any, table: PaperTable, params: PaperParams, executor: Exec
             show_plan(plan)
             return True
         complete = conclude(plan, execute(plan, tasks, executor)) == 0
-    show(plan, study, table, params)
+    show(plan, study, table, params, differing)
     return complete
 
 
-def show(plan: Any, study: Any, table: PaperTable, params: PaperParams) -> None:
-    """Print the tables, and write them where --output says."""
+def show(plan: Any, study: Any, table: PaperTable, params: PaperParams, differing: Mapping[str, str]) -> None:
+    """Print the tables, and write them where --output says. differing : how scenes differ from the data set's."""
     from evaluation.study.results import check_protocols, finished
     from evaluation.study.state import read_manifest
 
@@ -146,20 +151,21 @@ def show(plan: Any, study: Any, table: PaperTable, params: PaperParams) -> None:
         check_protocols(results)
         tables = quality_tables(table, params.networks, scenes, Cells(results, params.seeds))
     for made in tables:
-        made.caption = " ".join([made.caption, *remarks(study, params)])
+        made.caption = " ".join([made.caption, *remarks(study, params, differing)])
     text = "\n\n".join(FORMATS[params.format](t) for t in tables)
     if params.output:
         write_text(params.output, text + "\n")
     say(text)
 
 
-def remarks(study: Any, params: PaperParams) -> list[str]:
+def remarks(study: Any, params: PaperParams, differing: Mapping[str, str]) -> list[str]:
     """What makes our rows other than the paper's, one sentence each."""
     others = [network for network in params.networks if network != "psrt"]
     found = (
         [f"The paper reports no {', no '.join(others)}: compare rows of one network with each other."] if others else []
     )
     found += ["Ours without the release's quirks."] if params.corrected else []
+    found += [f"NOT COMPARABLE with published cells: {scene}: {why}." for scene, why in differing.items()]
     if study.overrides:
         flags = " ".join(as_flags({k: list(v) if isinstance(v, tuple) else v for k, v in study.overrides.items()}))
         found.append(f"NOT COMPARABLE with published cells: all rows of ours with {flags}.")

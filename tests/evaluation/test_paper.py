@@ -286,7 +286,17 @@ def test_two_tiny_scenes_give_the_tables_of_mip_nerf_360(tmp_path, monkeypatch, 
         images = bytearray((root / "sparse/0/images.bin").read_bytes())
         number_from_one(images)
         (root / "sparse/0/images.bin").write_bytes(bytes(images))
-    common = ("--scenes", "flowers", "room", "--networks", "bicubic", "--out", tmp_path / "out", "--quiet")
+    common = (
+        "--scenes",
+        "flowers",
+        "room",
+        "--unchecked",
+        "--networks",
+        "bicubic",
+        "--out",
+        tmp_path / "out",
+        "--quiet",
+    )
     run(monkeypatch, tmp_path, "T9-11", *common, "--", *TINY)
     table = {row[0]: row[1:] for row in shown(capsys)[:6]}
     assert list(table) == ["PSNR", "---", *TABLES["T9-11"].variants(["bicubic"]).values()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scene.check import check_scene, main, scenes_under
+from scene.check import MIPNERF360_PHOTOGRAPHS, check_scene, main, scenes_under
 from scene.images import write_png
 from tests.scene_factory import picture, write_blender, write_colmap, write_transforms
 from utils import errors
@@ -53,16 +53,16 @@ def test_complete_scenes_exit_zero(tmp_path, run):
 def test_what_is_missing_is_listed_and_exits_two(tmp_path, run):
     write_blender(tmp_path / "nerf_synthetic/lego")
     (tmp_path / "nerf_synthetic/lego/train/r_5.png").unlink()
-    write_colmap(tmp_path / "mipnerf360/room")
+    write_colmap(tmp_path / "mipnerf360/own")
     code, stdout, stderr = run(tmp_path)
     assert code == 2
-    assert stdout.count("the folder is not there") == 7 + 8
+    assert stdout.count("the folder is not there") == 7 + 9
     assert "nerf_synthetic/lego: INCOMPLETE" in stdout
     assert "transforms_train.json lists 8 views, the data set has 100" in stdout
     assert "transforms_train.json: 1 of 8 images are missing, the first is train/r_5" in stdout
-    assert "mipnerf360/room: complete" in stdout
-    assert stderr.strip() == "error: 16 of 17 scenes are incomplete or missing, see above"
-    assert run(tmp_path, "room")[0] == 0
+    assert "mipnerf360/own: complete" in stdout
+    assert stderr.strip() == "error: 17 of 18 scenes are incomplete or missing, see above"
+    assert run(tmp_path, "own")[0] == 0
 
 
 def test_a_root_with_scenes_of_a_data_set_directly_in_it_expects_all_of_them(tmp_path, run):
@@ -89,6 +89,17 @@ def test_colmap_problems(tmp_path):
     assert "sparse/0/points3D.bin is missing" in problems
     assert "images_2: 1 of 9 images are missing, the first is view_003" in problems
     assert "images_4: view_000 is 24x16 px, not 1/4 of 48x32" in problems
+
+
+def test_photographs_of_mip_nerf_360_have_their_number_and_size(tmp_path, monkeypatch):
+    write_colmap(tmp_path / "room")
+    assert check_scene(tmp_path / "room", "mipnerf360").problems == [
+        "images/ holds 9 photographs, the data set has 311",
+        "images/ holds photographs of 48x32 px, the data set's have 3114x2075",
+    ]
+    assert not check_scene(tmp_path / "room").problems
+    monkeypatch.setitem(MIPNERF360_PHOTOGRAPHS, "room", (9, 48, 32))
+    assert not check_scene(tmp_path / "room", "mipnerf360").problems
 
 
 def test_missing_parts_of_each_kind(tmp_path):
