@@ -86,7 +86,10 @@ class OptimizationParams:
     depth_l1_weight_init: float = opt(1.0, "weight of the depths' loss at the start; only with --depths")
     depth_l1_weight_final: float = opt(0.01, "the same at the end")
     sh_interval: int = opt(1000, "iterations after which one more band of spherical harmonics is used")
-    max_gaussians: int = opt(0, "densify no further than this; those with the largest gradients go first; 0 = no limit")
+    max_gaussians: int = opt(
+        0,
+        "densify no further than this, those with the largest gradients first; a start with more is kept; 0 = no limit",
+    )
     lambda_tex: float = opt(0.6, "weight of the pseudo-HR frames' loss; the LR views' loss has the rest")
     lambda_tex_final: float = opt(-1.0, "weight of the frames' loss at the end of a linear schedule; -1 = constant")
     lambda_tex_anneal: float = opt(0.8, "fraction of the iterations over which the weight changes")
