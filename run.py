@@ -7,6 +7,7 @@ from pathlib import Path
 from arguments.pipeline import plan
 from utils import errors, log
 from utils.child import run_child
+from utils.errors import USER_ERROR
 from utils.record import read_record
 
 ROOT = Path(__file__).resolve().parent
@@ -20,7 +21,8 @@ def main() -> None:
         log.note(f"== {command.step}: {command.script}")
         code = run_child([sys.executable, str(ROOT / command.script), *command.arguments])
         if code:
-            log.note(f"run.py: step {command.step} ended with exit code {code}; the same command continues from here")
+            if code != USER_ERROR:  # that one has been told in a line of its own, and the same command meets it again
+                log.note(f"run.py: step {command.step} ended with exit code {code}; the same command continues from here")
             sys.exit(code)
         if command.dry_run and i < len(commands) and read_record(command.folder, command.record) is None:
             log.note(f"run.py: --dry_run ends here; the following steps need the result of {command.step}")

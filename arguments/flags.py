@@ -17,6 +17,7 @@ from utils.command_line import Parser
 from utils.errors import UserError
 
 T = TypeVar("T")
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
 
 
 def opt(default: Any, help: str, short: str | None = None, *, result: bool = True, **kw: Any) -> Any:
@@ -157,7 +158,7 @@ def _check_type(f: Field, value: Any, where: str) -> None:
         raise UserError(f"{where}: {f.name} = {value!r}; one of {', '.join(map(str, choices))} is expected")
     expected: Any = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
     if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise UserError(f"{where}: {f.name} = {value!r}; a {type(default).__name__} is expected")
+        raise UserError(f"{where}: {f.name} = {value!r}; {WORDS[type(default)]} is expected")
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:

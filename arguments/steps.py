@@ -109,7 +109,10 @@ class RunParams:
     """What is run"""
 
     method: str = opt(
-        "seqsplat", "seqsplat, or sequence_matters: the paper's released behaviour", choices=list(METHODS)
+        "seqsplat",
+        "seqsplat, or sequence_matters: the paper's released behaviour, its row S; its row ALS with --ordering als "
+        "--cost orb --thres_values 15 30 45 too",
+        choices=list(METHODS),
     )
     steps: tuple[str, ...] = opt(
         (), "steps to run, in this order; default: all that the settings need", choices=list(STEPS)
@@ -162,6 +165,8 @@ def read_config(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         return {"method": "sequence_matters"}, by_step
     content = read_toml(path)
     top = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    for name in top.keys() & {*SHARED_SECTIONS, *STEPS, *METHODS}:
+        raise UserError(f"{path}: {name} = {top[name]!r}: a section [{name}] is expected")
     sections = {key: value for key, value in content.items() if isinstance(value, dict)}
     steps = {name: table for name, table in sections.items() if name not in METHODS}
     for method in METHODS:

@@ -33,6 +33,6 @@ class Parser(ArgumentParser):
         """Raise UserError instead of printing the usage."""
         wrong = re.search(r"unrecognized arguments: (\S+)", message)
         if wrong:
-            near = difflib.get_close_matches(wrong[1].split("=")[0], self._option_string_actions, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(wrong[1].split("=")[0], self._option_string_actions, n=1, cutoff=0.7)
             message = f"unknown flag {wrong[1]}" + (f"; did you mean {near[0]}?" if near else "; --help lists all")
         raise UserError(f"{self.prog}: {one_line(message)}")

@@ -5,6 +5,9 @@ import sys
 from collections.abc import Callable
 
 
+USER_ERROR = 2  # exit code, argparse's own too
+
+
 class UserError(Exception):
     """Something the user can mend. Its message says what, where, and what to do, in one line."""
 
@@ -55,7 +58,7 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("SPLAT_TRACEBACK") or not memory:
             raise
         print(f"error: {_describe(MemoryError())[1]}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(USER_ERROR)
 
 
 def _describe(error: BaseException) -> tuple[int, str]:
@@ -65,6 +68,6 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, MemoryError):
         if "memory limit" in str(error):  # one that was asked for; the text says how much is needed
-            return 2, f"--raster_memory: {error}"
-        return 2, "out of memory: lower --max_memory (upsampling), --max_gaussians or -r (training)"
-    return 2, str(error)
+            return USER_ERROR, f"--raster_memory: {error}"
+        return USER_ERROR, "out of memory: lower --max_memory (upsampling), --max_gaussians or -r (training)"
+    return USER_ERROR, str(error)

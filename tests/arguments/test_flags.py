@@ -58,6 +58,7 @@ def test_only_what_changes_a_result_is_in_the_key():
         (["--name", "z"], "invalid choice"),
         (["--rate"], "expected one argument"),
         (["stray"], "unknown flag stray"),
+        (["--wrong_flag"], "unknown flag --wrong_flag; --help lists all"),  # nothing is near it
         (["--coun", "4"], "did you mean --count"),  # no silent abbreviations
     ],
 )
@@ -77,8 +78,8 @@ def test_configuration_files_lose_to_the_command_line(tmp_path):
     ("text", "message"),
     [
         ("[x]\ncuont = 1", "did you mean 'count'"),
-        ("[x]\ncount = 1.5", "a int is expected"),
-        ("[x]\ncount = true", "a int is expected"),
+        ("[x]\ncount = 1.5", "a whole number is expected"),
+        ("[x]\ncount = true", "a whole number is expected"),
         ('[x]\nname = "z"', "one of"),
         ("[x\n", "c.toml"),
     ],
@@ -271,6 +272,7 @@ def test_the_next_command_carries_every_loading_flag():
         ("[seqsplat.trian]\na = 1\n", r"unknown section \[seqsplat.trian\]; .*METHOD.STEP"),
         ("[seqsplat.train]\nsacle = 1\n", r"\[seqsplat.train\].*sacle"),
         ("[seqsplat]\nscale = 1\n", "unknown section|a section .seqsplat.scale. of a step's settings"),
+        ("train = 3\n", r"train = 3: a section \[train\] is expected"),
         ("[seqsplat]\ntrain = 1\n", r"a section \[seqsplat.train\] of a step's settings"),
         ("[train]\nlamda_tex = 1.0\n", "did you mean 'lambda_tex'"),
         ('method = "x"\n', "one of"),

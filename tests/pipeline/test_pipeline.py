@@ -127,6 +127,15 @@ def test_a_dry_run_ends_where_the_next_step_would_need_a_result(finished):
     assert fingerprint(out) == before
 
 
+def test_a_mistake_in_the_input_is_one_line(tmp_path):
+    done = run("run.py", "-s", tmp_path / "nowhere", "-m", tmp_path / "out", check=False)
+    assert done.returncode == 2
+    step, error = done.stderr.splitlines()
+    assert step == "== order: align_sequence.py"
+    assert error.startswith("error: ")
+    assert "nowhere" in error
+
+
 def test_an_edited_schedule_is_used(finished):
     _, lr, out, _ = finished
     path = out / "sequences.json"

@@ -312,7 +312,7 @@ def test_variables_and_included_files(tmp_path, monkeypatch):
 WRONG = {
     "[variants.x]\nupsmaple = {scale = 2}": "did you mean 'upsample'",
     "[variants.x.train]\niteratoins = 2": "did you mean 'iterations'",
-    "[variants.x.train]\niterations = 'many'": "a int is expected",
+    "[variants.x.train]\niterations = 'many'": "a whole number is expected",
     "[variants.x.train]\niterations = 0": "variant x, scene toy, step train: .* 1 or more is expected",
     "[variants.x.train]\nseed = 3": "seed is decided by the study itself",
     "[variants.x]\nflags = {model_path = 'here'}": "decided by the study itself",
