@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from arguments.flags import settings
-from arguments.next_step import next_step
+from arguments.next_step import say_next
 from arguments.steps import STEPS, parse
 from utils import errors, record
 from utils.errors import UserError
@@ -44,7 +44,7 @@ def main() -> None:
         run.outputs = [out / FILE_NAME]
         run.notes = sequences.summary() | ({"edited": True} if run.edited else {})
     say(f"wrote {out / FILE_NAME}: {sequences.headline()}")
-    say(next_step("vsr_upsample.py", model, common.compat))
+    say_next("order", "upsample", model.model_path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import sys
 
+from arguments.next_step import say_next
 from evaluation.saved import parse_with_saved
 from utils import errors
 from utils.log import say
@@ -22,7 +23,8 @@ def main() -> None:
     elif render.flight:
         say(f"wrote {out}/flight.mp4" if (out / "flight.mp4").is_file() else f"wrote {out}/flight/")
     else:
-        say(f"wrote {out}/test and {out}/train as far as there are such views\nnext: python metrics.py -m {out}")
+        say(f"wrote {out}/test and {out}/train as far as there are such views")
+        say_next("render", "metrics", str(out))
 
 
 if __name__ == "__main__":

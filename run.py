@@ -1,9 +1,11 @@
 """Run the whole pipeline on one scene: order, depth, upsample, train, render, metrics; skip what is up to date."""
 
+import os
 import sys
 import time
 from pathlib import Path
 
+from arguments.next_step import UNDER_RUN
 from arguments.pipeline import plan
 from utils import errors, log
 from utils.child import run_child
@@ -19,10 +21,14 @@ def main() -> None:
     commands = plan()
     for i, command in enumerate(commands, 1):
         log.note(f"== {command.step}: {command.script}")
-        code = run_child([sys.executable, str(ROOT / command.script), *command.arguments])
+        code = run_child(
+            [sys.executable, str(ROOT / command.script), *command.arguments], os.environ | {UNDER_RUN: "1"}
+        )
         if code:
             if code != USER_ERROR:  # that one has been told in a line of its own, and the same command meets it again
-                log.note(f"run.py: step {command.step} ended with exit code {code}; the same command continues from here")
+                log.note(
+                    f"run.py: step {command.step} ended with exit code {code}; the same command continues from here"
+                )
             sys.exit(code)
         if command.dry_run and i < len(commands) and read_record(command.folder, command.record) is None:
             log.note(f"run.py: --dry_run ends here; the following steps need the result of {command.step}")

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Train 3D Gaussians on a scene, or on pseudo-HR frames under LR consistency."""
 
+from arguments.next_step import say_next
 from arguments.steps import parse
 from training.output_folder import output_folder
 from training.signals import StopRequest
@@ -23,7 +24,7 @@ def main() -> None:
     ply = train(Settings(common, model, pipeline, optimisation, training), out, stop, measurer)
     if ply is not None:
         say(f"wrote {ply}")
-        say(f"next: python render.py -m {out}")
+        say_next("train", "render", str(out))
 
 
 if __name__ == "__main__":

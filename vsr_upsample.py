@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from arguments.flags import settings
-from arguments.next_step import next_step
+from arguments.next_step import say_next
 from arguments.steps import STEPS, parse
 from utils import errors, record
 from utils.errors import UserError
@@ -53,7 +53,7 @@ def main() -> None:
             attempt.notes |= device_facts(device) | {"weights": weights.record() if weights else None}
     say(f"wrote {len(source.sequences.saved)} frames to {folder}")
     if not flags.frames:
-        say(next_step("train.py", model, common.compat))
+        say_next("upsample", "train", model.model_path)
 
 
 if __name__ == "__main__":

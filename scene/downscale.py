@@ -15,7 +15,6 @@ import numpy as np
 
 from arguments.downscale import DownscaleParams
 from arguments.flags import parse_groups, settings
-from arguments.loading import ModelParams
 from arguments.next_step import next_step
 from scene import Scene, load_scene
 from scene.files import scene_inputs
@@ -212,8 +211,8 @@ def main() -> None:
     made = downscale(params)
     shown = ", ".join("{}x{} -> {}x{}".format(*entry["hr"], *entry["lr"]) for entry in made.sizes[:3])
     say(f"wrote {params.output_path}: {shown}, {made.kernel}, {made.border}; truth in {made.hr_root}")
-    model = ModelParams(source_path=params.output_path, model_path="OUT", eval=True)
-    say(next_step("align_sequence.py", model, params.compat))
+    given = {"source_path": params.output_path, "eval": True} | ({"compat": params.compat} if params.compat else {})
+    say(next_step("order", "OUT", given))
 
 
 if __name__ == "__main__":

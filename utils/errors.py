@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 
-
 USER_ERROR = 2  # exit code, argparse's own too
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from arguments.cfg_args import read_cfg_args, write_cfg_args
-from arguments.flags import as_flags, opt, parse_groups, settings
+from arguments.flags import as_flags, opt, parse_given, parse_groups, settings
 from arguments.loading import CommonParams, ModelParams
-from arguments.next_step import next_step
+from arguments.next_step import UNDER_RUN, next_step, say_next
 from arguments.paper_config import read_paper_config
 from arguments.pipeline import METHODS, plan
 from arguments.steps import STEPS, parse
@@ -256,13 +256,26 @@ def test_the_model_of_the_lr_views_has_settings_of_its_own(tmp_path):
 
 
 def test_the_next_command_carries_every_loading_flag():
-    model = ModelParams(source_path="my scene", model_path="out", eval=True, resolution=-1, hr_root="a b", images="i_2")
-    line = next_step("train.py", model, "sequence_matters")
+    words = ["-s", "my scene", "--eval", "-r", "-1", "--hr_root=a b", "-i", "i_2", "--compat", "sequence_matters"]
+    given = parse_given("", "", STEPS["upsample"].groups, [*words, "-m", "out", "--scale", "2"])
+    line = next_step("train", "out", given)
     assert line.startswith("next: python train.py -s 'my scene' -m out ")
     common, again = parse("train", shlex.split(line.removeprefix("next: python train.py ")))[:2]
-    assert again == model
+    assert again == ModelParams(source_path="my scene", model_path="out", eval=True, hr_root="a b", images="i_2")
     assert common.compat == "sequence_matters"
-    assert next_step("train.py", ModelParams(source_path="s", model_path="m")) == "next: python train.py -s s -m m"
+    assert next_step("train", "m", {"source_path": "s", "model_path": "m"}) == "next: python train.py -s s -m m"
+
+
+def test_the_next_command_stays_with_the_configuration_file(monkeypatch, capsys):
+    words = ["-s", "lr", "-m", "out", "--config", "c.toml", "--images", "photos"]
+    monkeypatch.setattr("sys.argv", ["vsr_upsample.py", *words])
+    say_next("upsample", "train", "out")
+    assert capsys.readouterr().out == "next: python train.py -s lr -m out --config c.toml --images=photos\n"
+    say_next("train", "render", "out")  # which knows from OUT what was loaded
+    assert capsys.readouterr().out == "next: python render.py -m out --config c.toml\n"
+    monkeypatch.setenv(UNDER_RUN, "1")
+    say_next("upsample", "train", "out")
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
