@@ -42,6 +42,7 @@ def make_plan(study: Study, out: str = "", source: str = "", hr: str = "") -> Pl
     """
     scenes = tuple(scene for scene in study.scenes if scene.wanted)
     if source:
+        source, hr = os.path.abspath(source), os.path.abspath(hr) if hr else ""  # the same scene from any folder
         scenes = (SceneSpec(Path(source).resolve().name, source, hr),)
     if not scenes:
         raise UserError(f"study {study.name}: no [scenes.NAME], and no --source; which scene is meant?")

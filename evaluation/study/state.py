@@ -7,6 +7,7 @@ from typing import Any
 
 from arguments.steps import STEPS
 from evaluation.study.plan import MEASURE_FRAMES, OWN_CODE, OWN_COMMAND, Command, Plan, Task
+from evaluation.study.sources import changed, sources_of
 from utils.atomic import read_json
 from utils.errors import UserError
 from utils.keys import GROUND, NO_RESULT
@@ -78,4 +79,8 @@ def stale(plan: Plan, task: Task, manifest: Mapping[str, Any]) -> str:
         made = read_manifest(plan.folder(need))
         if made is not None and manifest["needs"].get(need) != made["product"]:
             return f"made from an earlier {need}"
+    before = manifest.get("sources", {})
+    for name, path in sources_of(task, plan.out).items():
+        if name in before and changed(path, before[name]):
+            return f"made from other content of {path}"
     return ""

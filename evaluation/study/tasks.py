@@ -19,6 +19,7 @@ from typing import Any
 
 from evaluation.frame_quality import FILE_NAME as FRAMES_FILE
 from evaluation.study.plan import Command, Plan, Task, digest
+from evaluation.study.sources import content, fingerprint, sources_of
 from evaluation.study.state import MANIFEST, SCHEMA, code_of, read_manifest
 from utils import __version__
 from utils.atomic import read_json, write_json
@@ -27,7 +28,7 @@ from utils.errors import UserError
 from utils.locks import LOCK_NAME, locked
 from utils.log import note
 from utils.provenance import PROJECT, package_versions
-from utils.record import read_record
+from utils.record import RECORD_NAME, read_record
 
 ORDER, LOGS = "task.json", "logs"
 BUSY, FAILED = 75, 1  # exit codes of a worker; 128 + n: ended by signal n
@@ -119,7 +120,8 @@ def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / LOGS / "failed.json").unlink(missing_ok=True)
     needed = {name: made["product"] for name in task.needs if (made := read_manifest(folder.parent / name))}
-    path, made_from = folder / LOGS / "progress.json", {"code": code_of(task), "needs": needed}
+    sources = {name: fingerprint(path) for name, path in sources_of(task, folder.parent).items()}
+    path, made_from = folder / LOGS / "progress.json", {"code": code_of(task), "needs": needed, "sources": sources}
     earlier = read_json(path) if path.is_file() else {}
     if any(earlier.get(key) != value for key, value in made_from.items()):
         earlier = {"attempts": 0, "commands": {}}
@@ -222,13 +224,21 @@ def _manifest(folder: Path, task: Task, progress: Mapping[str, Any]) -> dict[str
         "peak_bytes": max((c["peak_bytes"] or 0 for c in commands), default=0),
         "attempts": progress["attempts"],
         "code": progress["code"],
-        "product": digest(product),
+        "product": digest(product if outputs else _written(folder)),
         "needs": progress["needs"],
+        "sources": progress["sources"],
         "versions": {"seqsplat": __version__, **package_versions()},
         "machine": _machine(records.values()),
         "finished": time.strftime("%FT%T%z"),
         "results": _results(folder, task),
     }
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """What a task made whose commands leave no record, by file or folder."""
+    ours = {LOGS, ORDER, MANIFEST, RECORD_NAME}
+    made = [path for path in sorted(folder.iterdir()) if path.name not in ours and not path.name.startswith(".")]
+    return {path.name: content(path) for path in made}
 
 
 def _machine(records: Iterable[Mapping[str, Any] | None]) -> dict[str, list[str]]:

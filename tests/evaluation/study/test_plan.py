@@ -229,6 +229,8 @@ def test_one_scene_in_place_of_those_of_the_file(tmp_path):
     p = make_plan(whole, source="given/scene")
     assert {r.variant for r in p.runs} == {"single", "low", "there"}  # no truth was named: no bound
     with_truth = make_plan(whole, source="given/scene", hr="given/hr")
+    absolute = make_plan(whole, source=str(Path("given/scene").absolute()), hr=str(Path("given/hr").absolute()))
+    assert with_truth.tasks == absolute.tasks  # a recipe that says "scene" would be another one in another folder
     bound = words(task(with_truth, "bound", "model"), "train")
     assert f"--source_path={Path('given/hr').absolute()}" in bound
     (tmp_path / "c.toml").write_text("[train]\niterations = 77\n")
