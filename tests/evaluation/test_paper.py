@@ -18,10 +18,11 @@ import vsr_upsample
 from arguments.flags import make
 from arguments.paper import PaperParams
 from arguments.training import OptimizationParams
+from evaluation import frame_quality
 from evaluation.paper import __main__ as paper
 from evaluation.paper.study import BLENDER, MIP360, row_name, study_text
 from evaluation.paper.tables import TABLES, Cells, jump_table, quality_tables
-from evaluation.study import executors, frame_quality, tasks
+from evaluation.study import executors, tasks
 from evaluation.study.planner import make_plan
 from evaluation.study.results import Result
 from evaluation.study.spec import read_study
@@ -37,7 +38,7 @@ TINY = ("--iterations", "6", "--save_iterations", "6", "--test_iterations", "6",
 SCRIPTS = {
     **{f"{module.__name__}.py": module.main for module in (align_sequence, vsr_upsample, train, render, metrics)},
     "scene.downscale": downscale.main,
-    "evaluation.study.frame_quality": frame_quality.main,
+    "evaluation.frame_quality": frame_quality.main,
 }
 
 
