@@ -10,10 +10,11 @@ from typing import Any
 
 from arguments.flags import as_flags, make, parse_given
 from arguments.loading import CommonParams, ModelParams
-from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, file_settings, own_settings, read_config
+from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, check_step, file_settings, own_settings, read_config
 from arguments.training import TrainingParams
 from arguments.upsampling import SINGLE_IMAGE, UpsamplingParams
 from utils.errors import UserError
+from utils.plugins import imported
 
 __all__ = ["METHODS", "Command", "RunParams", "plan"]
 
@@ -40,7 +41,8 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
 
     Raises
     ------
-    UserError : unknown flag, section or key; no scene or no output folder.
+    UserError : unknown flag, section or key; no scene or no output folder; what one of the steps would refuse of its
+        settings, code of the user's own that cannot be imported among it.
     """
     # UpsamplingParams before RenderParams: here --geometry is the former's.
     groups = [RunParams, UpsamplingParams, *(g for step in STEPS.values() for g in step.groups)]
@@ -67,6 +69,9 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
         "geometry": needs_geometry(values["upsample"]),
         "lr_model": needs_geometry(values["upsample"]) or needs_lr_model(values["train"]),
     }
+    steps = run.steps or [name for name in STEPS if wanted.get(name, True)]
+    for name in steps:
+        check_step(name, values[name])
     return [
         Command(
             name,
@@ -76,16 +81,28 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
             "train" if name == "lr_model" else name,
             values[name].get("dry_run", False),
         )
-        for name in run.steps or [name for name in STEPS if wanted.get(name, True)]
+        for name in steps
     ]
 
 
 def needs_geometry(upsample: Mapping[str, Any]) -> bool:
-    """Whether the upsampling step, with these settings, computes flow from depths that are still to be made."""
+    """Whether the upsampling step, with these settings, computes flow from depths that are still to be made.
+
+    Raises
+    ------
+    UserError : a network of the user's own that cannot be imported.
+    """
     settings, compat = make(UpsamplingParams, upsample), upsample.get("compat")
-    propagates = settings.propagation != "none" and settings.upsampler not in SINGLE_IMAGE
     wanted = settings.flow == "geometry" or (settings.flow == "auto" and not compat)
-    return propagates and wanted and not settings.geometry
+    return wanted and settings.propagation != "none" and not settings.geometry and not _alone(settings.upsampler)
+
+
+def _alone(upsampler: str) -> bool:
+    """Whether it makes every frame alone, as far as can be known before it is built; so says a MODULE:NAME that has
+    `num_neighbours` itself."""
+    if ":" in upsampler:
+        return getattr(imported("--upsampler", upsampler), "num_neighbours", 1) == 0
+    return upsampler in SINGLE_IMAGE
 
 
 def needs_lr_model(train: Mapping[str, Any]) -> bool:

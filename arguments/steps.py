@@ -3,7 +3,7 @@
 Order of authority: default < method < configuration file < command line, for a script alone as for run.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from arguments.training import OptimizationParams, TrainingParams
 from arguments.upsampling import UpsamplingParams
 from utils.errors import UserError
 from utils.log import set_quiet
+from utils.plugins import imported
 
 METHODS: dict[str, dict[str, Any]] = {
     "seqsplat": {"init_points": "lr_model", "lambda_tex_final": 0.05},
@@ -40,6 +41,7 @@ LR_MODEL: dict[str, Any] = {
     "test_iterations": (3000,),
     "save_iterations": (3000,),
 }
+OWN_CODE = ("ordering", "cost", "gate", "upsampler", "neighbour_cost")  # settings that may be MODULE:NAME
 SHARED_SECTIONS = {"scene": ModelParams, "common": CommonParams}
 
 
@@ -135,6 +137,25 @@ def parse(name: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     values: tuple[Any, ...] = tuple(make(cls, given) for cls in step.groups)
     set_quiet(values[0].quiet)
     return values
+
+
+def check_step(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse at once what the script of step `name` would refuse of these settings.
+
+    Raises
+    ------
+    UserError : a value that is not allowed, or MODULE:NAME that cannot be imported.
+    """
+    for group in STEPS[name].groups:
+        make(group, values)
+    check_code(values)
+
+
+def check_code(values: Mapping[str, Any]) -> None:
+    """Raise UserError where a setting is MODULE:NAME and cannot be imported."""
+    for key in OWN_CODE:
+        if ":" in str(values.get(key, "")):
+            imported(f"--{key}", values[key])
 
 
 def own_settings(name: str) -> set[str]:

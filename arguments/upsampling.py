@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from arguments.flags import opt
 from utils.errors import UserError
+from utils.plugins import check_name
 
 SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span", "spandrel")  # upsamplers to which other views say nothing
 PATH_ONLY = ("basicvsr_pp", "iconvsr", "psrt")  # video networks that take no graph
+UPSAMPLERS = ("basicvsr", *PATH_ONLY, *SINGLE_IMAGE)
+NEIGHBOUR_COSTS = ("angle",)
 
 
 def refuse_both_orders(ensemble: int) -> None:
@@ -101,6 +104,8 @@ class UpsamplingParams:
     random_weights: bool = opt(False, "for tests only: untrained network, every result is stamped RANDOM WEIGHTS")
 
     def __post_init__(self) -> None:
+        check_name("--upsampler", self.upsampler, UPSAMPLERS)
+        check_name("--neighbour_cost", self.neighbour_cost, NEIGHBOUR_COSTS)
         if self.scale < 1:
             raise UserError(f"--scale {self.scale}: a whole number from 1 is expected")
         if not 0 <= self.internal_threshold < float("inf"):
@@ -117,6 +122,8 @@ class UpsamplingParams:
             raise UserError(f"--max_angle {self.max_angle}: degrees from 0 (automatic) to 180 are expected")
         if not 0 < self.occlusion_tolerance <= 1:
             raise UserError(f"--occlusion_tolerance {self.occlusion_tolerance}: more than 0, up to 1, is expected")
+        if self.propagation == "graph" and self.upsampler in SINGLE_IMAGE:
+            raise UserError(f"--propagation graph: {self.upsampler} makes every frame alone; leave it out")
         if self.propagation == "graph" and self.upsampler in PATH_ONLY:
             raise UserError(f"--propagation graph: {self.upsampler} propagates along a path only; leave it out")
         if self.frames and (self.flow == "geometry" or self.propagation == "graph"):

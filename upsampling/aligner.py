@@ -45,6 +45,8 @@ class Aligner:
             where every frame is made alone.
         """
         flow = "learned" if source.geometry is None else "geometry"
+        if settings.propagation == "graph" and not net.num_neighbours:
+            raise UserError(f"--propagation graph: {settings.upsampler} makes every frame alone; leave it out")
         propagation = settings.propagation if net.num_neighbours else "none"
         if propagation == "none":
             refuse_both_orders(settings.ensemble)

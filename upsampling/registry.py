@@ -3,7 +3,6 @@
 An entry is made by the decorator `network`; its module is imported by name in `upsampling/__init__.py`.
 """
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,11 +84,11 @@ def resolve_weights(settings: UpsamplingParams) -> ResolvedWeights | None:
 
     Raises
     ------
-    UserError : unknown upsampler, or its weights are not found, not the published ones, or another network's.
+    UserError : its weights are not found, not the published ones, or another network's.
     """
     if ":" in settings.upsampler:
         return None
-    entry = _entry(settings.upsampler)
+    entry = NETWORKS[settings.upsampler]
     if not entry.weights or settings.random_weights:
         return None
     id, path = entry.weights, None
@@ -124,7 +123,7 @@ def load(settings: UpsamplingParams, weights: ResolvedWeights | None, device: to
             warn(f"{RANDOM}: the results are meaningless and are stamped so")
             seed_all(seed)
         state = read_state_dict(weights) if weights else None
-        upsampler = _entry(settings.upsampler).build(settings, device, state)
+        upsampler = NETWORKS[settings.upsampler].build(settings, device, state)
     if upsampler.scale != settings.scale:
         own = upsampler.scale
         raise UserError(f"--scale {settings.scale}: {settings.upsampler} magnifies {own} times; give --scale {own}")
@@ -140,14 +139,6 @@ def filled(make: Callable[[], nn.Module], state: State | None, device: torch.dev
             module = make()
         load_strictly(module, state, name)
     return module.to(device).eval().requires_grad_(False)
-
-
-def _entry(name: str) -> Entry:
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(NETWORKS)}, or MODULE:NAME"
-        raise UserError(f"--upsampler {name}: unknown{hint}")
-    return NETWORKS[name]
 
 
 def _imported(settings: UpsamplingParams, device: torch.device) -> Upsampler:

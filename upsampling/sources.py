@@ -17,7 +17,7 @@ from scene.sequences import FILE_NAME, Sequences, Subsequence, read_sequences
 from upsampling.geometry import FOLDER, depth_path
 from upsampling.neighbours import NEIGHBOUR_COSTS
 from utils.errors import UserError
-from utils.plugins import check_name, source_files
+from utils.plugins import imported, source_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -93,9 +93,10 @@ def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, comp
     Raises
     ------
     UserError : no scene, no schedule or no depths there (says how to make them), what does not fit together, or an
-        unknown neighbour cost.
+        neighbour cost that cannot be imported.
     """
-    check_name("--neighbour_cost", settings.neighbour_cost, NEIGHBOUR_COSTS)
+    if settings.neighbour_cost not in NEIGHBOUR_COSTS:
+        imported("--neighbour_cost", settings.neighbour_cost)  # also where nothing asks for it
     path = Path(settings.sequences or out / FILE_NAME)
     if not path.is_file():
         raise UserError(f"{path}: no {FILE_NAME}; make it with align_sequence.py, or name one with --sequences")

@@ -10,6 +10,7 @@ from typing import Any
 
 from arguments.flags import as_flags, make, parse_groups
 from arguments.paper import PaperParams
+from arguments.steps import check_code
 from arguments.study import ExecutorParams
 from arguments.upsampling import UpsamplingParams
 from evaluation.formats import FORMATS
@@ -94,6 +95,7 @@ def check_weights(networks: Mapping[str, UpsamplingParams], lpips: bool) -> None
 
     for variant, settings in networks.items():
         try:
+            check_code({"upsampler": settings.upsampler})
             resolve_weights(settings)
         except UserError as error:
             raise UserError(f"{variant}: {error}") from error

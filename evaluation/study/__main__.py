@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from arguments.flags import parse_groups
+from arguments.steps import check_code
 from arguments.study import ExecutorParams, StudyParams, StudyTableParams
 from evaluation.formats import Table, aligned
 from evaluation.study.executors import Outcome, execute, wanted_tasks
@@ -43,6 +44,10 @@ def main() -> None:
         plan = Plan(Path(shown.results))
     else:
         plan = make_plan(study, params.out, params.source, params.hr)
+    if action in ("plan", "run"):
+        for task in plan.tasks.values():
+            for values in task.recipe["steps"].values():
+                check_code(values)
     if not -1 <= executor.index < len(plan.runs):
         raise UserError(f"--index {executor.index}: the plan has runs 0 to {len(plan.runs) - 1}")
     if action == "plan":

@@ -9,7 +9,6 @@ from typing import Any
 
 from evaluation.study.spec import BACKGROUNDS
 
-OWN_CODE = ("ordering", "cost", "gate", "upsampler", "neighbour_cost")  # settings that may be MODULE:NAME
 OWN_COMMAND = "command"  # name of those of the study file
 MEASURE_FRAMES = "frames"  # name of the one that measures them
 

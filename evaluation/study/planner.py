@@ -15,9 +15,9 @@ from typing import Any
 
 from arguments.flags import as_flags, make
 from arguments.pipeline import needs_geometry, needs_lr_model
-from arguments.steps import STEPS
+from arguments.steps import OWN_CODE, STEPS
 from arguments.training import OptimizationParams
-from evaluation.study.plan import MEASURE_FRAMES, OWN_CODE, OWN_COMMAND, Command, Plan, Run, Task, digest
+from evaluation.study.plan import MEASURE_FRAMES, OWN_COMMAND, Command, Plan, Run, Task, digest
 from evaluation.study.spec import BACKGROUNDS, SceneSpec, Study, Variant
 from scene.trained_model import ply_path
 from utils.errors import UserError

@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from arguments.steps import STEPS
-from evaluation.study.plan import MEASURE_FRAMES, OWN_CODE, OWN_COMMAND, Command, Plan, Task
+from arguments.steps import OWN_CODE, STEPS
+from evaluation.study.plan import MEASURE_FRAMES, OWN_COMMAND, Command, Plan, Task
 from evaluation.study.sources import changed, sources_of
 from utils.atomic import read_json
 from utils.errors import UserError

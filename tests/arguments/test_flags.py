@@ -191,7 +191,6 @@ def test_flags_that_mean_another_thing_to_a_step_do_not_reach_it():
     [
         ([], True),
         (["--flow", "geometry", "--compat", "sequence_matters"], True),
-        (["--upsampler", "my_lab.net:load"], True),
         (["--flow", "learned"], False),
         (["--propagation", "none"], False),
         (["--upsampler", "bicubic"], False),

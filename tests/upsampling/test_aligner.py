@@ -180,6 +180,8 @@ def test_a_neighbour_cost_of_the_users_own(out):
     with pytest.raises(UserError, match="--neighbour_cost angel: unknown; did you mean angle"):
         source_of(out, neighbour_cost="angel")  # before anything of an earlier run is removed
     with pytest.raises(UserError, match=r"--neighbour_cost os\.near:f: cannot be imported"):
+        source_of(out, propagation="path", neighbour_cost="os.near:f")  # also where nothing asks for it
+    with pytest.raises(UserError, match=r"--neighbour_cost os\.near:f: cannot be imported"):
         aligner_of(out, GraphRecorder(), neighbour_cost="os.near:f").alignment(names, CPU, out)
     with pytest.raises(ValueError, match="twice"):
         neighbour_cost("angle")(NEIGHBOUR_COSTS["angle"])
