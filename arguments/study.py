@@ -56,6 +56,7 @@ class StudyTableParams:
     )
     frames: bool = opt(False, "also a table of the frames: gain with interval, jumps of the order, flow")
     per_view: bool = opt(False, "also the difference of every view to the baseline")
+    fresh: bool = opt(False, "only runs whose tasks all are what the present code and data would make")
     format: str = opt("markdown", "markdown, latex, csv or tsv", choices=("markdown", "latex", "csv", "tsv"))
     results: str = opt("", "read results from this file, which --json wrote, instead of from the tasks", result=False)
     json: str = opt("", "also write everything, every view included, to this file", result=False)

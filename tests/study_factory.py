@@ -117,12 +117,12 @@ def fake_results(plan: Plan, values: dict, frames: dict | None = None, protocol:
             f"{i}.png": {"name": n, "PSNR": v, "SSIM": v / 40} for i, (n, v) in enumerate(views.items())
         }
         with_frames = frames is not None and (scene, variant) in frames
-        task = Task(model, "views", scene, seed, {}, (made,) if with_frames else (), ())
+        task = Task(model, "views", scene, seed, {"steps": {}}, (made,) if with_frames else (), ())
         plan.tasks[model] = task
-        write_manifest(plan, task, {"black": measured})
+        write_manifest(plan, task, {"black": measured}, needs=dict.fromkeys(task.needs, "p"))
         if with_frames:
             found = {"black": {"per_view": {"f": {"PSNR": frames[scene, variant]}}}}
-            plan.tasks[made] = Task(made, "frames", scene, None, {}, (), ())
+            plan.tasks[made] = Task(made, "frames", scene, None, {"steps": {}}, (), ())
             write_manifest(plan, plan.tasks[made], found, 5.0)
         plan.runs.append(Run(scene, variant, seed, made if with_frames else "", "", model))
 

@@ -135,12 +135,12 @@ def carry_out(
 
 def show(plan: Any, study: Any, table: PaperTable, params: PaperParams, differing: Mapping[str, str]) -> None:
     """Print the tables, and write them where --output says. differing : how scenes differ from the data set's."""
-    from evaluation.study.results import check_protocols, finished
-    from evaluation.study.state import read_manifest
+    from evaluation.study.results import check_protocols, finished, remark, states_of
+    from evaluation.study.state import read_manifest, task_states
 
     scenes = [scene.name for scene in study.scenes]
     if table.layout == "jumps":
-        frames = {}
+        frames, states = {}, task_states(plan, [run.frames for run in plan.runs])
         for run in plan.runs:
             manifest = read_manifest(plan.folder(run.frames))
             if manifest is not None:
@@ -148,12 +148,13 @@ def show(plan: Any, study: Any, table: PaperTable, params: PaperParams, differin
         tables = [jump_table(table, params.networks, scenes, frames)]
     else:
         results = list(finished(plan))
+        states = states_of(results)
         if len(results) < len(plan.runs):
             note(f"{len(plan.runs) - len(results)} of {len(plan.runs)} runs are not finished: their cells are empty")
         check_protocols(results)
         tables = quality_tables(table, params.networks, scenes, Cells(results, params.seeds))
     for made in tables:
-        made.caption = " ".join([made.caption, *remarks(study, params, differing)])
+        made.caption = " ".join(filter(None, [made.caption, *remarks(study, params, differing), remark(states)]))
     text = "\n\n".join(FORMATS[params.format](t) for t in tables)
     if params.output:
         write_text(params.output, text + "\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.protocols import Protocol, from_json, require_equal
 from evaluation.study.plan import Plan, Run
-from evaluation.study.state import read_manifest
+from evaluation.study.state import read_manifest, task_states
 from utils.atomic import read_json
 from utils.errors import UserError, one_line
 
@@ -30,6 +30,9 @@ class Result:
     seconds, cpu_seconds : of all that leads to the renders, shared tasks counted in full; None = not recorded.
     peak_MB : of the largest process.
     interrupted : whether some time is missing, because a task was cut short and went on later.
+    code : {step: hashes of all the code that it ran with}.
+    states : {task: why the tree that read it would make it otherwise, "" = it would not} of all that leads to the run,
+        {} = read from a file that does not say.
     made_with : {"device", "precision" of networks, or a package: all that its tasks had}, as far as recorded.
     """
 
@@ -46,15 +49,22 @@ class Result:
     splats: int | None = None
     interrupted: bool = False
     tasks: Mapping[str, str] = field(default_factory=dict)
-    code: Mapping[str, str] = field(default_factory=dict)
+    code: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
     made_with: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether all that leads to it is known to be up to date."""
+        return bool(self.states) and not any(self.states.values())
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; numbers rounded to what they mean."""
         protocols = {background: protocol.to_json() for background, protocol in self.protocols.items()}
         values = {name: getattr(self, name) for name in ("scene", "variant", "seed", "splats", "interrupted")}
         values |= {name: round(getattr(self, name), 1) for name in ("seconds", "cpu_seconds", "peak_MB")}
-        values |= {"tasks": dict(self.tasks), "code": dict(self.code), "protocols": protocols}
+        values |= {"tasks": dict(self.tasks), "states": dict(self.states), "protocols": protocols}
+        values |= {"code": {step: list(hashes) for step, hashes in self.code.items()}}
         values |= {"made_with": {name: list(found) for name, found in self.made_with.items()}}
         return values | {
             "views": _rounded(self.views),
@@ -72,13 +82,30 @@ def _rounded(tables: Mapping[str, Views]) -> dict[str, Any]:
 
 def finished(plan: Plan) -> Iterator[Result]:
     """Results of the runs whose tasks are all finished, in the plan's order."""
+    states = task_states(plan, plan.tasks)
     for run in plan.runs:
         manifests = {task.id: read_manifest(plan.folder(task.id)) for task in plan.closure(run.tasks)}
         if all(manifests.values()):
-            yield _result(run, {name: made for name, made in manifests.items() if made})
+            there = {name: made for name, made in manifests.items() if made}
+            yield _result(run, there, {name: states[name] for name in there})
 
 
-def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]]) -> Result:
+def remark(states: Mapping[str, str]) -> str:
+    """What a table's caption says of its tasks (`Result.states` of all its runs), "" where all is up to date."""
+    other = sum(map(bool, states.values()))
+    return (
+        f"{other} of {len(states)} tasks were made by other code or from other results; status says which."
+        if other
+        else ""
+    )
+
+
+def states_of(results: Sequence[Result]) -> dict[str, str]:
+    """States of all tasks that lead to results."""
+    return {name: why for r in results for name, why in r.states.items()}
+
+
+def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]], states: Mapping[str, str]) -> Result:
     model = manifests[run.views]["results"] if run.views else {}
     frames = manifests[run.frames]["results"] if run.frames else {}
     commands = [c for made in manifests.values() if made["kind"] != "scene" for c in made["commands"]]
@@ -102,7 +129,8 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]]) -> Result:
         next((measured["splats"] for measured in model.values()), None),
         any(m["attempts"] > 1 for m in made),
         {kind: getattr(run, kind) for kind in ("frames", "model", "views")},
-        {step: code for m in made for step, code in m["code"].items()},
+        _gathered([m["code"] for m in made]),
+        states,
         _gathered([m.get("machine", {}) for m in made] + [m.get("versions", {}) for m in made]),
     )
 
@@ -146,6 +174,7 @@ def read_results(path: Path) -> list[Result]:
     for run in content["runs"]:
         try:
             protocols = {b: from_json(p, str(path)) for b, p in run.pop("protocols").items()}
+            run["code"] = _gathered([run.get("code", {})])  # earlier files have one text a step
             found.append(Result(**run, protocols=protocols))
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path}: run {len(found)} is not one of a study ({one_line(error)})") from error

@@ -1,6 +1,6 @@
 """What a finished task was made from, as its manifest says, and whether the present tree would make it so again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,3 +84,9 @@ def stale(plan: Plan, task: Task, manifest: Mapping[str, Any]) -> str:
         if name in before and changed(path, before[name]):
             return f"made from other content of {path}"
     return ""
+
+
+def task_states(plan: Plan, wanted: Iterable[str]) -> dict[str, str]:
+    """{task: what `stale` says} of tasks, and of all that they need, as far as they are finished."""
+    made = [(task, read_manifest(plan.folder(task.id))) for task in plan.closure(wanted)]
+    return {task.id: stale(plan, task, manifest) for task, manifest in made if manifest is not None}

@@ -11,7 +11,16 @@ from arguments.study import StudyTableParams
 from evaluation.formats import FORMATS, Table
 from evaluation.study.comparison import Comparison, Row, first
 from evaluation.study.plan import Plan
-from evaluation.study.results import SCHEMA, Result, check_protocols, finished, mixtures, read_results
+from evaluation.study.results import (
+    SCHEMA,
+    Result,
+    check_protocols,
+    finished,
+    mixtures,
+    read_results,
+    remark,
+    states_of,
+)
 from evaluation.study.spec import ALL, Study
 from evaluation.study.statistics import holm, paired_bootstrap
 from evaluation.tables import cell_text
@@ -169,7 +178,24 @@ def caption(comparison: Comparison, params: StudyTableParams, results: Sequence[
     if different:
         named = [f"{name} {', '.join(values)}" for name, values in different.items()]
         words.append(f"Not alike everywhere: {'; '.join(named)}.")
-    return " ".join(words)
+    return " ".join(filter(None, [*words, remark(states_of(results))]))
+
+
+def up_to_date(results: Sequence[Result]) -> list[Result]:
+    """Results that the present tree would make so again (--fresh).
+
+    Raises
+    ------
+    UserError : there are none.
+    """
+    kept = [r for r in results if r.fresh]
+    if not kept:
+        raise UserError(
+            f"--fresh: none of {len(results)} finished runs is up to date; status says why, run --stale redoes them"
+        )
+    if len(kept) < len(results):
+        note(f"{len(results) - len(kept)} of {len(results)} finished runs are not up to date and left out")
+    return kept
 
 
 def show_table(study: Study, plan: Plan, params: StudyTableParams) -> None:
@@ -184,6 +210,7 @@ def show_table(study: Study, plan: Plan, params: StudyTableParams) -> None:
         raise UserError(f"study {study.name}: no run in {plan.out} is finished; status says more")
     if not params.results and len(results) < len(plan.runs):
         note(f"{len(plan.runs) - len(results)} of {len(plan.runs)} runs are not finished and left out")
+    results = up_to_date(results) if params.fresh else results
     baseline = params.baseline or study.baseline
     variants = [v.name for v in study.variants]
     if baseline and baseline not in {r.variant for r in results}:

@@ -1,6 +1,7 @@
 """The paper's tables: the study behind them, their cells, and all of them on tiny scenes through the pipeline."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -270,6 +271,14 @@ def test_two_tiny_scenes_give_every_table_of_nerf_synthetic(tmp_path, monkeypatc
     assert "| bicubic, ALS |" in written
     assert "The paper reports no bicubic: compare rows of one network" in written
     assert "NOT COMPARABLE with published cells: all rows of ours with --iterations=6" in written
+    manifest = next((tmp_path / "out").glob("frames-*/study.json"))
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"code": content["code"] | {"upsample": "another"}}))
+    capsys.readouterr()
+    for name, overrides in (("T2", ()), ("T3", ("--", *TINY))):
+        run(monkeypatch, tmp_path, name, *common, "--only_table", *overrides)
+        assert "tasks were made by other code or from other results; status says which." in capsys.readouterr().out
+    manifest.write_text(json.dumps(content))
     before = len(here)
     run(monkeypatch, tmp_path, "T6-8", *common, "--only_table", "--", *TINY)
     psnr = {row[0]: row[1:] for row in shown(capsys)[:7]}

@@ -218,6 +218,54 @@ def test_interrupted_and_mixed_code_are_said(plan, capsys):
     assert "Not one code state: train ran with several" in text
 
 
+def test_results_of_other_code_are_said_and_can_be_left_out(plan, tmp_path, capsys):
+    path, params = tmp_path / "r.json", StudyTableParams(metrics=("PSNR",))
+    show_table(STUDY, plan, replace(params, fresh=True))
+    assert "status says which" not in capsys.readouterr().out
+    for name in ("frames-abetter", "frames-bbetter"):  # three models were made from what these were before
+        results = json.loads((plan.folder(name) / "study.json").read_text())["results"]
+        write_manifest(plan, plan.tasks[name], results, product="another")
+    said = "3 of 12 tasks were made by other code or from other results; status says which."
+    show_table(STUDY, plan, replace(params, json=str(path)))
+    assert said in capsys.readouterr().out
+    for source in ("", str(path)):
+        show_table(STUDY, plan, replace(params, results=source))
+        assert said in capsys.readouterr().out
+        show_table(STUDY, plan, replace(params, results=source, fresh=True))
+        shown = capsys.readouterr()
+        assert "3 of 8 finished runs are not up to date and left out" in shown.err
+        assert "status says which" not in shown.out
+        assert "| better |" not in shown.out
+    states = next(r["states"] for r in json.loads(path.read_text())["runs"] if r["variant"] == "better")
+    assert states == {"frames-abetter": "", "views-abetter0": "made from an earlier frames-abetter"}
+
+
+def test_a_file_of_an_earlier_version_says_nothing_of_states(plan, tmp_path, capsys):
+    path = tmp_path / "r.json"
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), json=str(path)))
+    content = json.loads(path.read_text())
+    for i, run in enumerate(content["runs"]):
+        del run["states"], run["made_with"]
+        run["code"] = {"train": f"hash{i % 2}"}  # one text a step
+    path.write_text(json.dumps(content))
+    capsys.readouterr()
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), results=str(path)))
+    shown = capsys.readouterr().out
+    assert "Not one code state: train ran with several" in shown
+    assert "status says which" not in shown
+    with pytest.raises(UserError, match="--fresh: none of 8 finished runs is up to date"):
+        show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), results=str(path), fresh=True))
+
+
+def test_two_trainings_of_one_run_by_different_code_are_said(plan, capsys):
+    for name, code in (("frames-abetter", "one"), ("views-abetter0", "two")):
+        results = json.loads((plan.folder(name) / "study.json").read_text())["results"]
+        write_manifest(plan, plan.tasks[name], results, code={"train": code}, needs={"frames-abetter": "p"})
+    assert next(r for r in finished(plan) if r.variant == "better").code == {"train": ["one", "two"]}
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
+    assert "Not one code state: train ran with several" in capsys.readouterr().out
+
+
 def test_mixtures_of_devices_precisions_and_versions_are_said(plan, tmp_path, capsys):
     cpu = {"machine": {"device": ["cpu"], "precision": ["float32"]}, "versions": {"torch": "2.13", "numpy": "2.4"}}
     gpu = {"machine": {"device": ["cuda H200"], "precision": []}, "versions": {"torch": "2.14", "numpy": "2.4"}}
