@@ -25,7 +25,7 @@ class Result:
     ----------
     views, frames : {background: {view: {metric: value}}} of the test views' renders and of the training frames.
     frame_facts : {background: {"jump_PSNR", "mean_step_deg", "worst_step_deg", "step_px", "flow_px",
-        "disagreement"}}, as far as known.
+        "disagreement", "confidence_pixel", "confidence_block"}}, as far as known.
     protocols : by background. splats : of the model.
     seconds, cpu_seconds : of all that leads to the renders, shared tasks counted in full; None = not recorded.
     peak_MB : of the largest process.
@@ -153,6 +153,8 @@ def _frame_facts(found: Mapping[str, Any]) -> dict[str, float]:
     order = found.get("order") or {}
     facts = {key: order[key] for key in ("mean_step_deg", "worst_step_deg", "step_px") if order.get(key) is not None}
     jumps = order.get("jumps", {})
+    ranks = found.get("confidence") or {}
+    facts |= {f"confidence_{k}": ranks[k] for k in ("pixel", "block") if ranks.get(k) is not None}
     return facts | ({"jump_PSNR": jumps["PSNR"]} if "PSNR" in jumps else {}) | found.get("alignment", {})
 
 

@@ -30,6 +30,8 @@ from utils.log import note, say
 
 CLEAR = 0.05  # p under which a difference is marked
 FRAME_FACTS = ("jump_PSNR", "mean_step_deg", "worst_step_deg", "step_px", "flow_px", "disagreement")
+RARE_FACTS = ("confidence_pixel", "confidence_block")  # a column only where a variant has it
+FINE_FACTS = ("disagreement", *RARE_FACTS)  # four decimals
 
 
 def layout(rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str], shown: Sequence[str]) -> Table:
@@ -113,15 +115,19 @@ def _signed(row: Row) -> str:
 def frame_table(comparison: Comparison, params: StudyTableParams) -> Table:
     """Frames against the truth, scene by scene: gain over the baseline's frames, and what the order and flow were."""
     header = ["scene", "background", "frames of", "PSNR", f"PSNR - {comparison.baseline}", "interval", "p (Holm)"]
-    table = Table([*header, *FRAME_FACTS], [])
+    known = {name for r in comparison.results for facts in r.frame_facts.values() for name in facts}
+    columns = [*FRAME_FACTS, *(name for name in RARE_FACTS if name in known)]
+    table = Table([*header, *columns], [])
     for scene in comparison.scenes:
         for background in dict.fromkeys(b for v in comparison.variants for b in comparison.backgrounds(scene, v)):
             if not params.background or background in params.background:
-                table.rows += _frame_rows(comparison, scene, background, params)
+                table.rows += _frame_rows(comparison, scene, background, columns, params)
     return table
 
 
-def _frame_rows(comparison: Comparison, scene: str, background: str, params: StudyTableParams) -> list[list[str]]:
+def _frame_rows(
+    comparison: Comparison, scene: str, background: str, columns: Sequence[str], params: StudyTableParams
+) -> list[list[str]]:
     gains = {}
     for variant in comparison.variants:
         found = comparison.differences(scene, variant, background, "frames")
@@ -137,9 +143,9 @@ def _frame_rows(comparison: Comparison, scene: str, background: str, params: Stu
         cells = [scene, background, variant, f"{psnr:.2f}", f"{gain.mean:+.3f}" if gain else "-"]
         cells += [f"{gain.low:+.3f} .. {gain.high:+.3f}" if gain else "-", _number(corrected.get(variant), 4)]
         facts = [r.frame_facts.get(background, {}) for r in comparison.of(scene, variant)]
-        for name in FRAME_FACTS:
+        for name in columns:
             values = [fact[name] for fact in facts if name in fact]
-            cells.append(_number(float(np.mean(values)), 4 if name == "disagreement" else 2) if values else "-")
+            cells.append(_number(float(np.mean(values)), 4 if name in FINE_FACTS else 2) if values else "-")
         rows.append(cells)
     return rows
 

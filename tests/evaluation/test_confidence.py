@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 from arguments.evaluation import MetricsParams
 from arguments.loading import CommonParams
+from evaluation import frame_quality
 from evaluation.confidence import block_means, view_ranks
 from evaluation.ranks import rank_correlation
 from evaluation.run_metrics import measure_models
@@ -59,7 +60,14 @@ def measure(folder, report=False):
     return json.loads((folder / "metrics.json").read_text())["frames"]["confidence"]
 
 
-def test_metrics_correlate_the_maps_beside_the_frames(tmp_path):
+def study_facts(folder, scene, monkeypatch):
+    """What a study's task says of the same frames."""
+    monkeypatch.setattr("sys.argv", ["frame_quality", "-s", str(scene), "-m", str(folder), "--eval"])
+    frame_quality.main()
+    return json.loads((folder / frame_quality.FILE_NAME).read_text())
+
+
+def test_metrics_and_studies_correlate_the_maps_beside_the_frames(tmp_path, monkeypatch):
     lr, hr = write_scenes(tmp_path)
     out = write_model(tmp_path / "out", lr)
     write_frames(out / "hr")
@@ -81,6 +89,7 @@ def test_metrics_correlate_the_maps_beside_the_frames(tmp_path):
     # The soft rim dims the error but not the doubt.
     assert 0.8 < found["pixel"] < 1
     assert 0.2 < found["block"] < 1
+    assert study_facts(out, lr, monkeypatch)["black"]["confidence"] == found
     write_png(out / "hr/confidence/train/r_0.png", np.full((HR_PX, HR_PX), 255, np.uint8))
     found = measure(out)  # another map: measured again
     assert found["per_view"]["train/r_0"] == {"pixel": None, "block": None}
@@ -91,3 +100,4 @@ def test_metrics_correlate_the_maps_beside_the_frames(tmp_path):
     for i in range(4):
         (out / f"hr/confidence/train/r_{i}.png").unlink()
     assert measure(out) is None
+    assert study_facts(out, lr, monkeypatch)["black"]["confidence"] is None

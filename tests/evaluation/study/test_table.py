@@ -197,6 +197,11 @@ def test_the_table_of_frames(tmp_path, capsys):
     assert lines[-1].startswith("a,black,better,21.50,+1.500,+1.500 .. +1.500,")
     assert lines[-1].endswith(",19.00,10.00,50.00,-,3.25,-")
     assert lines[-2] == "a,black,base,20.00,-,-,-,-,-,-,-,-,-"
+    found["confidence"] = {"views": 1, "pixel": 0.25, "block": None, "per_view": {}}
+    write_manifest(plan, plan.tasks["frames-abetter"], {"black": found})
+    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), frames=True, format="csv"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(",")[2] for line in lines[-3:]] == ["confidence_pixel", "-", "0.2500"]
 
 
 def test_wrong_questions(plan):
