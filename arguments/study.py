@@ -26,7 +26,9 @@ class ExecutorParams:
     executor: str = opt("local", "local, or ray (package ray, requirements-study.txt)", choices=("local", "ray"))
     slots: int = opt(1, "tasks at the same time")
     threads: int = opt(0, "CPU threads of a task; 0 = cores / slots")
-    devices: tuple[str, ...] = opt(("auto",), "devices, handed out to the slots in turn: auto, cpu, cuda:0 ...")
+    devices: tuple[str, ...] = opt(
+        ("auto",), "devices, handed out to the slots in turn: auto, cpu, cuda:0 ...; ray: one"
+    )
     index: int = opt(-1, "only the run of this number in the plan, with what it needs (Slurm arrays)")
     stale: bool = opt(False, "also redo tasks that were made by other code, or from results redone since")
     retries: int = opt(2, "how often a task is started again whose worker was killed")
@@ -38,6 +40,11 @@ class ExecutorParams:
         for name, low in (("slots", 1), ("threads", 0), ("index", -1), ("retries", 0), ("gpus", 0)):
             if not getattr(self, name) >= low:
                 raise UserError(f"--{name} {getattr(self, name)}: {low} or more is expected")
+        if self.executor == "ray" and len(self.devices) > 1:
+            raise UserError(
+                f"--devices {' '.join(self.devices)}: with --executor ray one device alone; Ray places tasks on GPUs by "
+                "itself: --gpus 1 (or a fraction) for each task, instead of --devices"
+            )
 
 
 @dataclass(frozen=True)

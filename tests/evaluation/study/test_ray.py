@@ -30,6 +30,13 @@ def test_without_ray_one_line_says_what_to_install(tmp_path):
         execute(plan, list(plan.tasks.values()), ExecutorParams(executor="ray"))
 
 
+def test_several_devices_are_refused_and_one_is_not():
+    with pytest.raises(UserError, match=r"--devices cuda:0 cuda:1: with --executor ray one device alone.* --gpus 1"):
+        ExecutorParams(executor="ray", devices=("cuda:0", "cuda:1"))
+    assert ExecutorParams(executor="ray", devices=("cpu",)).devices == ("cpu",)
+    assert len(ExecutorParams(devices=("cuda:0", "cuda:1")).devices) == 2
+
+
 @needs_ray
 @pytest.mark.slow
 def test_two_tasks_of_which_one_is_killed(tmp_path):
