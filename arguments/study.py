@@ -42,8 +42,8 @@ class ExecutorParams:
                 raise UserError(f"--{name} {getattr(self, name)}: {low} or more is expected")
         if self.executor == "ray" and len(self.devices) > 1:
             raise UserError(
-                f"--devices {' '.join(self.devices)}: with --executor ray one device alone; Ray places tasks on GPUs by "
-                "itself: --gpus 1 (or a fraction) for each task, instead of --devices"
+                f"--devices {' '.join(self.devices)}: with --executor ray one device alone; Ray places tasks on GPUs "
+                "by itself: --gpus 1 (or a fraction) for each task, instead of --devices"
             )
 
 
