@@ -43,7 +43,7 @@ from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
 from upsampling.sources import Source
 from upsampling.tiling import Plan, plan, upsample, work
 from utils.errors import UserError
-from utils.log import Progress, note
+from utils.log import Progress, note, warn
 
 __all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run"]
 
@@ -138,6 +138,8 @@ def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
     kept = {name for name in names if job.resume and all(frame_path(f, name).is_file() for f in folders)}
     values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
     note(job.aligner.describe())
+    if loners := job.aligner.loners():
+        warn(loners)
     aligned: dict[str, Any] = {}
     cuts = [_plan(job, call) for call in calls]
     wanted = [frozenset(i for i in call.save if call.frames[i] not in kept) for call in calls]
@@ -196,8 +198,7 @@ def describe(job: Job) -> str:
             f"call in {len(cut.chunks)} chunks of {rows}x{cols} tiles, about {cut.bytes / 2**30:.1f} GB"
             + (" with features in a file" if cut.in_file else "")
         )
-    lines.append(job.aligner.describe())
-    return "\n".join(lines)
+    return "\n".join([*lines, job.aligner.describe(), *filter(None, [job.aligner.loners()])])
 
 
 def _by_size(job: Job, calls: Sequence[Subsequence]) -> Mapping[tuple[int, int], list[Subsequence]]:

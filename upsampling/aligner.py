@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,27 @@ class Aligner:
         if self.propagation == "graph":
             way += f" of {self.settings.neighbours} neighbours in {self.settings.passes} rounds"
         limit = f", up to {self.max_angle_deg:g} degrees apart" if self.max_angle_deg < ANY_ANGLE else ""
-        return f"features run along {flow} on {way}{limit}"
+        found = f"; {fmean(self.neighbours):.1f} neighbours a view" if self.neighbours else ""
+        return f"features run along {flow} on {way}{limit}{found}"
+
+    def loners(self) -> str:
+        """What people should know of views that get nothing from any other, "" where there are none."""
+        alone = self.neighbours.count(0)
+        limit = (
+            f": none is within {self.max_angle_deg:g} degrees (--max_angle)" if self.max_angle_deg < ANY_ANGLE else ""
+        )
+        return f"{alone} of {len(self.neighbours)} views get nothing from another view{limit}" if alone else ""
+
+    @cached_property
+    def neighbours(self) -> list[int]:
+        """From how many others each saved view gets features; empty without cameras and where every frame is made
+        alone."""
+        found: list[int] = []
+        for call in self.calls() if self.source.scene is not None and self.propagation != "none" else ():
+            alignment = self.alignment(call.frames, torch.device("cpu"), Path())
+            last = [{visit.frame: visit.sources for visit in alignment.visits(reverse)} for reverse in (True, False)]
+            found += [len({*last[0][i], *last[1][i]}) for i in call.save]
+        return found
 
     def calls(self) -> list[Subsequence]:
         """The calls as they are made, with nothing computed for nobody: those of the schedule along a path, one of all

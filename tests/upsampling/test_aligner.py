@@ -122,6 +122,16 @@ def test_a_graph_needs_a_network_that_takes_one_and_cameras(out, tmp_path):
     assert (folder.flow, folder.propagation, folder.angles_deg(("f",))) == ("learned", "path", None)
 
 
+def test_views_without_neighbours_are_said_to_have_none(out, capsys):
+    near = aligner_of(out, GraphRecorder(), max_angle=180.0)
+    assert near.describe().endswith(f"; {sum(near.neighbours) / VIEWS:.1f} neighbours a view")
+    assert (min(near.neighbours), near.loners()) == (3, "")
+    run(job(out, GraphRecorder(), "alone", max_angle=0.001, propagation="graph"))
+    told = capsys.readouterr().err
+    assert "; 0.0 neighbours a view" in told
+    assert f"warning: {VIEWS} of {VIEWS} views get nothing from another view: none is within 0.001 degrees" in told
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_the_flags_know_which_networks_look_at_one_image_and_which_take_a_graph(name):
     if name == "spandrel":  # it is built from a file alone
