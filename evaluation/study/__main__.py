@@ -1,7 +1,8 @@
 """`python -m evaluation.study STUDY.toml {plan,run,status,table}`: scenes x variants x seeds, compared fairly.
 
-plan    every run with the tasks it is made of          run     carry them out; the same command goes on after a stop
-status  what is done, running, failed or out of date    table   results, differences to the baseline, intervals
+`plan` prints every run with the tasks it is made of; `run` carries them out, and the same command goes on after a stop;
+`status` says of each task whether it is done, running, failed, cut short or out of date; `table` shows results,
+differences to the baseline and their intervals.
 """
 
 import sys
@@ -16,10 +17,11 @@ from evaluation.study.plan import Plan
 from evaluation.study.planner import make_plan
 from evaluation.study.spec import read_study, restrict, with_overrides
 from evaluation.study.state import read_manifest, stale
-from evaluation.study.tasks import failure, in_use
+from evaluation.study.tasks import LOGS, failure, in_use
 from utils import errors
 from utils.command_line import parted
 from utils.errors import UserError
+from utils.locks import LOCK_NAME
 from utils.log import note, say, set_quiet
 
 PROGRAM = "python -m evaluation.study STUDY.toml {plan,run,status,table}"
@@ -84,7 +86,7 @@ def show_status(plan: Plan) -> None:
     for task in plan.tasks.values():
         folder = plan.folder(task.id)
         manifest, failed = read_manifest(folder), failure(folder)
-        state, why = "waiting", ""
+        state, why = "cut short" if (folder / LOGS / LOCK_NAME).is_file() else "waiting", ""
         if in_use(folder):
             state = "running"
         elif manifest is not None:
@@ -97,7 +99,7 @@ def show_status(plan: Plan) -> None:
         rows.append([task.id, task.scene, ", ".join(variants) or "-", state, seconds, why])
         states.append(state)
     say(aligned(Table(["task", "scene", "variants", "state", "seconds", ""], rows)))
-    known = ("done", "stale", "running", "failed", "waiting")
+    known = ("done", "stale", "running", "failed", "cut short", "waiting")
     say(", ".join(f"{states.count(name)} {name}" for name in known if name in states))
 
 

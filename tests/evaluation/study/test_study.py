@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.study.__main__ import ACTIONS, main, show_status
 from evaluation.study.executors import worker_environment
+from evaluation.study.planner import make_plan
+from evaluation.study.spec import read_study
+from evaluation.study.tasks import LOGS
 from tests.evaluation_factory import write_scenes
+from utils.locks import LOCK_NAME
 
 TOML = """
 out = "{out}"
@@ -118,3 +123,25 @@ def test_manifests_say_how_results_were_made(done):
     home = os.path.expanduser("~")
     assert not any(home in word for m in manifests for c in m["commands"] for word in c["words"])
     assert not list((root / "out").glob("model-*/checkpoints"))
+
+
+def test_a_task_whose_worker_was_killed_is_not_waiting(tmp_path, capsys):
+    text = '[scenes.a]\nsource = "nowhere"\n[variants.x]\nupsample = {upsampler = "bicubic"}\n'
+    (tmp_path / "s.toml").write_text(text + 'train = {init_points = "hull"}\n')
+    plan = make_plan(read_study(tmp_path / "s.toml"), str(tmp_path / "out"))
+    logs = plan.folder(plan.runs[0].model) / LOGS
+    logs.mkdir(parents=True)
+    (logs / LOCK_NAME).touch()  # its holder is gone
+    show_status(plan)
+    told = capsys.readouterr().out
+    assert "1 cut short, 2 waiting" in told
+    assert next(line for line in told.splitlines() if "cut short" in line).startswith(plan.runs[0].model)
+
+
+def test_the_help_says_what_each_action_does(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["study", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(f"`{action}` " in told for action in ACTIONS)
+    assert "`run` carries them out, and the same command goes on after a stop;" in told
