@@ -1,4 +1,4 @@
-"""The README's picture: one detail of the demo, four times. `python -m examples.demo_picture` after `make demo`."""
+"""The README's picture: one detail of the demo, five times. `python -m examples.demo_picture` after `make demo`."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from utils import errors, log
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "demo.png"
 VIEW = 2  # the departure board, seen from the front
 DETAIL = (96, 176, 276, 306)  # left, top, right, bottom in HR pixels
-ENLARGED = 2
+ENLARGED = 1.6
 GAP_PX = 6
 
 
@@ -27,16 +27,16 @@ def to_lr(truth: np.ndarray) -> Image.Image:
 
 
 def main() -> None:
-    """Write docs/images/demo.png: the view at LR size, bicubic model, video model, truth, from left to right."""
+    """Write docs/images/demo.png: the view at LR size, the models bicubic, video, seqsplat, the truth."""
     out = Path(DemoParams().output_path)
     folder = max((out / "video" / "white" / "test").iterdir()).name
     truth = read_image(out / "video" / "white" / "test" / folder / "gt" / f"{VIEW:05}.png")
     height, width = truth.shape[:2]
     small = to_lr(truth).resize((width, height), Image.Resampling.NEAREST)
-    renders = [out / variant / "white" / "test" / folder / "renders" for variant in ("bicubic", "video")]
+    renders = [out / variant / "white" / "test" / folder / "renders" for variant in ("bicubic", "video", "seqsplat")]
     panels = [np.asarray(small), *(read_image(render / f"{VIEW:05}.png") for render in renders), truth]
     details = [Image.fromarray(panel).crop(DETAIL) for panel in panels]
-    width, height = ((DETAIL[i + 2] - DETAIL[i]) * ENLARGED for i in (0, 1))
+    width, height = (round((DETAIL[i + 2] - DETAIL[i]) * ENLARGED) for i in (0, 1))
     sheet = np.full((height, len(details) * (width + GAP_PX) - GAP_PX, 3), 255, np.uint8)
     for i, detail in enumerate(details):
         left = i * (width + GAP_PX)
