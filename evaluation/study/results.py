@@ -75,7 +75,7 @@ class Result:
 
 def _rounded(tables: Mapping[str, Views]) -> dict[str, Any]:
     return {
-        background: {view: {k: round(v, 5) for k, v in row.items()} for view, row in table.items()}
+        background: {view: {k: round(v, 4) for k, v in row.items()} for view, row in table.items()}
         for background, table in tables.items()
     }
 

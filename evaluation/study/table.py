@@ -226,7 +226,7 @@ def show_table(study: Study, plan: Plan, params: StudyTableParams) -> None:
     comparison, rows, tables = compared(study, results, params)
     text = "\n\n".join(FORMATS[params.format](t) for t in tables)
     if params.json:
-        write_json(Path(params.json), to_json(study, comparison, rows, params))
+        write_json(Path(params.json), to_json(study, comparison, rows, params), indent=None)
         say(f"wrote {params.json}")
     if params.output:
         write_text(Path(params.output), text + "\n")
