@@ -11,9 +11,10 @@ from evaluation.study.state import read_manifest, task_states
 from utils.atomic import read_json
 from utils.errors import UserError, one_line
 
-SCHEMA = 1
+SCHEMA = 2
 COUNTED = ("order", "upsample", "lr_model", "geometry", "train", "render", "command")  # in a variant's time
 OF_VARIANT = ("antialiasing", "dilation", "rasterizer")  # shown where variants differ in them
+SHARED = ("frames", "protocols", "code", "made_with")  # alike in many runs, so a file has each once
 Views = Mapping[str, Mapping[str, float]]  # {view: {metric: value}}
 
 
@@ -31,8 +32,7 @@ class Result:
     peak_MB : of the largest process.
     interrupted : whether some time is missing, because a task was cut short and went on later.
     code : {step: hashes of all the code that it ran with}.
-    states : {task: why the tree that read it would make it otherwise, "" = it would not} of all that leads to the run,
-        {} = read from a file that does not say.
+    states : {task: why the tree that read it would make it otherwise, "" = it would not} of all that leads to the run.
     made_with : {"device", "precision" of networks, or a package: all that its tasks had}, as far as recorded.
     """
 
@@ -162,6 +162,18 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
 
 
+def to_content(results: Sequence[Result]) -> dict[str, Any]:
+    """JSON values of results: `runs`, which name by its place in `shared` what several of them may have alike."""
+    shared: dict[str, list[Any]] = {name: [] for name in SHARED}
+    runs = [r.to_json() for r in results]
+    for run in runs:
+        for name, values in shared.items():
+            if run[name] not in values:
+                values.append(run[name])
+            run[name] = values.index(run[name])
+    return {"shared": shared, "runs": runs}
+
+
 def read_results(path: Path) -> list[Result]:
     """Results that `table --json` wrote.
 
@@ -175,10 +187,10 @@ def read_results(path: Path) -> list[Result]:
     found = []
     for run in content["runs"]:
         try:
+            run |= {name: content["shared"][name][run[name]] for name in SHARED}
             protocols = {b: from_json(p, str(path)) for b, p in run.pop("protocols").items()}
-            run["code"] = _gathered([run.get("code", {})])  # earlier files have one text a step
             found.append(Result(**run, protocols=protocols))
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise UserError(f"{path}: run {len(found)} is not one of a study ({one_line(error)})") from error
     return found
 

@@ -20,6 +20,7 @@ from evaluation.study.results import (
     read_results,
     remark,
     states_of,
+    to_content,
 )
 from evaluation.study.spec import ALL, Study
 from evaluation.study.statistics import holm, paired_bootstrap
@@ -280,5 +281,5 @@ def to_json(study: Study, comparison: Comparison, rows: Sequence[Row], params: S
         "confidence": params.confidence,
         "resamples": params.resamples,
         "rows": [row.to_json() for row in rows],
-        "runs": [r.to_json() for r in comparison.results],
+        **to_content(comparison.results),
     }

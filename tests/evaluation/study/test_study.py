@@ -11,6 +11,7 @@ import pytest
 from evaluation.study.__main__ import ACTIONS, main, show_status
 from evaluation.study.executors import worker_environment
 from evaluation.study.planner import make_plan
+from evaluation.study.results import read_results
 from evaluation.study.spec import read_study
 from evaluation.study.tasks import LOGS
 from tests.evaluation_factory import write_scenes
@@ -88,9 +89,9 @@ def test_the_table_compares_what_is_there(done, tmp_path):
     assert cells["black", "mip-lr"][header.index("antialiasing")] == "True"
     assert cells["black", "mip-lr"][header.index("frame_PSNR")] == "-"
     assert float(cells["black", "bicubic"][header.index("frame_PSNR")]) > 15
-    runs = json.loads((tmp_path / "r.json").read_text())["runs"]
-    assert {r["protocols"]["black"]["resolution"] for r in runs} == {"48x48"}  # LR models too: at the truth's size
-    assert all(r["peak_MB"] > 50 and r["seconds"] > 0 for r in runs)
+    runs = read_results(tmp_path / "r.json")
+    assert {r.protocols["black"].resolution for r in runs} == {"48x48"}  # LR models too: at the truth's size
+    assert all(r.peak_MB > 50 and r.seconds > 0 for r in runs)
 
 
 def test_a_second_run_does_nothing_and_new_measures_train_nothing(done):

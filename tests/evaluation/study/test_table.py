@@ -121,6 +121,7 @@ def test_the_file_holds_all_that_the_table_rests_on(plan, tmp_path, capsys):
     assert capsys.readouterr().out == first
     assert read_results(path)[0].views["black"]["x"]["PSNR"] == 20.0
     content = json.loads(path.read_text())
+    assert len(content["shared"]["frames"]) < len(content["runs"])  # seeds of one variant have one set of frames
     assert content["baseline"] == "base"
     row = next(r for r in content["rows"] if (r["scene"], r["variant"]) == ("a", "better"))
     assert row["difference"]["mean"] == 1.25
@@ -134,7 +135,7 @@ def test_a_table_from_a_file_needs_no_data(plan, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", words)
     study_main()
     assert "| all | black | better | 1 | 26.38 |" in capsys.readouterr().out
-    (tmp_path / "r.json").write_text('{"schema": 1, "runs": [{"scene": "a"}]}')
+    (tmp_path / "r.json").write_text('{"schema": 2, "shared": {}, "runs": [{"scene": "a"}]}')
     with pytest.raises(UserError, match="run 0 is not one of a study"):
         study_main()
 
@@ -243,23 +244,6 @@ def test_results_of_other_code_are_said_and_can_be_left_out(plan, tmp_path, caps
         assert "| better |" not in shown.out
     states = next(r["states"] for r in json.loads(path.read_text())["runs"] if r["variant"] == "better")
     assert states == {"frames-abetter": "", "views-abetter0": "made from an earlier frames-abetter"}
-
-
-def test_a_file_of_an_earlier_version_says_nothing_of_states(plan, tmp_path, capsys):
-    path = tmp_path / "r.json"
-    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), json=str(path)))
-    content = json.loads(path.read_text())
-    for i, run in enumerate(content["runs"]):
-        del run["states"], run["made_with"]
-        run["code"] = {"train": f"hash{i % 2}"}  # one text a step
-    path.write_text(json.dumps(content))
-    capsys.readouterr()
-    show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), results=str(path)))
-    shown = capsys.readouterr().out
-    assert "Not one code state: train ran with several" in shown
-    assert "status says which" not in shown
-    with pytest.raises(UserError, match="--fresh: none of 8 finished runs is up to date"):
-        show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",), results=str(path), fresh=True))
 
 
 def test_two_trainings_of_one_run_by_different_code_are_said(plan, capsys):
