@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.protocols import Protocol, from_json, require_equal
 from evaluation.study.plan import Plan, Run
-from evaluation.study.state import read_manifest, task_states
+from evaluation.study.state import only_looked, read_manifest, task_states
 from utils.atomic import read_json
 from utils.errors import UserError, one_line
 
@@ -127,7 +127,7 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]], states: Mappin
         sum(c["cpu_seconds"] for c in counted),
         max((c["peak_bytes"] or 0 for c in counted), default=0) / 1e6,
         next((measured["splats"] for measured in model.values()), None),
-        any(m["attempts"] > 1 for m in made),
+        any(m["attempts"] > 1 or any(map(only_looked, m["commands"])) for m in made),
         {kind: getattr(run, kind) for kind in ("frames", "model", "views")},
         _gathered([m["code"] for m in made]),
         states,

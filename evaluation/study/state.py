@@ -35,6 +35,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return content
 
 
+def only_looked(facts: Mapping[str, Any]) -> bool:
+    """Whether a command took less time than its step's record says: the record is from an earlier one."""
+    return facts["seconds"] < facts.get("step_seconds", 0)
+
+
 def code_of(task: Task) -> dict[str, str]:
     """Hash of the code of each step of a task, of our scripts and modules that the study's own commands name, of what
     measures frames, and of the user's modules that its settings name (MODULE:NAME)."""

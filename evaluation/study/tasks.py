@@ -12,7 +12,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from evaluation.frame_quality import FILE_NAME as FRAMES_FILE
 from evaluation.study.plan import Command, Plan, Task, digest
 from evaluation.study.sources import content, fingerprint, sources_of
-from evaluation.study.state import MANIFEST, SCHEMA, code_of, read_manifest
+from evaluation.study.state import MANIFEST, SCHEMA, code_of, only_looked, read_manifest
 from utils import __version__
 from utils.atomic import read_json, write_json
 from utils.child import run_child
@@ -117,6 +117,7 @@ def carry_out(folder: Path, machine: Machine, again: bool = False, keep_checkpoi
 
 
 def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints: bool) -> int:
+    last = read_manifest(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / LOGS / "failed.json").unlink(missing_ok=True)
     needed = {name: made["product"] for name in task.needs if (made := read_manifest(folder.parent / name))}
@@ -125,7 +126,8 @@ def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints
     earlier = read_json(path) if path.is_file() else {}
     if any(earlier.get(key) != value for key, value in made_from.items()):
         earlier = {"attempts": 0, "commands": {}}
-    progress = earlier | made_from | {"attempts": earlier["attempts"] + 1}
+    before = last["commands"] if last else earlier.get("before", [])
+    progress = earlier | made_from | {"attempts": earlier["attempts"] + 1, "before": before}
     write_json(path, progress)
     for number, command in enumerate(task.commands):
         if str(number) in progress["commands"]:
@@ -138,7 +140,7 @@ def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints
                 write_json(folder / LOGS / "failed.json", error)
                 return FAILED
             return exit_code
-        progress["commands"][str(number)] = facts
+        progress["commands"][str(number)] = _with_full_cost(facts, before)
         write_json(path, progress)
     write_json(folder / MANIFEST, _manifest(folder, task, progress))
     if not keep_checkpoints and (folder / "checkpoints").is_dir():
@@ -167,6 +169,14 @@ def _run(command: Command, folder: Path, log: Path, cwd: str, machine: Machine) 
         facts |= {"peak_bytes": record["peak_bytes"], "step_seconds": record["seconds"]}
     shown = [w.replace(str(folder.parent), "OUT").replace(str(Path.home()), "~") for w in words]
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in facts.items()} | {"words": shown}, code
+
+
+def _with_full_cost(facts: dict[str, Any], before: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Facts of a command; where its step found its result up to date, those of the time when it was made, if known."""
+    if not only_looked(facts):
+        return facts
+    same = [b for b in before if (b["name"], b.get("step_seconds")) == (facts["name"], facts["step_seconds"])]
+    return next((b for b in same if not only_looked(b)), facts)
 
 
 def _program(words: list[str]) -> list[str]:

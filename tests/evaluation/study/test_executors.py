@@ -18,7 +18,7 @@ from evaluation.study import state
 from evaluation.study.executors import execute, worker_environment
 from evaluation.study.plan import MEASURE_FRAMES, OWN_COMMAND, Command, Plan
 from evaluation.study.progress import StudyProgress
-from evaluation.study.state import read_manifest, stale
+from evaluation.study.state import only_looked, read_manifest, stale
 from evaluation.study.tasks import (
     BUSY,
     Machine,
@@ -41,6 +41,7 @@ from tests.study_factory import (
 )
 from utils.errors import UserError
 from utils.locks import locked
+from utils.record import SCHEMA
 
 
 @pytest.fixture
@@ -202,6 +203,28 @@ def test_a_redoing_that_is_cut_short_goes_on(plan):
     assert carry_out(folder, Machine(), again=True) == 0
     assert ran(plan, "a") == 2  # once at first, once anew
     assert read_manifest(folder)["attempts"] == 2  # its times lack a part
+
+
+def test_a_redoing_that_finds_its_step_up_to_date_keeps_the_times_of_its_making(plan):
+    step = {"seconds": 0.25, "peak_bytes": 7, "settings": {}, "outputs": {}, "notes": {}}
+    record = json.dumps({"schema": SCHEMA, "steps": {"train": step}})
+    folder = plan.folder("a")
+    task = fake_task(plan, "a", COUNT, f"test -f {folder}/run.json || (sleep 0.3; echo '{record}' > {folder}/run.json)")
+    commands = (task.commands[0], replace(task.commands[1], name="train", record=("", "train")))
+    task = plan.tasks["a"] = replace(task, commands=commands, recipe={"steps": {"train": {}}})
+
+    def train_facts() -> dict:
+        assert carry_out(write_order(plan, task), Machine(), again=True) == 0
+        return read_manifest(folder)["commands"][1]
+
+    made = train_facts()
+    assert made["seconds"] >= 0.3
+    assert made["step_seconds"] == 0.25
+    assert train_facts() == made
+    assert not only_looked(made)
+    (folder / "study.json").unlink()  # nobody knows any more
+    (folder / "logs" / "progress.json").unlink()
+    assert only_looked(train_facts())
 
 
 def test_two_executors_share_the_work(plan):
