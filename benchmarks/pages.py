@@ -40,7 +40,7 @@ BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", r
 STUDIES = "studies"
 STUDY_BLOCKS = {  # what the block's table is compared with, "" = the study's own baseline
     **dict.fromkeys(("finalists", "seqsplat", "peers", "alignment", "lambda", "estimates", "backend", "full_size"), ""),
-    "estimates_full": "",
+    **{"estimates_full": "", "lego_800_frames": ""},
     **{"alignment_frames": "single", "estimates_frames": "single-trained", "full_size_frames": "single"},
     **dict.fromkeys(("ordering", "ordering_frames"), ""),
 }
