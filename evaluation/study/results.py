@@ -127,7 +127,7 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]], states: Mappin
         sum(c["cpu_seconds"] for c in counted),
         max((c["peak_bytes"] or 0 for c in counted), default=0) / 1e6,
         next((measured["splats"] for measured in model.values()), None),
-        any(m["attempts"] > 1 or any(map(only_looked, m["commands"])) for m in made),
+        any(m["attempts"] > 1 for m in made) or any(map(only_looked, counted)),
         {kind: getattr(run, kind) for kind in ("frames", "model", "views")},
         _gathered([m["code"] for m in made]),
         states,
