@@ -38,12 +38,11 @@ PACKAGE = "submodules/diff-gaussian-rasterization/README.md"
 PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md")
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", re.S)
 STUDIES = "studies"
-STUDY_BLOCKS = {  # what the block's table is compared with, "" = the study's own baseline
-    **dict.fromkeys(("finalists", "seqsplat", "peers", "alignment", "lambda", "estimates", "backend", "full_size"), ""),
-    **{"estimates_full": "", "lego_800_frames": ""},
-    **{"alignment_frames": "single", "estimates_frames": "single-trained", "full_size_frames": "single"},
-    **dict.fromkeys(("ordering", "ordering_frames"), ""),
-}
+STUDY_BLOCKS = (
+    *("finalists", "seqsplat", "peers", "alignment", "alignment_frames", "lambda", "estimates", "estimates_frames"),
+    *("estimates_full", "backend", "ordering", "ordering_frames", "full_size", "lego_800_frames"),
+)
+COMPARED_WITH = {"alignment_frames": "single", "estimates_frames": "single-trained"}  # else the study's own baseline
 FILES = ("goals", "stages", "training_step", "alignment")
 Report = dict[str, Any]
 Reports = dict[str, Report]  # by the names in FILES
@@ -102,7 +101,7 @@ def study_block(name: str) -> Callable[[Reports], str]:
     def block(reports: Reports) -> str:
         table, frames = name.removesuffix("_frames"), name.endswith("_frames")
         params = StudyTableParams(
-            metrics=("PSNR", "LPIPS_alex"), compact=True, frames=frames, baseline=STUDY_BLOCKS[name]
+            metrics=("PSNR", "LPIPS_alex"), compact=True, frames=frames, baseline=COMPARED_WITH.get(name, "")
         )
         results = read_results(PROJECT / STUDIES / "results" / f"{table}.json")
         tables = compared(read_study(PROJECT / STUDIES / f"{table}.toml"), results, params)[2]
