@@ -82,6 +82,8 @@ def main() -> None:
     parser = Parser(prog="benchmarks.choose_lambda", add_help=False, allow_abbrev=False, argument_default=SUPPRESS)
     add_flags(parser, Lengths)
     own, rest = parser.parse_known_args(sys.argv[1:])
+    if {"-h", "--help"} & set(rest):
+        say(parser.format_help() + "\nand the flags of train.py:\n")
     chosen = make(Lengths, vars(own))
     settings = Settings(*parse("train", rest))
     settings = replace(settings, training=replace(settings.training, choose_lambda=True))

@@ -106,6 +106,7 @@ def study_block(name: str) -> Callable[[Reports], str]:
         results = read_results(PROJECT / STUDIES / "results" / f"{table}.json")
         tables = compared(read_study(PROJECT / STUDIES / f"{table}.toml"), results, params)[2]
         run, then = f"{STUDIES}/{table}.toml run", f"table --json {STUDIES}/results/{table}.json"
+        then += f"{' --frames' * frames} --compact --metrics PSNR LPIPS_alex"
         return f"<!-- measured: python -m evaluation.study {run}, then {then} -->\n{FORMATS['markdown'](tables[-1])}\n"
 
     return block

@@ -51,7 +51,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         default=list(gpu_run.CASES),
         help=f"with --device cuda (default: {' '.join(gpu_run.CASES)})",
     )
-    add("--goals", action="store_true", help="only the speeds that are asked for, as a table")
+    add("--goals", action="store_true", help="only the speed goals, as a table")
     add("--n", type=int, nargs="+", default=[100_000], help="numbers of Gaussians (default: 100000)")
     add("--size", type=int, nargs="+", default=[800], help="image sides in pixels (default: 800)")
     add("--kind", nargs="+", choices=list(gen.KINDS), default=list(gen.KINDS), help="(default: all)")

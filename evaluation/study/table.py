@@ -175,11 +175,16 @@ def caption(comparison: Comparison, params: StudyTableParams, results: Sequence[
         " views), seeds averaged first; p: sign flips of the views' differences, corrected over the variants of one"
         " scene and background. The spread of seeds is no part of either."
     ]
+    if params.compact:
+        words.append(
+            f"* after a difference: clear (one scene: p under {CLEAR:g}; {ALL}: the interval leaves out 0); (+x %):"
+            " against the baseline."
+        )
     everywhere = {b: [s for s in comparison.scenes if comparison.has(s, b)] for r in results for b in r.views}
     if any(len(scenes) < len(comparison.scenes) for scenes in everywhere.values()):
         words += [f"{ALL}, {background}: {', '.join(scenes)}." for background, scenes in everywhere.items()]
     if any(r.interrupted for r in results):
-        words.append("*: interrupted and gone on with, some time is missing.")
+        words.append("* after a time: interrupted and resumed, part of it is missing.")
     if mixed:
         words.append(f"Not one code state: {', '.join(mixed)} ran with several.")
     if different:
