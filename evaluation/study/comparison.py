@@ -1,6 +1,6 @@
 """Results of a study put side by side: means, spread over seeds, paired differences to the baseline, cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,18 @@ class Row:
 
 
 class Comparison:
-    """Results of a study by scene, background and variant, and what follows from them."""
+    """Results of a study by scene, background and variant, and what follows from them.
 
-    def __init__(self, results: Sequence[Result], variants: Sequence[str], baseline: str, metric: str) -> None:
-        self.results, self.baseline, self.metric = list(results), baseline, metric
+    Parameters
+    ----------
+    results : of one protocol. variants : in the order of rows. baseline : what all are compared with. metric : by what.
+    alike : variants that are trained as the baseline is, so that only their frames differ: those have a carry-over.
+    """
+
+    def __init__(
+        self, results: Sequence[Result], variants: Sequence[str], baseline: str, metric: str, alike: Collection[str]
+    ) -> None:
+        self.results, self.baseline, self.metric, self.alike = list(results), baseline, metric, alike
         self.variants = [v for v in variants if any(r.variant == v for r in results)]
         self.scenes = list(dict.fromkeys(r.scene for r in results))
 
@@ -105,8 +113,9 @@ class Comparison:
         for row in rows:
             row.p = corrected.get(row.variant)
             gains = [list(self.differences(s, row.variant, background, "frames").values()) for s in inside]
-            if row.difference and self.metric == "PSNR" and all(gains):  # paired by seed, as the models' difference is
-                row.carry = carry_over(row.difference.mean, float(np.mean([np.mean(gain) for gain in gains])))
+            if row.difference and self.metric == "PSNR" and all(gains) and row.variant in self.alike:
+                frames = float(np.mean([np.mean(gain) for gain in gains]))
+                row.carry = carry_over(row.difference.mean, frames)  # both paired by seed
         return rows
 
     def has(self, scene: str, background: str) -> bool:

@@ -72,7 +72,8 @@ class Variant:
     needs : {word: variant}: `{word}` in settings and commands stands for that variant's model folder, `{word.frames}`
         for its frames' folder, `{word.ply}` for the last PLY of its model.
     before : {step: commands that run before it}.
-    seeds, scenes : its own; () = the study's.
+    seeds, scenes : its own; () = the study's. anywhere : whether it is also meant for a scene that stands in place of
+        the study's: not where it has scenes of its own, unless the command line names it.
     wanted : False where it is there only for others that need it.
     """
 
@@ -85,12 +86,19 @@ class Variant:
     seeds: tuple[int, ...] = ()
     scenes: tuple[str, ...] = ()
     settings: Sections = field(default_factory=dict)
+    anywhere: bool = True
     wanted: bool = True
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a study file says; `overrides`: flags of the command line, which win over the file's."""
+    """Everything that a study file says.
+
+    Parameters
+    ----------
+    common : settings of all its scenes and variants, as in a scene.
+    overrides : flags of the command line, which win over the file's.
+    """
 
     name: str
     out: str
@@ -100,6 +108,7 @@ class Study:
     baseline: str = ""
     backgrounds: tuple[str, ...] = BACKGROUNDS
     config: tuple[Mapping[str, Any], Sections] = field(default_factory=lambda: ({}, {}))
+    common: Sections = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def variant(self, name: str) -> Variant:
@@ -107,10 +116,10 @@ class Study:
         return next(v for v in self.variants if v.name == name)
 
     def settings(self, scene: SceneSpec, variant: Variant, step: str) -> dict[str, Any]:
-        """What the study says for a step: method < configuration < scene < variant < command line."""
+        """What the study says for a step: method < configuration < study < scene < variant < command line."""
         values = file_settings(step, variant.method, {k: dict(v) for k, v in self.config[1].items()})
         bound = {"flags": scene.settings.get("hr_flags", {}) if variant.source == "hr" else {}}
-        for layer in (scene.settings, bound, variant.settings, {"flags": self.overrides}):
+        for layer in (self.common, scene.settings, bound, variant.settings, {"flags": self.overrides}):
             shared = {key: value for key, value in layer.get("flags", {}).items() if key in reached(step)}
             values |= shared | dict(layer.get(step, {}))
         known = own_settings(step) - ({"compat"} if step in PROTOCOL_STEPS else set())
@@ -127,7 +136,7 @@ def read_study(path: str | Path) -> Study:
     path = Path(path)
     content = _included(path, ())
     known = {"out", "config", "seeds", "baseline", "backgrounds", "use", "scenes", "variants"}
-    _known_keys(content, known, str(path))
+    _known_keys(content, {*known, "flags", *STEPS}, str(path))
     scenes = tuple(_scene(name, table, path) for name, table in _tables(content, "scenes", path).items())
     config = read_config(content["config"]) if content.get("config") else ({}, {})
     method = str(config[0].get("method", Variant.method))
@@ -142,6 +151,7 @@ def read_study(path: str | Path) -> Study:
         _text(content.get("baseline", ""), f"{path}: baseline"),
         _backgrounds(content.get("backgrounds", list(BACKGROUNDS)), f"{path}: backgrounds"),
         config,
+        _sections(content, str(path)),
     )
     if not study.variants or not study.seeds:
         raise UserError(f"{path}: no {'seeds' if study.variants else '[variants.NAME]'}; there is nothing to run")
@@ -153,7 +163,7 @@ def read_study(path: str | Path) -> Study:
     use = _table(content, "use", str(path))
     _known_keys(use, {"scenes", "variants"}, f"{path}: use")
     named = [_texts(use.get(key, []), f"{path}: use.{key}") for key in ("scenes", "variants")]
-    study = restrict(study, named[0], named[1], (), f"{path}: use")
+    study = _wanted(study, named[0], named[1], f"{path}: use")
     check(study, str(path))
     return study
 
@@ -170,28 +180,33 @@ def _included(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
     below = [_included(path.parent / name, (*parents, path.resolve())) for name in _texts(includes, f"{path}: include")]
     for part in (*below, content):
         named = {key: merged[key] | _tables(part, key, path) for key in ("scenes", "variants")}
-        merged |= part | named
+        sections = {key: merged.get(key, {}) | _table(part, key, str(path)) for key in ("flags", *STEPS) if key in part}
+        merged |= part | named | sections
     return merged
 
 
 def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds: Sequence[int], where: str) -> Study:
-    """Mark the scenes and variants whose runs are wanted; other variants stay for those that need them.
-
-    What is named last counts: what the file's `use` leaves out can be wanted on the command line.
+    """Mark the scenes and variants that the command line wants, with these seeds; () = what the file wants.
 
     Raises
     ------
     UserError : a name that is not in the study.
     """
+    study = _wanted(study, scenes, variants, where)
+    chosen = tuple(
+        replace(v, seeds=tuple(seeds) or v.seeds, anywhere=v.anywhere or v.name in variants) for v in study.variants
+    )
+    return replace(study, variants=chosen, seeds=tuple(seeds) or study.seeds)
+
+
+def _wanted(study: Study, scenes: Sequence[str], variants: Sequence[str], where: str) -> Study:
+    """Mark what is named, () = all that was wanted; what is not stays for those that need it, and to be named later."""
     for given, there, what in ((scenes, study.scenes, "scene"), (variants, study.variants, "variant")):
         for name in given:
             _one_of(name, [x.name for x in there], f"{where}: {what}")
     kept = tuple(replace(s, wanted=s.name in scenes if scenes else s.wanted) for s in study.scenes)
-    chosen = tuple(
-        replace(v, wanted=v.name in variants if variants else v.wanted, seeds=tuple(seeds) or v.seeds)
-        for v in study.variants
-    )
-    return replace(study, scenes=kept, variants=chosen, seeds=tuple(seeds) or study.seeds)
+    chosen = tuple(replace(v, wanted=v.name in variants if variants else v.wanted) for v in study.variants)
+    return replace(study, scenes=kept, variants=chosen)
 
 
 def with_overrides(study: Study, words: Sequence[str], where: str) -> Study:
@@ -257,7 +272,7 @@ def _scene(name: str, table: Mapping[str, Any], path: Path) -> SceneSpec:
 def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
     where = f"{path}: variant {name}"
     _plain_name(name, where)
-    own = {f.name for f in fields(Variant)} - {"name", "settings", "wanted"}
+    own = {f.name for f in fields(Variant)} - {"name", "settings", "anywhere", "wanted"}
     _known_keys(table, {*own, "flags", *STEPS}, where)
     given: dict[str, Any] = {}
     for key, choices in (("source", ("lr", "hr")), ("method", tuple(METHODS))):
@@ -284,6 +299,7 @@ def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
         given["seeds"] = _numbers(table["seeds"], f"{where}: seeds")
     if "scenes" in table:
         given["scenes"] = _texts(table["scenes"], f"{where}: scenes")
+        given["anywhere"] = not given["scenes"]
     return Variant(name, needs=needs, before=before, settings=_sections(table, where), **given)
 
 

@@ -22,7 +22,7 @@ from evaluation.study.results import (
     states_of,
     to_content,
 )
-from evaluation.study.spec import ALL, Study
+from evaluation.study.spec import ALL, SceneSpec, Study
 from evaluation.study.statistics import holm, paired_bootstrap
 from evaluation.tables import cell_text
 from utils.atomic import write_json, write_text
@@ -259,7 +259,8 @@ def compared(
         raise UserError(f"--metrics {wrong[0]}: measured are {', '.join(sorted(known))}")
     shown = check_protocols(results)
     names = [v.name for v in study.variants]
-    comparison = Comparison(results, names, params.baseline or study.baseline, params.metrics[0])
+    baseline = params.baseline or study.baseline
+    comparison = Comparison(results, names, baseline, params.metrics[0], trained_as(study, baseline))
     rows = comparison.rows(params.metrics, params)
     single = len(comparison.scenes) == 1
     if params.compact:
@@ -271,9 +272,18 @@ def compared(
     tables = [table]
     if params.frames:
         tables.append(frame_table(comparison, params))
+        tables[-1].caption = caption(comparison, replace(params, compact=False), results)
     if params.per_view:
         tables.append(view_table(comparison, params.background))
     return comparison, rows, tables
+
+
+def trained_as(study: Study, baseline: str) -> list[str]:
+    """Variants whose models differ from the baseline's by their frames alone."""
+    scenes = study.scenes or (SceneSpec("", ""),)
+    like = [(v.source, [study.settings(s, v, "train") for s in scenes]) for v in study.variants]
+    own = dict(zip((v.name for v in study.variants), like, strict=True))
+    return [name for name, training in own.items() if training == own.get(baseline)]
 
 
 def to_json(study: Study, comparison: Comparison, rows: Sequence[Row], params: StudyTableParams) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from evaluation.study.plan import Plan, Task
 from evaluation.study.planner import make_plan
 from evaluation.study.spec import read_study, restrict, with_overrides
 from utils.errors import UserError
-from utils.provenance import PROJECT
 
 BASE = """
 out = "OUT"
@@ -227,7 +226,9 @@ def test_a_start_from_the_model_of_the_lr_views_brings_it(tmp_path):
 def test_one_scene_in_place_of_those_of_the_file(tmp_path):
     whole = study(tmp_path, "[variants.there]\nscenes = ['toy']\n")
     p = make_plan(whole, source="given/scene")
-    assert {r.variant for r in p.runs} == {"single", "low", "there"}  # no truth was named: no bound
+    assert {r.variant for r in p.runs} == {"single", "low"}  # no truth was named: no bound; `there` is for toy only
+    named = restrict(whole, (), ["there"], (), "x")
+    assert {r.variant for r in make_plan(named, source="given/scene").runs} == {"there"}
     with_truth = make_plan(whole, source="given/scene", hr="given/hr")
     absolute = make_plan(whole, source=str(Path("given/scene").absolute()), hr=str(Path("given/hr").absolute()))
     assert with_truth.tasks == absolute.tasks  # a recipe that says "scene" would be another one in another folder
@@ -260,23 +261,24 @@ def test_settings_of_the_truth_alone(tmp_path):
     assert not [w for w in words(task(p, "single", "model"), "train") if "images" in w]
 
 
-def test_a_scene_without_the_training_views_truth_has_no_bound(tmp_path, monkeypatch):
+def test_a_scene_without_the_training_views_truth_has_no_bound(tmp_path):
     p = plan(tmp_path, "[scenes.half]\nsource = 'x'\n")
     assert {r.scene for r in p.runs if r.variant == "bound"} == {"toy"}
     assert {r.variant for r in p.runs if r.scene == "half"} == {"single", "low"}
     with pytest.raises(UserError, match="bound: source = 'hr', but no scene says hr = FOLDER"):
         plan(tmp_path, "", base=BASE.replace('hr = "hr"\n', ""))
-    monkeypatch.setenv("SEQSPLAT_DATA", "/data")  # 9 of lego's 53 training views have a truth
-    peers = make_plan(read_study(PROJECT / "studies" / "peers.toml"))
-    assert {r.scene for r in peers.runs if r.variant == "bound"} == {"demo", "bonsai"}
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "studies").glob("*.toml")), ids=lambda p: p.stem)
-def test_studies_that_are_here_can_be_planned(path, monkeypatch):
-    monkeypatch.setenv("SEQSPLAT_DATA", "/data")
-    if "[variants" in path.read_text():
-        assert make_plan(read_study(path)).runs
-        assert make_plan(read_study(path), source="given").runs
+def test_settings_of_the_study_itself(tmp_path):
+    (tmp_path / "c.toml").write_text('method = "seqsplat"\n[train]\niterations = 77\nlambda_tex = 0.9\n')
+    (tmp_path / "base.toml").write_text(BASE + "[train]\nlambda_tex = 0.3\nsh_interval = 9\n")
+    top = 'include = ["base.toml"]\nconfig = "c.toml"\n[train]\ninit_points = "scene"\nsh_interval = 8\n'
+    p = plan(tmp_path, "", top)
+    assert {"--iterations=77", "--lambda_tex=0.3", "--sh_interval=8"} <= set(words(task(p, "single", "model"), "train"))
+    assert "--init_points=scene" in words(task(p, "single", "model"), "train")  # the method's own is lr_model
+    assert "--lambda_tex=0.2" in words(task(p, "low", "model"), "train")  # a variant says it last
+    with pytest.raises(UserError, match="seed is decided by the study itself"):
+        study(tmp_path, "", "flags = {seed = 3}\n" + BASE)
 
 
 def test_a_part_of_a_study(tmp_path):

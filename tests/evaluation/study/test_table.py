@@ -42,7 +42,8 @@ def plan(tmp_path):
 
 def rows(plan, **params):
     results = list(finished(plan))
-    found = Comparison(results, ["base", "better", "worse"], "base", "PSNR").rows(("PSNR",), StudyTableParams(**params))
+    names = ["base", "better", "worse"]
+    found = Comparison(results, names, "base", "PSNR", names).rows(("PSNR",), StudyTableParams(**params))
     return {(row.scene, row.variant): row for row in found}
 
 
@@ -83,8 +84,11 @@ def test_carry_over_compares_the_same_seeds_of_models_and_of_frames():
         return Result("a", variant, seed, views, frames)
 
     results = [result("base", 0, 20.0, 20.0), result("better", 0, 21.0, 22.0), result("better", 1, 25.0, 27.0)]
-    found = Comparison(results, ["base", "better"], "base", "PSNR").rows(("PSNR",), StudyTableParams())
+    names = ["base", "better"]
+    found = Comparison(results, names, "base", "PSNR", names).rows(("PSNR",), StudyTableParams())
     assert [row.carry for row in found if row.scene == "a"] == [None, 0.5]  # 1 dB for 2 dB, of seed 0 alone
+    found = Comparison(results, names, "base", "PSNR", ["base"]).rows(("PSNR",), StudyTableParams())
+    assert {row.carry for row in found} == {None}  # it is trained in another way, so not its frames alone did it
 
 
 def test_a_baseline_that_is_not_finished_leaves_a_table_without_differences(tmp_path, capsys):
@@ -220,7 +224,7 @@ def test_interrupted_and_mixed_code_are_said(plan, capsys):
         write_manifest(plan, plan.tasks[name], results, attempts=2, code={"train": code})
     show_table(STUDY, plan, StudyTableParams(metrics=("PSNR",)))
     text = capsys.readouterr().out
-    assert "*: interrupted" in text
+    assert "* after a time: interrupted" in text
     assert "Not one code state: train ran with several" in text
 
 
