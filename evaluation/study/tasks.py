@@ -124,7 +124,7 @@ def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints
     sources = {name: fingerprint(path) for name, path in sources_of(task, folder.parent).items()}
     path, made_from = folder / LOGS / "progress.json", {"code": code_of(task), "needs": needed, "sources": sources}
     earlier = read_json(path) if path.is_file() else {}
-    if any(earlier.get(key) != value for key, value in made_from.items()):
+    if _without_times(earlier) != _without_times(made_from):
         earlier = {"attempts": 0, "commands": {}}
     before = last["commands"] if last else earlier.get("before", [])
     progress = earlier | made_from | {"attempts": earlier["attempts"] + 1, "before": before}
@@ -146,6 +146,12 @@ def _work(folder: Path, task: Task, cwd: str, machine: Machine, keep_checkpoints
     if not keep_checkpoints and (folder / "checkpoints").is_dir():
         shutil.rmtree(folder / "checkpoints")
     return 0
+
+
+def _without_times(progress: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task is made from: code, products, contents of sources, not their files' times."""
+    contents = {name: found["content"] for name, found in progress.get("sources", {}).items()}
+    return {key: progress.get(key) for key in ("code", "needs")} | {"sources": contents}
 
 
 def _run(command: Command, folder: Path, log: Path, cwd: str, machine: Machine) -> tuple[dict[str, Any], int]:

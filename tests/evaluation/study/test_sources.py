@@ -69,18 +69,22 @@ def test_another_scene_in_the_same_place_is_told(plan, scene):
     assert stale(plan, task, manifest) == ""
 
 
-def test_what_was_begun_from_another_scene_begins_anew(plan, scene):
+@pytest.mark.parametrize("other", [True, False], ids=["other content", "the same, copied anew"])
+def test_what_was_begun_from_another_scene_begins_anew(plan, scene, other):
     task = reading(plan, scene)
     words = task.commands[0].words
     counted = Command("x", words)
     broken = replace(task, commands=(counted, Command("y", ("sh", "-c", "exit 3"))))
     plan.tasks["reader"] = broken
     execute(plan, [broken], ExecutorParams())
-    (scene / "new.png").write_bytes(b"more")
+    if other:
+        (scene / "new.png").write_bytes(b"more")
+    os.utime(scene / "train" / "0.png", (1, 1))
     whole = replace(task, commands=(counted, Command("y", ("true",))))
     plan.tasks["reader"] = whole
     run(plan)
-    assert len((plan.folder("reader") / "0.txt").read_text().splitlines()) == 2
+    assert len((plan.folder("reader") / "0.txt").read_text().splitlines()) == 1 + other
+    assert read_manifest(plan.folder("reader"))["attempts"] == 2 - other
     assert json.loads((plan.folder("reader") / LOGS / "progress.json").read_text())["sources"].keys() == {
         "--source_path"
     }
