@@ -15,10 +15,10 @@ endif
 STAMPS := $(if $(filter none,$(VENV)),build/stamps,$(VENV)/stamps)
 NATIVE := diff-gaussian-rasterization simple-knn
 
-.PHONY: help setup build dev demo test test-slow lint types format golden fuzz bench wheels clean
+.PHONY: help setup build dev demo test test-slow test-ray lint types format golden fuzz bench wheels clean
 
 help:
-	@echo "make setup | demo | test | test-slow | lint | types | format | bench | wheels | fuzz | golden | clean"
+	@echo "make setup | demo | test | test-slow | test-ray | lint | types | format | bench | wheels | fuzz | golden | clean"
 
 setup: $(STAMPS)/run build
 build: $(NATIVE:%=$(STAMPS)/%)
@@ -74,6 +74,12 @@ test: dev
 	  $$($(PY) -c "import beartype" 2>/dev/null && echo --jaxtyping-packages=$(SHAPES))
 test-slow: dev
 	$(PY) -m pytest -q -m "slow or fuzz"
+# The study's executor on Ray, with a process killed; installs Ray, which nothing else needs.
+test-ray: dev
+ifneq ($(VENV),none)
+	$(PY) -m pip install -q -r requirements-study.txt
+endif
+	$(PY) -m pytest -q tests/evaluation/study/test_ray.py
 fuzz: dev
 	$(PY) -m pytest -q -m "fuzz"
 lint: dev
