@@ -42,6 +42,11 @@ LEVERS = (
     Lever("a video network, one frame at a time", "seqsplat", "single-trained", "bicubic-trained"),
     Lever("order: ALS over one frame at a time", "seqsplat", "sm-als-trained", "single-trained"),
     Lever("geometry and graph", "seqsplat", "seqsplat", "sm-als-trained"),
+    Lever("mean over the order and its reverse", "estimates", "both-orders", "seqsplat"),
+    Lever("mean over four mirrored passes", "estimates", "flips", "seqsplat"),
+    Lever("a 3D model of the LR loss, mixed in", "estimates", "internal-mix", "seqsplat"),
+    Lever("a 3D model's own frames (refine)", "estimates", "refine", "seqsplat"),
+    Lever("IE-SRGS's fusion", "estimates", "internal", "seqsplat"),
 )
 
 

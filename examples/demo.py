@@ -1,7 +1,7 @@
 """`make demo`: five ways from the same LR views to a 3D scene, side by side, on a scene of our own.
 
     bicubic   frames enlarged by a filter          single   BasicVSR, every frame alone
-    video     BasicVSR along a greedy ordering     seqsplat BasicVSR among the nearest views, along flow from geometry
+    video     BasicVSR along a greedy ordering     graph    BasicVSR among the nearest views, along flow from geometry
     hr        no frames: trained on the HR truth, the bound
 
 Every step is one of the project's scripts in a process of its own, so that its time and memory are its own. All of

@@ -129,19 +129,19 @@ def frame_table(comparison: Comparison, params: StudyTableParams) -> Table:
 def _frame_rows(
     comparison: Comparison, scene: str, background: str, columns: Sequence[str], params: StudyTableParams
 ) -> list[list[str]]:
-    gains = {}
-    for variant in comparison.variants:
+    gains, same = {}, same_frames(comparison, scene)
+    for variant in same:
         found = comparison.differences(scene, variant, background, "frames")
         if found and variant != comparison.baseline:
             gains[variant] = paired_bootstrap([np.array(list(found.values()))], params.confidence, params.resamples)
     corrected = holm({variant: gain.p for variant, gain in gains.items()})
     rows = []
-    for variant in comparison.variants:
+    for variant, others in same.items():
         psnr = comparison.frame_psnr(scene, variant, background)
         if psnr is None:
             continue
         gain = gains.get(variant)
-        cells = [scene, background, variant, f"{psnr:.2f}", f"{gain.mean:+.3f}" if gain else "-"]
+        cells = [scene, background, ", ".join([variant, *others]), f"{psnr:.2f}", f"{gain.mean:+.3f}" if gain else "-"]
         cells += [f"{gain.low:+.3f} .. {gain.high:+.3f}" if gain else "-", _number(corrected.get(variant), 4)]
         facts = [r.frame_facts.get(background, {}) for r in comparison.of(scene, variant)]
         for name in columns:
@@ -149,6 +149,20 @@ def _frame_rows(
             cells.append(_number(float(np.mean(values)), 4 if name in FINE_FACTS else 2) if values else "-")
         rows.append(cells)
     return rows
+
+
+def same_frames(comparison: Comparison, scene: str) -> dict[str, list[str]]:
+    """Variants of a scene with the others that have their frames; the baseline stands for all that have its."""
+    first: dict[tuple[str, ...], str] = {}
+    found: dict[str, list[str]] = {}
+    for variant in sorted(comparison.variants, key=lambda name: name != comparison.baseline):
+        results = comparison.of(scene, variant)
+        key = tuple(r.tasks.get("frames", f"{variant} {r.seed}") for r in results)
+        if results and first.setdefault(key, variant) != variant:
+            found[first[key]].append(variant)
+        elif results:
+            found[variant] = []
+    return {variant: found[variant] for variant in comparison.variants if variant in found}
 
 
 def view_table(comparison: Comparison, backgrounds: Sequence[str]) -> Table:

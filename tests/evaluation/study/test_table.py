@@ -15,7 +15,7 @@ from evaluation.study.results import Result, check_protocols, finished, read_res
 from evaluation.study.spec import Study, Variant
 from evaluation.study.state import read_manifest
 from evaluation.study.statistics import holm, paired_bootstrap
-from evaluation.study.table import show_table
+from evaluation.study.table import frame_table, same_frames, show_table
 from tests.study_factory import fake_results, write_manifest
 from utils.errors import UserError
 
@@ -89,6 +89,17 @@ def test_carry_over_compares_the_same_seeds_of_models_and_of_frames():
     assert [row.carry for row in found if row.scene == "a"] == [None, 0.5]  # 1 dB for 2 dB, of seed 0 alone
     found = Comparison(results, names, "base", "PSNR", ["base"]).rows(("PSNR",), StudyTableParams())
     assert {row.carry for row in found} == {None}  # it is trained in another way, so not its frames alone did it
+
+
+def test_variants_with_the_same_frames_share_a_row():
+    def result(variant, frames):
+        return Result("a", variant, 0, {}, {"black": {"f": {"PSNR": 20.0}}}, tasks={"frames": frames})
+
+    results = [result("one", "frames-1"), result("two", "frames-2"), result("base", "frames-1")]
+    comparison = Comparison(results, ["one", "two", "base"], "base", "PSNR", [])
+    assert same_frames(comparison, "a") == {"two": [], "base": ["one"]}
+    rows = frame_table(comparison, StudyTableParams(metrics=("PSNR",))).rows
+    assert [row[2:5] for row in rows] == [["two", "20.00", "+0.000"], ["base, one", "20.00", "-"]]
 
 
 def test_a_baseline_that_is_not_finished_leaves_a_table_without_differences(tmp_path, capsys):
