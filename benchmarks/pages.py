@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments.study import StudyTableParams
-from benchmarks import alignment, carry_over, gpu_pages, report, training_step
+from benchmarks import alignment, gpu_pages, levers, report, training_step
 from benchmarks.chart import chart
 from benchmarks.goals import Finding, goals_table
 from evaluation.formats import FORMATS
@@ -90,11 +90,10 @@ def alignment_block(reports: Reports) -> str:
     return heading(found) + alignment.summary(found)
 
 
-def carry_over_block(reports: Reports) -> str:
-    """What the 3D model keeps of gains of the frames."""
-    return (
-        f"<!-- measured: python -m evaluation.study studies/NAME.toml run -->\n{carry_over.table(PROJECT / STUDIES)}\n"
-    )
+def levers_block(table: Callable[[Path], str]) -> Callable[[Reports], str]:
+    """What single levers brought in the committed studies."""
+    command = "python -m evaluation.study studies/NAME.toml run"
+    return lambda reports: f"<!-- measured: {command} -->\n{table(PROJECT / STUDIES)}\n"
 
 
 def gpu_block(reports: Reports) -> str:
@@ -127,7 +126,8 @@ BLOCKS: dict[str, Callable[[Reports], str]] = {
     "picture": picture_block,
     "alignment": alignment_block,
     "gpu": gpu_block,
-    "carry_over": carry_over_block,
+    "carry_over": levers_block(levers.carry_over),
+    "no_gain": levers_block(levers.no_gain),
     **{f"study_{name}": study_block(name) for name in STUDY_BLOCKS},
 }
 

@@ -81,8 +81,8 @@ def compact_table(rows: Sequence[Row], comparison: Comparison, metrics: Sequence
                 if (row := found.get((scene, variant, b)))
             ]
             cells += [_beside([cell_text(m, row.means.get(m)) for row, _ in pairs]) for m in metrics[:1]]
-            cells += [_beside([_signed(row) for row, _ in pairs])] if compared else []
-            cells += [_beside([_with_change(m, row, base) for row, base in pairs]) for m in metrics[1:]]
+            cells += [_beside([signed(row) for row, _ in pairs])] if compared else []
+            cells += [_beside([with_change(m, row, base) for row, base in pairs]) for m in metrics[1:]]
             cells.append(_beside([cell_text("frame_PSNR", row.frame_PSNR) for row, _ in pairs]))
         wide = [row for row in own if row.scene == scenes[0]]
         cells += [_beside([_number(row.carry, 2) for row in wide])] if compared else []
@@ -97,7 +97,7 @@ def _beside(cells: Sequence[str]) -> str:
     return " / ".join(cells) if set(cells) - {"-"} else "-"
 
 
-def _with_change(metric: str, row: Row, base: Row | None) -> str:
+def with_change(metric: str, row: Row, base: Row | None) -> str:
     """A mean, and how many percent it lies above the baseline's."""
     text, mine = cell_text(metric, row.means.get(metric)), row.means.get(metric)
     if base is None or base is row or mine is None or not base.means.get(metric):
@@ -105,7 +105,7 @@ def _with_change(metric: str, row: Row, base: Row | None) -> str:
     return f"{text} ({100 * (mine / base.means[metric] - 1):+.0f} %)"
 
 
-def _signed(row: Row) -> str:
+def signed(row: Row) -> str:
     """The difference to the baseline; * where it is clear: over scenes by its interval, in one by its corrected p."""
     if row.difference is None:
         return "-"

@@ -1,0 +1,150 @@
+"""What single levers brought, from the committed results of studies: pairs of variants of one study.
+
+`carry_over`: how much of what frames gain the 3D model keeps, where both are trained alike and differ in their frames
+alone. `no_gain`: what did not help.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from arguments.study import StudyTableParams
+from evaluation.formats import FORMATS, Table
+from evaluation.study.comparison import Comparison, Row
+from evaluation.study.results import read_results
+from evaluation.study.spec import read_study
+from evaluation.study.table import signed, trained_as, with_change
+from utils.errors import UserError
+
+BACKGROUND = "black"  # the one that all scenes have
+SCENES = ("demo", "lego", "bonsai")
+METRICS = ("PSNR", "LPIPS_alex")
+
+
+@dataclass(frozen=True)
+class Lever:
+    """What is done, and the two variants of a study that show it."""
+
+    name: str
+    study: str
+    variant: str
+    reference: str
+
+
+# Trained as Sequence Matters is, and as seqsplat is (`...-trained`).
+OF_FRAMES = (
+    Lever("projection onto the LR views", "peers", "projected-bicubic", "bicubic"),
+    Lever("a network of one image", "peers", "span", "bicubic"),
+    Lever("a video network, one frame at a time", "finalists", "single", "bicubic"),
+    Lever("order: S over one frame at a time", "finalists", "sm-s", "single"),
+    Lever("order: ALS over S", "finalists", "sm-als", "sm-s"),
+    Lever("geometry and graph", "seqsplat", "frames", "sm-als"),
+    Lever("a video network, one frame at a time", "seqsplat", "single-trained", "bicubic-trained"),
+    Lever("order: ALS over one frame at a time", "seqsplat", "sm-als-trained", "single-trained"),
+    Lever("geometry and graph", "seqsplat", "seqsplat", "sm-als-trained"),
+    Lever("mean over the order and its reverse", "estimates", "both-orders", "seqsplat"),
+    Lever("mean over four mirrored passes", "estimates", "flips", "seqsplat"),
+    Lever("a 3D model of the LR loss, mixed in", "estimates", "internal-mix", "seqsplat"),
+    Lever("a 3D model's own frames (refine)", "estimates", "refine", "seqsplat"),
+    Lever("IE-SRGS's fusion", "estimates", "internal", "seqsplat"),
+)
+
+WITHOUT_GAIN = (
+    Lever("ALS over S", "finalists", "sm-als", "sm-s"),
+    Lever("mean over the order and its reverse", "estimates", "both-orders", "seqsplat"),
+    Lever("mean over four mirrored passes", "estimates", "flips", "seqsplat"),
+    Lever("their disagreement as weights of pixels", "estimates", "flips-weighted", "flips"),
+    Lever("projection of a network's frames onto the LR views", "estimates", "projected", "seqsplat"),
+    Lever("IE-SRGS's fusion, on `seqsplat`'s frames", "estimates", "internal", "seqsplat"),
+    Lever("IE-SRGS's fusion, on single frames", "peers", "ie-srgs", "single"),
+    Lever("SRGS's average pooling in the LR loss", "lambda", "average-pooling", "lambda-0.6"),
+    Lever("3DGS-MCMC", "backend", "mcmc", "seqsplat"),
+    Lever("absolute gradients", "backend", "abs-grad", "seqsplat"),
+    Lever("antialiased rasterization", "backend", "antialiased", "seqsplat"),
+    Lever("antialiased, 3D filter from the frames' rate", "backend", "filter-3d", "seqsplat"),
+    Lever("antialiased, 3D filter from the LR views' rate", "backend", "filter-3d-lr", "seqsplat"),
+    Lever("depth regulariser against the LR model", "backend", "depth", "seqsplat"),
+    Lever("exposure compensation", "backend", "exposure", "seqsplat"),
+    Lever("Adam for visible Gaussians alone", "backend", "sparse-adam", "seqsplat"),
+)
+
+
+def carry_over(studies: Path, levers: Iterable[Lever] = OF_FRAMES) -> str:
+    """One row a lever: gain of the frames -> gain of the model [dB], and their ratio where the frames gain enough.
+
+    Parameters
+    ----------
+    studies : folder with NAME.toml and results/NAME.json.
+
+    Raises
+    ------
+    UserError : a pair that is not there, or is not trained alike.
+    """
+    found = Table(["lever", "frames of", "instead of", "study", "seeds", *SCENES], [])
+    for lever in levers:
+        if lever.variant not in trained_as(read_study(studies / f"{lever.study}.toml"), lever.reference):
+            raise UserError(f"{lever.study}: {lever.variant} and {lever.reference} differ in more than their frames")
+        comparison, rows = _compared(studies, lever)
+        cells = []
+        for scene in SCENES:
+            row = rows.get(scene, {}).get(lever.variant)
+            if row is None or row.difference is None:
+                cells.append("-")
+                continue
+            frames = np.mean(list(comparison.differences(scene, lever.variant, BACKGROUND, "frames").values()))
+            kept = "" if row.carry is None else f" ({row.carry:.2f})"
+            cells.append(f"{frames:+.2f} -> {row.difference.mean:+.2f}{kept}")
+        found.rows.append([*_names(lever), _seeds(rows, lever), *cells])
+    return FORMATS["markdown"](found)
+
+
+def no_gain(studies: Path, levers: Iterable[Lever] = WITHOUT_GAIN) -> str:
+    """One row a lever: difference of the models' PSNR [dB], and of their LPIPS in percent.
+
+    Parameters
+    ----------
+    studies : folder with NAME.toml and results/NAME.json.
+
+    Raises
+    ------
+    UserError : a pair that is not there.
+    """
+    found = Table(["tried", "variant", "instead of", "study", "seeds", *(f"{s}: PSNR, LPIPS" for s in SCENES)], [])
+    for lever in levers:
+        _, rows = _compared(studies, lever)
+        cells = []
+        for scene in SCENES:
+            pair = rows.get(scene, {})
+            row, base = pair.get(lever.variant), pair.get(lever.reference)
+            if row is None or base is None:
+                cells.append("-")
+                continue
+            lpips = with_change(METRICS[1], row, base).partition("(")[2].rstrip(")")
+            cells.append(f"{signed(row)}, {lpips}")
+        found.rows.append([*_names(lever), _seeds(rows, lever), *cells])
+    return FORMATS["markdown"](found)
+
+
+def _compared(studies: Path, lever: Lever) -> tuple[Comparison, dict[str, dict[str, Row]]]:
+    """The pair, and its rows by scene and variant."""
+    results = read_results(studies / "results" / f"{lever.study}.json")
+    pair = [lever.reference, lever.variant]
+    for name in pair:
+        if not any(r.variant == name for r in results):
+            raise UserError(f"{lever.study}: no results of {name}")
+    comparison = Comparison(results, pair, lever.reference, METRICS[0], pair)
+    rows: dict[str, dict[str, Row]] = {}
+    for row in comparison.rows(METRICS, StudyTableParams(background=(BACKGROUND,))):
+        rows.setdefault(row.scene, {})[row.variant] = row
+    return comparison, rows
+
+
+def _names(lever: Lever) -> list[str]:
+    return [lever.name, f"`{lever.variant}`", f"`{lever.reference}`", lever.study]
+
+
+def _seeds(rows: dict[str, dict[str, Row]], lever: Lever) -> str:
+    counts = {len(rows[scene][lever.variant].seeds) for scene in SCENES if lever.variant in rows.get(scene, {})}
+    return "-".join(map(str, sorted(counts)))
