@@ -40,6 +40,10 @@ OF_FRAMES = (
     Lever("a video network, one frame at a time", "finalists", "single", "bicubic"),
     Lever("order: S over one frame at a time", "finalists", "sm-s", "single"),
     Lever("order: ALS over S", "finalists", "sm-als", "sm-s"),
+    Lever("geometry instead of learned flow, path", "alignment", "geometry-path", "learned-gated"),
+    Lever("graph instead of path, learned flow", "alignment", "learned-graph", "learned-gated"),
+    Lever("graph instead of path, geometry", "alignment", "geometry-graph", "geometry-path"),
+    Lever("two rounds of the graph instead of one", "alignment", "geometry-graph", "geometry-graph-1"),
     Lever("geometry and graph", "seqsplat", "frames", "sm-als"),
     Lever("a video network, one frame at a time", "seqsplat", "single-trained", "bicubic-trained"),
     Lever("order: ALS over one frame at a time", "seqsplat", "sm-als-trained", "single-trained"),
@@ -53,6 +57,8 @@ OF_FRAMES = (
 
 WITHOUT_GAIN = (
     Lever("ALS over S", "finalists", "sm-als", "sm-s"),
+    Lever("a third round of the graph", "alignment", "geometry-graph-3", "geometry-graph"),
+    Lever("an order made by pose, for the graph", "alignment", "geometry-graph", "geometry-graph-random"),
     Lever("mean over the order and its reverse", "estimates", "both-orders", "seqsplat"),
     Lever("mean over four mirrored passes", "estimates", "flips", "seqsplat"),
     Lever("their disagreement as weights of pixels", "estimates", "flips-weighted", "flips"),
