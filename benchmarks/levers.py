@@ -4,7 +4,7 @@
 alone. `no_gain`: what did not help.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,22 +88,17 @@ def carry_over(studies: Path, levers: Iterable[Lever] = OF_FRAMES) -> str:
     ------
     UserError : a pair that is not there, or is not trained alike.
     """
-    found = Table(["lever", "frames of", "instead of", "study", "seeds", *SCENES], [])
+
+    def cell(comparison: Comparison, row: Row, base: Row) -> str:
+        frames = np.mean(list(comparison.differences(row.scene, row.variant, BACKGROUND, "frames").values()))
+        kept = "" if row.carry is None else f" ({row.carry:.2f})"
+        return f"{frames:+.2f} -> {row.difference.mean:+.2f}{kept}" if row.difference else "-"
+
+    levers = tuple(levers)
     for lever in levers:
         if lever.variant not in trained_as(read_study(studies / f"{lever.study}.toml"), lever.reference):
             raise UserError(f"{lever.study}: {lever.variant} and {lever.reference} differ in more than their frames")
-        comparison, rows = _compared(studies, lever)
-        cells = []
-        for scene in SCENES:
-            row = rows.get(scene, {}).get(lever.variant)
-            if row is None or row.difference is None:
-                cells.append("-")
-                continue
-            frames = np.mean(list(comparison.differences(scene, lever.variant, BACKGROUND, "frames").values()))
-            kept = "" if row.carry is None else f" ({row.carry:.2f})"
-            cells.append(f"{frames:+.2f} -> {row.difference.mean:+.2f}{kept}")
-        found.rows.append([*_names(lever), _seeds(rows, lever), *cells])
-    return FORMATS["markdown"](found)
+    return _table(["lever", "frames of", "instead of", "study", "seeds", *SCENES], studies, levers, cell)
 
 
 def no_gain(studies: Path, levers: Iterable[Lever] = WITHOUT_GAIN) -> str:
@@ -117,20 +112,28 @@ def no_gain(studies: Path, levers: Iterable[Lever] = WITHOUT_GAIN) -> str:
     ------
     UserError : a pair that is not there.
     """
-    found = Table(["tried", "variant", "instead of", "study", "seeds", *(f"{s}: PSNR, LPIPS" for s in SCENES)], [])
+
+    def cell(comparison: Comparison, row: Row, base: Row) -> str:
+        lpips = with_change(METRICS[1], row, base).partition("(")[2].rstrip(")")
+        return f"{signed(row)}, {lpips}"
+
+    header = ["tried", "variant", "instead of", "study", "seeds", *(f"{scene}: PSNR, LPIPS" for scene in SCENES)]
+    return _table(header, studies, levers, cell)
+
+
+def _table(
+    header: list[str], studies: Path, levers: Iterable[Lever], cell: Callable[[Comparison, Row, Row], str]
+) -> str:
+    """One row a lever; `cell` says what stands below a scene that has the pair."""
+    table = Table(header, [])
     for lever in levers:
-        _, rows = _compared(studies, lever)
-        cells = []
-        for scene in SCENES:
-            pair = rows.get(scene, {})
-            row, base = pair.get(lever.variant), pair.get(lever.reference)
-            if row is None or base is None:
-                cells.append("-")
-                continue
-            lpips = with_change(METRICS[1], row, base).partition("(")[2].rstrip(")")
-            cells.append(f"{signed(row)}, {lpips}")
-        found.rows.append([*_names(lever), _seeds(rows, lever), *cells])
-    return FORMATS["markdown"](found)
+        comparison, rows = _compared(studies, lever)
+        pairs = [(pair.get(lever.variant), pair.get(lever.reference)) for pair in (rows.get(s, {}) for s in SCENES)]
+        seeds = sorted({len(row.seeds) for row, _ in pairs if row})
+        cells = [cell(comparison, row, base) if row and base else "-" for row, base in pairs]
+        names = [f"`{lever.variant}`", f"`{lever.reference}`"]
+        table.rows.append([lever.name, *names, lever.study, "-".join(map(str, seeds)), *cells])
+    return FORMATS["markdown"](table)
 
 
 def _compared(studies: Path, lever: Lever) -> tuple[Comparison, dict[str, dict[str, Row]]]:
@@ -145,12 +148,3 @@ def _compared(studies: Path, lever: Lever) -> tuple[Comparison, dict[str, dict[s
     for row in comparison.rows(METRICS, StudyTableParams(background=(BACKGROUND,))):
         rows.setdefault(row.scene, {})[row.variant] = row
     return comparison, rows
-
-
-def _names(lever: Lever) -> list[str]:
-    return [lever.name, f"`{lever.variant}`", f"`{lever.reference}`", lever.study]
-
-
-def _seeds(rows: dict[str, dict[str, Row]], lever: Lever) -> str:
-    counts = {len(rows[scene][lever.variant].seeds) for scene in SCENES if lever.variant in rows.get(scene, {})}
-    return "-".join(map(str, sorted(counts)))

@@ -49,7 +49,7 @@ def make_plan(study: Study, out: str = "", source: str = "", hr: str = "") -> Pl
     planner = _Planner(study, Plan(Path(os.path.abspath(out or expanded(study.out, study.name)))))
     for scene in scenes:
         for variant in study.variants:
-            there = variant.anywhere if source else not variant.scenes or scene.name in variant.scenes
+            there = not variant.scenes or (variant.named if source else scene.name in variant.scenes)
             if variant.wanted and there and (scene.hr or variant.source == "lr"):
                 for seed in variant.seeds or study.seeds:
                     planner.plan.runs.append(planner.run(scene, variant, seed))

@@ -72,9 +72,8 @@ class Variant:
     needs : {word: variant}: `{word}` in settings and commands stands for that variant's model folder, `{word.frames}`
         for its frames' folder, `{word.ply}` for the last PLY of its model.
     before : {step: commands that run before it}.
-    seeds, scenes : its own; () = the study's. anywhere : whether it is also meant for a scene that stands in place of
-        the study's: not where it has scenes of its own, unless the command line names it.
-    wanted : False where it is there only for others that need it.
+    seeds, scenes : its own; () = the study's.
+    wanted : False where it is there only for others that need it. named : by the command line.
     """
 
     name: str
@@ -86,8 +85,8 @@ class Variant:
     seeds: tuple[int, ...] = ()
     scenes: tuple[str, ...] = ()
     settings: Sections = field(default_factory=dict)
-    anywhere: bool = True
     wanted: bool = True
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,9 +192,7 @@ def restrict(study: Study, scenes: Sequence[str], variants: Sequence[str], seeds
     UserError : a name that is not in the study.
     """
     study = _wanted(study, scenes, variants, where)
-    chosen = tuple(
-        replace(v, seeds=tuple(seeds) or v.seeds, anywhere=v.anywhere or v.name in variants) for v in study.variants
-    )
+    chosen = tuple(replace(v, seeds=tuple(seeds) or v.seeds, named=v.name in variants) for v in study.variants)
     return replace(study, variants=chosen, seeds=tuple(seeds) or study.seeds)
 
 
@@ -272,7 +269,7 @@ def _scene(name: str, table: Mapping[str, Any], path: Path) -> SceneSpec:
 def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
     where = f"{path}: variant {name}"
     _plain_name(name, where)
-    own = {f.name for f in fields(Variant)} - {"name", "settings", "anywhere", "wanted"}
+    own = {f.name for f in fields(Variant)} - {"name", "settings", "wanted", "named"}
     _known_keys(table, {*own, "flags", *STEPS}, where)
     given: dict[str, Any] = {}
     for key, choices in (("source", ("lr", "hr")), ("method", tuple(METHODS))):
@@ -299,7 +296,6 @@ def _variant(name: str, table: Mapping[str, Any], path: Path) -> Variant:
         given["seeds"] = _numbers(table["seeds"], f"{where}: seeds")
     if "scenes" in table:
         given["scenes"] = _texts(table["scenes"], f"{where}: scenes")
-        given["anywhere"] = not given["scenes"]
     return Variant(name, needs=needs, before=before, settings=_sections(table, where), **given)
 
 
