@@ -46,8 +46,8 @@ def choose(pipeline: PipelineParams, device: str, absolute: bool = False, extend
 
     Parameters
     ----------
-    absolute : steps will ask for absolute gradients. extended : for what the native kernels' steps have not (weights of
-        pixels, exposures, depths).
+    absolute : steps will ask for absolute gradients. extended : for what the native kernels' steps have not (exposures,
+        depths).
 
     Raises
     ------
@@ -61,7 +61,7 @@ def choose(pipeline: PipelineParams, device: str, absolute: bool = False, extend
         return FusedEngine(pipeline, device)
     if absolute:
         raise UserError(
-            "--abs_grad: only the native rasterizer's own kernels sum absolute gradients; leave away --confidence, "
+            "--abs_grad: only the native rasterizer's own kernels sum absolute gradients; leave away "
             f"--exposure_lr_init, --depths, --rasterizer {pipeline.rasterizer}, --convert_SHs_python and "
             "--compute_cov3D_python"
         )

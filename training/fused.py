@@ -26,7 +26,7 @@ from scene.gaussians import FIELDS
 from scene.lr_kernel import LRKernel
 from training.adam import BETAS, EPS, bias_correction
 from training.mcmc import REGULARISED
-from training.objective import Outcome, Terms, Weights, objective
+from training.objective import Outcome, Terms, Weights
 from training.reading import Reading
 from training.state import TrainState, update
 from training.step import Step
@@ -130,18 +130,14 @@ class NativeObjective:
     def __call__(
         self, render: Float[Tensor, "3 H W"], view: View, targets: Targets, weights: Weights
     ) -> tuple[Float[Tensor, ""], Terms]:
-        """Return a scalar that has the objective's gradient (not its value), and the terms.
-
-        Where pixels have weights, which the kernels know nothing of, PyTorch's objective.
-        """
-        if targets.weight is not None:
-            return objective(render, view, targets, weights)
+        """Return a scalar that has the objective's gradient (not its value), and the terms."""
         image = render.detach().contiguous()
         gradient, total, parts = torch.zeros_like(image), 0.0, dict[str, float]()
         for name, loss in _losses(view, targets, weights).items():
             weight, dssim = loss.weight, loss.lambda_dssim
             options: dict[str, Any] = {"weight": weight, "lambda_dssim": dssim, "accumulate": True}
             if isinstance(loss, L1SSIM):
+                options["pixel_weights"] = loss.pixel_weights
                 found = self.workspace.l1_ssim(image, loss.target, gradient, **options)
             else:
                 x, y = loss.taps_x, loss.taps_y
@@ -156,7 +152,7 @@ def _losses(view: View, targets: Targets, weights: Weights) -> dict[str, Loss]:
     hr_weight, lr_weight = weights.of(targets)
     losses: dict[str, Loss] = {}
     if targets.hr is not None and hr_weight > 0:
-        losses[""] = L1SSIM(targets.hr, hr_weight, weights.dssim)
+        losses[""] = L1SSIM(targets.hr, hr_weight, weights.dssim, targets.weight)
     if targets.lr is not None and lr_weight > 0:
         assert view.kernel is not None, "an LR target comes with its kernel"
         losses["lr_"] = LowResolution(targets.lr, *_taps(view.kernel), lr_weight, weights.dssim)

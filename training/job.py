@@ -58,9 +58,8 @@ class Job:
 
     @property
     def extended(self) -> bool:
-        """Whether steps have more than the native kernels' own: weights of pixels, exposures, depths."""
-        exposures = self.settings.optimisation.exposure_lr_init > 0
-        return exposures or self.views.confidence is not None or self.views.inverse_depths is not None
+        """Whether steps have more than the native kernels' own: exposures, depths."""
+        return self.settings.optimisation.exposure_lr_init > 0 or self.views.inverse_depths is not None
 
     def gaussians(self) -> Gaussians:
         """The start of the optimisation."""

@@ -78,9 +78,10 @@ def test_opcheck_of_the_autograd_interface(cuda: Any, num: int, cameras: int | N
 def test_opcheck_of_the_training_step(cuda: Any, num: int, cameras: int | None, rendered: bool) -> None:
     given = list(on_cpu.step_arguments(num, cameras, update=True, own=False))
     given[1:7] = [there(a, cuda) for a in given[1:7]]
+    given[8] = there(given[8], cuda)
     opcheck(step_ops.render_raw, (given[0], given[1], None, None, given[-1]))
     if rendered:
-        given[10] = list(step_ops.render_raw(given[0], given[1], None, None, given[-1]))
+        given[11] = list(step_ops.render_raw(given[0], given[1], None, None, given[-1]))
     opcheck(step_ops.train_step, tuple(given))
 
 

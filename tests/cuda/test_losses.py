@@ -63,11 +63,14 @@ def test_loss_and_gradient_are_those_of_the_definition(cuda: Any, size: tuple[in
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_cpu_gives_the_same(cuda: Any, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_cpu_gives_the_same(cuda: Any, size: tuple[int, int], weighted: bool) -> None:
     x, y = images(*size, seed=1)
+    weights = images(*size, seed=2)[0][:1].contiguous() if weighted else None
     on_cpu, on_gpu = unwritten(x, "cpu"), unwritten(x, cuda)
-    expected = Workspace().l1_ssim(x, y, on_cpu)
-    found = Workspace(device=cuda).l1_ssim(x.to(cuda), y.to(cuda), on_gpu)
+    expected = Workspace().l1_ssim(x, y, on_cpu, pixel_weights=weights)
+    there = None if weights is None else weights.to(cuda)
+    found = Workspace(device=cuda).l1_ssim(x.to(cuda), y.to(cuda), on_gpu, pixel_weights=there)
     assert values(found) == pytest.approx(values(expected), rel=1e-6)
     assert relative(on_gpu.cpu(), on_cpu) < 1e-6
 

@@ -63,7 +63,8 @@ def test_fakes_of_a_training_step_put_the_report_on_the_gpu(cameras):
         nothing = torch.empty(0)
         schedule = torch.empty(10, dtype=torch.float64)
         factors = [v for k in range(len(targets)) for v in (float(k), 1.0, 0.2)]
-        more = (six, six, [nothing] * 4, targets, [nothing] * 4 * len(targets), factors, None, None)
+        none = [nothing] * len(targets)
+        more = (six, six, [nothing] * 4, targets, none * 4, factors, none, None, None)
         found = step_ops.train_step(rows, six, *more, [], None, schedule, False, [20, 17, 3, 0])
         again = step_ops.train_step(
             rows, six, *more, [image, light, radii, state], None, schedule, False, [20, 17, 3, 0]
@@ -191,7 +192,7 @@ def test_calls_get_as_far_as_the_driver(native):
         )  # fmt: skip
     assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match="CUDA: cannot use the device"):
-        native.l1_ssim(0, 0, 0, 0, 0, 1.0, 0.2, False, 0, run)
+        native.l1_ssim(0, 0, 0, 0, 0, 0, 1.0, 0.2, False, 0, run)
     with pytest.raises(RuntimeError, match="CUDA: cannot use the device"):
         native.lr_l1_ssim(0, 0, 0, [0, 0], [0, 0, 0], [0, 0], [0, 0, 0], 1.0, 0.2, False, 0, run)
     six = [0] * 6

@@ -127,7 +127,8 @@ def step_arguments(num: int, cameras: int | None, *, update: bool, own: bool) ->
     factors = [v for k in range(len(targets)) for v in (float(k), 1.0, 0.2)]
     schedule = torch.tensor([1e-3] * 6 + [1, 0.9, 0.999, 1e-15] if update else [], dtype=torch.float64)
     workspace = fused.Workspace().handle if own else None
-    more = (targets, taps, factors, None, None, [], workspace, schedule, False, [20, 17, 3, 0])
+    pixels = [targets[0][:1].clone(), *(torch.empty(0) for _ in targets[1:])]
+    more = (targets, taps, factors, pixels, None, None, [], workspace, schedule, False, [20, 17, 3, 0])
     return (rows, six, *moments, statistics, *more)
 
 
@@ -148,10 +149,11 @@ def halving(inputs: int) -> list[Tensor]:
 @pytest.mark.parametrize("rendered", [False, True])
 def test_opcheck_of_a_sparse_step_at_low_resolution_with_a_ready_gradient(cameras, rendered):
     given = list(step_arguments(30, cameras, update=True, own=False))
-    names = ("rows", "six", "mean", "square", "statistics", "targets", "taps", "factors", "grad", "filter", "rendered")
-    at = {name: k for k, name in enumerate(names)}
+    names = "rows six mean square statistics targets taps factors pixels grad filter rendered"
+    at = {name: k for k, name in enumerate(names.split())}
     given[at["targets"]] = [t[:, ::2, ::2][:, :8].contiguous() for t in given[at["targets"]]]
     given[at["taps"]] = [tap for _ in given[at["targets"]] for tap in (*halving(20), *halving(17))]
+    given[at["pixels"]] = [torch.empty(0) for _ in given[at["targets"]]]
     given[at["grad"]] = torch.full((*([cameras] if cameras else []), 3, 17, 20), 1e-3)
     given[at["filter"]] = torch.full((30,), 0.01)
     given[at["statistics"]][3] = torch.zeros(30)

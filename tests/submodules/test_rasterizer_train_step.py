@@ -11,7 +11,7 @@ from torch import Tensor
 from scene.lr_kernel import LRKernel
 from tests.submodules.rasterizer_scenes import FIELDS, Case, make_case, relative
 from tests.submodules.test_rasterizer_memory import on_threads
-from utils.ssim import ssim
+from utils.ssim import ssim_map
 
 RATES = (1.6e-4, 5e-3, 1e-3, 0.05, 2.5e-3, 1.25e-4)
 EPS = 1e-15
@@ -59,8 +59,9 @@ def cameras_of(case: Case, count: int) -> list[RasterCamera]:
     return cameras
 
 
-def reference_loss(x: Tensor, y: Tensor) -> Tensor:
-    return 0.8 * (x - y).abs().mean() + 0.2 * (1 - ssim(x, y))
+def reference_loss(x: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+    c = torch.ones(()) if weights is None else weights
+    return (c * (0.8 * (x - y).abs() + 0.2 * (1 - ssim_map(x, y)))).mean()
 
 
 def leaves_of(six: list[Tensor]) -> dict[str, Tensor]:
@@ -90,7 +91,8 @@ def test_steps_on_two_losses_are_autograd_and_torch_adam(views):
     case = make_case(1, sh_degree=2)
     cameras, trained = cameras_of(case, views), Trained(case)
     low, operator = lr_target(case)
-    high = [fused.L1SSIM(target(k), weight=0.4) for k in range(views)]
+    weights = [None if k % 2 else target(7 + k)[:1] for k in range(views)]
+    high = [fused.L1SSIM(target(k), weight=0.4, pixel_weights=weights[k]) for k in range(views)]
     leaves = leaves_of(case.six)
     groups = [{"params": [p], "lr": lr} for p, lr in zip(leaves.values(), RATES, strict=True)]
     optimizer = torch.optim.Adam(groups, eps=EPS, foreach=False)
@@ -104,7 +106,8 @@ def test_steps_on_two_losses_are_autograd_and_torch_adam(views):
         total = torch.zeros(())
         for k, camera in enumerate(cameras):
             image = render_leaves(camera, leaves)
-            hr, lr = reference_loss(image, high[k].target), reference_loss(operator.down(image), low.lr_target)
+            hr = reference_loss(image, high[k].target, weights[k])
+            lr = reference_loss(operator.down(image), low.lr_target)
             found = results.losses[k] if views > 1 else results.losses
             assert [t.loss for t in found] == pytest.approx([hr.item(), lr.item()], rel=1e-4)
             total = total + 0.4 * hr + 0.6 * lr
@@ -287,6 +290,7 @@ def test_arguments_that_do_not_fit_are_named():
         "step: expected": {"step": 0},
         "count: expected shape": {"stats": fused.Statistics(count=torch.zeros(3))},
         "target: expected shape": {"losses": [fused.L1SSIM(target(0, 45, 60))]},
+        "pixel_weights: expected shape": {"losses": [fused.L1SSIM(target(), pixel_weights=target())]},
         "neither a loss nor grad_image": {"losses": []},
         "grad_image: expected shape": {"grad_image": torch.zeros(3, 2, 2)},
         "filter_3d: expected shape": {"filter_3d": torch.zeros(3)},

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scene.lr_kernel import LRKernel
 from tests.submodules.rasterizer_scenes import FIELDS, make_case, relative
-from utils.ssim import ssim
+from utils.ssim import ssim, ssim_map
 
 RATES = (1.6e-4, 5e-3, 1e-3, 0.05, 2.5e-3, 1.25e-4)
 
@@ -23,7 +23,10 @@ def reference_loss(x: Tensor, y: Tensor, dssim: float) -> Tensor:
     return (1 - dssim) * (x - y).abs().mean() + dssim * (1 - ssim(x, y))
 
 
-@pytest.mark.parametrize("size", [(48, 64), (37, 100), (450, 333), (269, 31), (1, 1), (5, 17), (16, 1)])
+SIZES = [(48, 64), (37, 100), (450, 333), (269, 31), (1, 1), (5, 17), (16, 1)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_loss_and_gradient_are_those_of_the_definition(size):
     x, y = images(*size)
     leaf = x.double().requires_grad_()
@@ -34,6 +37,24 @@ def test_loss_and_gradient_are_those_of_the_definition(size):
     assert terms.loss == pytest.approx(expected.item(), rel=1e-6)
     assert terms.l1 == pytest.approx((x - y).double().abs().mean().item(), rel=1e-6)
     assert relative(gradient, leaf.grad) < 1e-6
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_weights_of_pixels_are_those_of_the_definition(size):
+    (x, y), weight = images(*size), images(*size, seed=1)[0][:1].contiguous()
+    leaf, at, fixed = x.double().requires_grad_(), weight.double(), y.double()
+    l1, similarity = (at * (leaf - fixed).abs()).mean(), 1 - (at * (1 - ssim_map(leaf, fixed))).mean()
+    expected = 0.8 * l1 + 0.2 * (1 - similarity)
+    (0.7 * expected).backward()
+    gradient = torch.full_like(x, math.nan)
+    terms = Workspace().l1_ssim(x, y, gradient, weight=0.7, lambda_dssim=0.2, pixel_weights=weight)
+    assert list(terms) == pytest.approx([l1.item(), similarity.item(), expected.item()], rel=1e-6)
+    assert relative(gradient, leaf.grad) < 1e-6
+    ones, plain, same = torch.ones_like(weight), torch.empty_like(x), torch.empty_like(x)
+    assert Workspace().l1_ssim(x, y, same, pixel_weights=ones) == pytest.approx(Workspace().l1_ssim(x, y, plain))
+    assert relative(same, plain) < 1e-6
+    with pytest.raises(ValueError, match="pixel_weights: expected shape"):
+        Workspace().l1_ssim(x, y, same, pixel_weights=torch.ones_like(x))
 
 
 def test_equal_images_have_no_loss_and_accumulate_adds():

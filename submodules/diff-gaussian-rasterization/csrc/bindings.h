@@ -267,16 +267,17 @@ void contributions(Rasterization<B>& r, const std::array<Address, 3>& out,
 }
 
 inline LossSettings loss_settings(double weight, double lambda_dssim, bool accumulate) {
-  return {static_cast<float>(weight), static_cast<float>(lambda_dssim), accumulate};
+  return {static_cast<float>(weight), static_cast<float>(lambda_dssim), accumulate, nullptr};
 }
 
 /// terms: three doubles for l1, ssim and loss.
 template <class B>
-void l1_ssim(Rasterization<B>& r, Address image, Address target, Address gradient, int width,
-             int height, double weight, double lambda_dssim, bool accumulate, Address terms,
-             const typename B::Run& run) {
+void l1_ssim(Rasterization<B>& r, Address image, Address target, Address pixel_weights,
+             Address gradient, int width, int height, double weight, double lambda_dssim,
+             bool accumulate, Address terms, const typename B::Run& run) {
   const Working working(r.at_work);
-  const LossSettings s = loss_settings(weight, lambda_dssim, accumulate);
+  LossSettings s = loss_settings(weight, lambda_dssim, accumulate);
+  s.pixel_weights = floats(pixel_weights);
   const nb::gil_scoped_release release;
   r.backend.l1_ssim(floats(image), floats(target), floats(gradient), width, height, s,
                     doubles(terms), run);

@@ -84,9 +84,11 @@ struct LossTerms {
 };
 
 struct LossSettings {
-  float weight;        // of the loss in the gradient
-  float lambda_dssim;  // loss = (1 - lambda) L1 + lambda (1 - SSIM)
-  bool accumulate;     // add to the gradient instead of writing it
+  float weight;                          // of the loss in the gradient
+  float lambda_dssim;                    // loss = (1 - lambda) L1 + lambda (1 - SSIM)
+  bool accumulate;                       // add to the gradient instead of writing it
+  const float* pixel_weights = nullptr;  // [H, W], c: the loss is (1 - lambda) mean(c |x - y|) +
+                                         // lambda mean(c (1 - SSIM)); null = 1
 };
 
 }  // namespace splat

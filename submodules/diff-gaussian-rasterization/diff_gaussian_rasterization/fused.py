@@ -202,6 +202,7 @@ def train_step(
             [t.target if isinstance(t, L1SSIM) else t.lr_target for _, t in terms],
             [tap for _, t in terms for tap in taps_of(t, view)],
             [float(v) for k, t in terms for v in (k, t.weight, t.lambda_dssim)],
+            _given([t.pixel_weights if isinstance(t, L1SSIM) else None for _, t in terms], len(terms)),
             grad_image,
             filter_3d,
             [] if rendered is None else list(rendered),

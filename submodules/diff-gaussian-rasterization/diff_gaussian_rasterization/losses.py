@@ -35,6 +35,11 @@ def loss_of(terms: Tensor) -> Loss:
 class L1SSIM:
     """(1 - lambda) L1 + lambda (1 - SSIM) of the image against target [3, H, W]; `weight` is its factor.
 
+    Parameters
+    ----------
+    pixel_weights : float32 [1, H, W], c, of any sign and size: (1 - lambda) mean(c |x - y|) + lambda mean(c (1 - SSIM
+        map)), means over all pixels and channels; SSIM is then reported as 1 - mean(c (1 - SSIM map)). None = 1.
+
     Notes
     -----
     Kerbl et al. 2023, Eq. 7. SSIM: 11x11 Gaussian window, sigma 1.5, zero padding. The gradient of |x| at 0 is 0.
@@ -43,6 +48,7 @@ class L1SSIM:
     target: Tensor
     weight: float = 1.0
     lambda_dssim: float = 0.2
+    pixel_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_range("lambda_dssim", self.lambda_dssim, 0, 1)

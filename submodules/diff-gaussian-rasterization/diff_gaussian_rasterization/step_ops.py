@@ -29,8 +29,8 @@ STATISTICS = ("gradient_norm", "count", "max_radius", "absolute_norm")
 
 
 def _train_step_fake(
-    rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, factors, grad_image, filter_3d, rendered,
-    workspace, schedule, sparse, view,
+    rows, parameters, exp_avg, exp_avg_sq, statistics, targets, taps, factors, pixel_weights, grad_image, filter_3d,
+    rendered, workspace, schedule, sparse, view,
 ):  # fmt: skip
     frame = checked(rows, parameters, filter_3d, view)
     check_schedule(schedule)
@@ -50,6 +50,7 @@ def train_step(
     targets: list[Tensor],
     taps: list[Tensor],
     factors: list[float],
+    pixel_weights: list[Tensor],
     grad_image: Tensor | None,
     filter_3d: Tensor | None,
     rendered: list[Tensor],
@@ -65,6 +66,7 @@ def train_step(
     statistics : the four of STATISTICS, [N] or empty.
     targets : one for each of the L terms; taps : four for each, x start, x weight, y start, y weight, all empty at full
         size; their values are trusted. factors : 3 L, index of the camera, weight and lambda of each.
+    pixel_weights : L, [1, H, W] or empty.
     rendered : none, or what render_raw returned for the same arguments.
     schedule : float64 [10], six learning rates, the step, beta1, beta2 and eps; a rate NaN = that field rests and its
         moments may be empty. Or [0] = statistics only. A tensor, so that torch.compile does not specialise on it.
@@ -84,7 +86,8 @@ def train_step(
         report.guard(ready)
         drawn = _image(frame, parameters, filter_3d, rendered, workspace, wanted, run)
         try:
-            gradients = _losses(drawn, frame, targets, taps, factors, ready, report, run)
+            terms = zip(targets, zip(*[iter(taps)] * 4, strict=True), pixel_weights, strict=True)
+            gradients = _losses(drawn, frame, list(terms), factors, ready, report, run)
             natives, six, width = drawn.lease.natives, [*map(address, parameters)], address(filter_3d)
             back = _Back(natives, six, width, drawn.lights, gradients, drawn.sums, stats, report.guarded, run)
             if moments is not None:
@@ -243,24 +246,26 @@ def _ready(grad_image: Tensor | None, frame: Frame, more: bool) -> Tensor | None
 def _losses(
     drawn: _Drawn,
     frame: Frame,
-    targets: list[Tensor],
-    taps: list[Tensor],
+    terms: list[tuple[Tensor, tuple[Tensor, ...], Tensor]],
     factors: list[float],
     ready: Tensor | None,
     report: _Report,
     run: Run,
 ) -> list[int]:
-    """Write all terms to the report; the address of each camera's dL/dimage: `ready`, or in its workspace."""
+    """Write all terms to the report; the address of each camera's dL/dimage: `ready`, or in its workspace.
+
+    terms : target, taps and weights of pixels of each.
+    """
     cameras, (height, width) = frame.cameras, frame.plane
     filled = [ready is not None] * cameras
     gradients = drawn.gradients if ready is None else addresses(ready, cameras)
     images = addresses(drawn.image, cameras)
-    for k, target in enumerate(targets):
+    for k, term in enumerate(terms):
         which, weight, lambda_dssim = factors[3 * k : 3 * k + 3]
         camera = int(check_range("index of the camera", which, 0, cameras - 1))
         options = (check_finite("weight", weight), lambda_dssim, filled[camera], report.at(k), run)
         place = (drawn.lease.natives[camera], images[camera], gradients[camera], (width, height))
-        _term(place, target, frame.device, taps[4 * k : 4 * k + 4], options)
+        _term(place, *term, frame.device, options)
         filled[camera] = True
     if not all(filled):
         raise ValueError(f"losses: camera {filled.index(False)} has neither a loss nor grad_image")
@@ -270,15 +275,18 @@ def _losses(
 def _term(
     place: tuple[Any, int, int, tuple[int, int]],
     target: Tensor,
+    taps: tuple[Tensor, ...],
+    pixel_weights: Tensor,
     device: torch.device,
-    taps: list[Tensor],
     options: tuple[Any, ...],
 ) -> None:
     """One loss of one image; its gradient is written or added."""
     native, image, gradient, (width, height) = place
     if not taps[0].numel():
         check_written("target", target, (3, height, width), device=device)
-        native.l1_ssim(image, address(target), gradient, width, height, *options)
+        if pixel_weights.numel():
+            check_written("pixel_weights", pixel_weights, (1, height, width), device=device)
+        native.l1_ssim(image, address(target), address(pixel_weights), gradient, width, height, *options)
         return
     lr_height, lr_width = size_of("lr_target", target, 1), size_of("lr_target", target, 2)
     check_written("lr_target", target, (3, lr_height, lr_width), device=device)

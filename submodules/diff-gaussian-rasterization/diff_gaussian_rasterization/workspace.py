@@ -161,8 +161,13 @@ class Workspace:
         weight: float = 1.0,
         lambda_dssim: float = 0.2,
         accumulate: bool = False,
+        pixel_weights: Tensor | None = None,
     ) -> Loss:
         """Loss of an image against a target of its size; grad = (or +=) weight * dloss/dimage.
+
+        Parameters
+        ----------
+        pixel_weights : [1, H, W], see `L1SSIM`; None = 1.
 
         Notes
         -----
@@ -171,10 +176,12 @@ class Workspace:
         shape = (3, size_of("image", image, 1), size_of("image", image, 2))
         for name, value in (("image", image), ("target", target), ("grad", grad)):
             check_written(name, value, shape, device=self.device)
+        if pixel_weights is not None:
+            check_written("pixel_weights", pixel_weights, (1, *shape[1:]), device=self.device)
         terms = image.new_empty(3, dtype=torch.float64)
         with at_work(self._lease) as run:
             self._native.l1_ssim(
-                *map(address, (image, target, grad)),
+                *map(address, (image, target, pixel_weights, grad)),
                 shape[2],
                 shape[1],
                 check_finite("weight", weight),

@@ -34,6 +34,12 @@ SPLAT_HD SsimTerms<V> ssim_terms(V mean_x, V mean_y, V square, V cross) {
   return {value, by_mean, value * inverse_b2, by_cross};
 }
 
+/// The pixel's share of 1 - c (1 - SSIM), c its weight.
+template <class V>
+SPLAT_HD void weigh(SsimTerms<V>& t, V weight) {
+  t = {1.f - weight * (1.f - t.value), weight * t.mean, weight * t.square, weight * t.cross};
+}
+
 /// Half the derivative of the sum of SSIM by a pixel x, from the terms filtered once more.
 template <class V>
 SPLAT_HD V half_ssim_gradient(V x, V y, V mean, V square, V cross) {

@@ -10,12 +10,14 @@
 // A filter's input lies in two halves of 16 vectors, the last group or block and the new one, which
 // take turns: nothing is moved. Pixels are copied to a place of their own row by row, because
 // reading 26 rows of a block from the image waits for memory at each of them.
+//
+// Weights of pixels come along as a third plane, which is transposed but not filtered.
 
 constexpr int kBandRows = 134;  // about, of a task: 9 groups with the radius at both ends
 constexpr int kGroup = 16;      // rows and columns of a block
 constexpr int kReach = 2 * kSsimRadius;
 constexpr int kStep = 4;    // outputs of a filter at a time
-constexpr int kImages = 4;  // x, y, x^2 + y^2, x y
+constexpr int kImages = 4;  // x, y, x^2 + y^2, x y; then weights of pixels
 constexpr int kSlopes = 3;  // derivatives of SSIM by the filtered x, x^2 + y^2, x y
 static_assert(kGroup == kLanes, "blocks are transposed in registers");
 
@@ -44,14 +46,16 @@ SPLAT_HD void filter_and_transpose(Value value, VecF* out) {
   transpose16(out);
 }
 
-/// What a task works in; columns and rows beyond the image are zeros.
+/// What a task works in; columns and rows beyond the image are zeros. kMore = 1 with weights of
+/// pixels, else 0.
+template <int kMore>
 struct alignas(64) LossScratch {
-  using Pixels = float[2][kGroup][2][kLanes];      // of a block: halves, rows, x and y
-  using Carried = float[kReach][kSlopes][kLanes];  // last rows of slopes of a block
-  float products[kGroup + kReach][2][kLanes];      // x^2 + y^2, x y of the rows r - radius ..
-  float filtered[2][kGroup][kImages][kLanes];      // halves, columns; lanes = rows r ..
-  float slopes[2][kGroup][kSlopes][kLanes];        // halves, columns; lanes = rows r ..
-  float rows[kGroup][kSlopes][kLanes];             // r .., lanes = columns j ..
+  using Pixels = float[2][kGroup][2 + kMore][kLanes];  // of a block: halves, rows, x, y, weights
+  using Carried = float[kReach][kSlopes][kLanes];      // last rows of slopes of a block
+  float products[kGroup + kReach][2][kLanes];          // x^2 + y^2, x y of the rows r - radius ..
+  float filtered[2][kGroup][kImages + kMore][kLanes];  // halves, columns; lanes = rows r ..
+  float slopes[2][kGroup][kSlopes][kLanes];            // halves, columns; lanes = rows r ..
+  float rows[kGroup][kSlopes][kLanes];                 // r .., lanes = columns j ..
 
   static int blocks(int width) { return (width + kGroup - 1) / kGroup; }
   static int64_t bytes(int width) {
@@ -64,31 +68,36 @@ struct alignas(64) LossScratch {
   }
 };
 
+template <int kMore>
 struct LossBand {
-  const float *image, *target;  // one channel
+  using Scratch = LossScratch<kMore>;
+  const float* planes[2 + kMore];  // one channel of image and target, weights of pixels
   float* gradient;
   int width, height;
   int first, last;               // rows of this band
   float l1_factor, ssim_factor;  // of sign(x - y) and of half dSSIM in the gradient
   bool accumulate;
-  LossScratch* scratch;
+  Scratch* scratch;
   VecF l1_sum, ssim_sum;
 
   /// Rows r .. r + 15 of the images into one half of each block.
   void read_rows(int r, int half) const {
-    LossScratch::Pixels* const pixels = scratch->pixels();
+    typename Scratch::Pixels* const pixels = scratch->pixels();
     for (int k = 0; k < kGroup; k++) {
       const bool inside = r + k >= 0 && r + k < height;
       const int64_t row = int64_t{r + k} * width;
       int b = 0;
       for (; inside && (b + 1) * kLanes <= width; b++) {
-        store(pixels[b][half][k][0], load(image + row + b * kLanes));
-        store(pixels[b][half][k][1], load(target + row + b * kLanes));
+        for (int q = 0; q < 2 + kMore; q++) {
+          store(pixels[b][half][k][q], load(planes[q] + row + b * kLanes));
+        }
       }
-      for (; b < LossScratch::blocks(width); b++) {
+      for (; b < Scratch::blocks(width); b++) {
         const int n = width - b * kLanes;
-        store(pixels[b][half][k][0], inside ? load_first(image + row + b * kLanes, n) : VecF(0.f));
-        store(pixels[b][half][k][1], inside ? load_first(target + row + b * kLanes, n) : VecF(0.f));
+        for (int q = 0; q < 2 + kMore; q++) {
+          store(pixels[b][half][k][q],
+                inside ? load_first(planes[q] + row + b * kLanes, n) : VecF(0.f));
+        }
       }
     }
   }
@@ -96,7 +105,7 @@ struct LossBand {
   /// Filters the images down a block's columns into one half of `filtered`. The rows r - radius ..
   /// begin in the half `upper` of the pixels.
   SIMD_INLINE void filter_block(int b, int upper, int half) const {
-    LossScratch& s = *scratch;
+    Scratch& s = *scratch;
     const auto& pixels = s.pixels()[b];
     const auto pixel = [&](int k, int q) {
       return load(k < kGroup ? pixels[upper][k][q] : pixels[1 - upper][k - kGroup][q]);
@@ -115,27 +124,31 @@ struct LossBand {
       filter_and_transpose([&](int k) { return load(s.products[k][q]); }, v);
       for (int k = 0; k < kGroup; k++) store(s.filtered[half][k][2 + q], v[k]);
     }
+    if constexpr (kMore) {
+      for (int k = 0; k < kGroup; k++) v[k] = pixel(k + kSsimRadius, 2);
+      transpose16(v);
+      for (int k = 0; k < kGroup; k++) store(s.filtered[half][k][kImages], v[k]);
+    }
   }
 
   /// SSIM and its slopes in columns j + radius .. of a group, from the halves of `filtered` with
-  /// the columns j .. and j + 16 .., into one half of `slopes`. Returns the sum of SSIM.
+  /// the columns j .. and j + 16 .., into one half of `slopes`. Returns the sum of SSIM, or with
+  /// weights c that of 1 - c (1 - SSIM).
   SIMD_INLINE VecF ssim_block(int j, int left, int half) const {
-    LossScratch& s = *scratch;
+    Scratch& s = *scratch;
+    const auto column_of = [&](int k, int q) {
+      return load(k < kGroup ? s.filtered[left][k][q] : s.filtered[1 - left][k - kGroup][q]);
+    };
     VecF sum = 0.f;
 #pragma GCC unroll 4
     for (int step = 0; step < kGroup; step += kStep) {
       VecF f[kImages][kStep];
       for (int q = 0; q < kImages; q++) {
-        filter_step(
-            [&](int k) {
-              k += step;
-              return load(k < kGroup ? s.filtered[left][k][q]
-                                     : s.filtered[1 - left][k - kGroup][q]);
-            },
-            f[q]);
+        filter_step([&](int k) { return column_of(k + step, q); }, f[q]);
       }
       for (int i = 0; i < kStep; i++) {
         SsimTerms<VecF> t = ssim_terms(f[0][i], f[1][i], f[2][i], f[3][i]);
+        if constexpr (kMore) weigh(t, column_of(step + i + kSsimRadius, kImages));
         const int column = j + kSsimRadius + step + i;
         if (column < 0 || column >= width) t = {0.f, 0.f, 0.f, 0.f};
         sum += t.value;
@@ -150,7 +163,7 @@ struct LossBand {
 
   /// Filters the slopes along x: columns j .. of rows r .., the columns before them in `left`.
   SIMD_INLINE void slope_rows(int r, int left) const {
-    LossScratch& s = *scratch;
+    Scratch& s = *scratch;
     VecF v[kGroup];
     for (int q = 0; q < kSlopes; q++) {
       filter_and_transpose(
@@ -167,7 +180,7 @@ struct LossBand {
 
   /// Gradient in rows r - radius .. as far as the band has them, and the columns of block b.
   SIMD_INLINE void gradient_block(int r, int b, int upper) {
-    LossScratch& s = *scratch;
+    Scratch& s = *scratch;
     const auto& pixels = s.pixels()[b];
     auto& carried = s.carried(width)[b];
     const int n = width - b * kLanes;
@@ -188,8 +201,14 @@ struct LossBand {
         if (top + i < first || top + i >= last) continue;
         const VecF x = load(pixels[upper][step + i][0]), y = load(pixels[upper][step + i][1]);
         const VecF difference = x - y, size = abs(difference);
-        l1_sum += size;
-        const VecF sign = zero_unless(VecF(0.f) < size, with_sign_of(VecF(l1_factor), difference));
+        VecF sign = zero_unless(VecF(0.f) < size, with_sign_of(VecF(l1_factor), difference));
+        if constexpr (kMore) {
+          const VecF weight = load(pixels[upper][step + i][2]);
+          l1_sum += weight * size;
+          sign = weight * sign;
+        } else {
+          l1_sum += size;
+        }
         const VecF g = sign + ssim_factor * half_ssim_gradient(x, y, d[0][i], d[1][i], d[2][i]);
         write_gradient(gradient + int64_t{top + i} * width + b * kLanes, n, g);
       }
@@ -207,11 +226,11 @@ struct LossBand {
 
   /// Slopes of rows r .. r + 15, and with them the gradient of rows r - 5 .. r + 10.
   void group(int r, int upper) {
-    LossScratch& s = *scratch;
+    Scratch& s = *scratch;
     read_rows(r - kSsimRadius + kGroup, 1 - upper);
     std::memset(s.filtered, 0, sizeof s.filtered);
     std::memset(s.slopes, 0, sizeof s.slopes);
-    const int blocks = LossScratch::blocks(width);
+    const int blocks = Scratch::blocks(width);
     VecF sum = 0.f;
     for (int b = -1; b < blocks; b++) {  // the images of block b + 1, the gradient of block b
       const int left = b & 1, right = 1 - left;
@@ -233,7 +252,7 @@ struct LossBand {
 
   void run() {
     l1_sum = ssim_sum = 0.f;
-    std::memset(scratch, 0, static_cast<size_t>(LossScratch::bytes(width)));
+    std::memset(scratch, 0, static_cast<size_t>(Scratch::bytes(width)));
     int upper = 0;
     read_rows(first - kReach, upper);
     for (int r = first - kSsimRadius; r < last + kSsimRadius; r += kGroup, upper = 1 - upper) {
@@ -259,20 +278,23 @@ SPLAT_HD int band_rows(int height) {
 }
 
 /// Loss of three planes; the sums of the bands are added in order.
-LossTerms image_loss(Workspace& w, const float* image, const float* target, float* gradient,
-                     int width, int height, const LossSettings& s, int threads) {
+template <int kMore>
+LossTerms planes_loss(Workspace& w, const float* image, const float* target, float* gradient,
+                      int width, int height, const LossSettings& s, int threads) {
+  using Scratch = LossScratch<kMore>;
   const int64_t pixels = int64_t{width} * height;
   if (pixels == 0) return {0, 0, 0};
   const int rows = band_rows(height), tasks = 3 * ((height + rows - 1) / rows);
   const double share = 1.0 / (3.0 * static_cast<double>(pixels));
   double* const sums = w.loss_sums.grow(2 * tasks);
-  for (int t = 0; t < threads; t++) w.loss_scratch[t].grow(LossScratch::bytes(width));
+  for (int t = 0; t < threads; t++) w.loss_scratch[t].grow(Scratch::bytes(width));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int task = 0; task < tasks; task++) {
     const int64_t plane = task % 3 * pixels;
-    LossBand b;
-    b.image = image + plane;
-    b.target = target + plane;
+    LossBand<kMore> b;
+    b.planes[0] = image + plane;
+    b.planes[1] = target + plane;
+    if constexpr (kMore) b.planes[2] = s.pixel_weights;
     b.gradient = gradient + plane;
     b.width = width;
     b.height = height;
@@ -281,7 +303,7 @@ LossTerms image_loss(Workspace& w, const float* image, const float* target, floa
     b.l1_factor = static_cast<float>(s.weight * (1 - s.lambda_dssim) * share);
     b.ssim_factor = static_cast<float>(-2 * s.weight * s.lambda_dssim * share);
     b.accumulate = s.accumulate;
-    b.scratch = reinterpret_cast<LossScratch*>(w.loss_scratch[omp_get_thread_num()].data());
+    b.scratch = reinterpret_cast<Scratch*>(w.loss_scratch[omp_get_thread_num()].data());
     b.run();
     sums[2 * task] = sum_lanes(b.l1_sum);
     sums[2 * task + 1] = sum_lanes(b.ssim_sum);
@@ -294,6 +316,12 @@ LossTerms image_loss(Workspace& w, const float* image, const float* target, floa
   const double lambda = static_cast<double>(s.lambda_dssim);
   terms.loss = (1 - lambda) * terms.l1 + lambda * (1 - terms.ssim);
   return terms;
+}
+
+LossTerms image_loss(Workspace& w, const float* image, const float* target, float* gradient,
+                     int width, int height, const LossSettings& s, int threads) {
+  return (s.pixel_weights ? planes_loss<1> : planes_loss<0>)(w, image, target, gradient, width,
+                                                             height, s, threads);
 }
 
 LossTerms l1_ssim(Workspace& w, const float* image, const float* target, float* gradient, int width,

@@ -130,11 +130,11 @@ __device__ double2 block_sum(double2 v) {
   return sum;
 }
 
-/// SSIM's slopes [kSlopes, 3, height, width] and a block's sums of |x - y| and SSIM.
-/// 4 blocks: aiming at more, ptxas spills.
+/// SSIM's slopes [kSlopes, 3, height, width] and a block's sums of |x - y| and SSIM, or with
+/// weights c of c |x - y| and 1 - c (1 - SSIM). 4 blocks: aiming at more, ptxas spills.
 __global__ void __launch_bounds__(kThreads, 4)
-    ssim_slopes(const float* image, const float* target, int width, int height, float* slopes,
-                double2* partials) {
+    ssim_slopes(const float* image, const float* target, const float* weights, int width,
+                int height, float* slopes, double2* partials) {
   __shared__ In in[2];
   __shared__ Rows rows[kImages];
   const Tile tile(width, height);
@@ -154,12 +154,14 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int i = 0; i < kStep; i++) {
     const int row = first + i + kSsimRadius, column = lane + kSsimRadius;
     if (!tile.has(row, column)) continue;
-    const SsimTerms<float> t = ssim_terms(f[0][i], f[1][i], f[2][i], f[3][i]);
+    SsimTerms<float> t = ssim_terms(f[0][i], f[1][i], f[2][i], f[3][i]);
+    const float weight = weights ? weights[tile.offset(row, column)] : 1.f;
+    if (weights) weigh(t, weight);
     float* const out = slopes + plane + tile.offset(row, column);
     out[0] = t.mean;
     out[3 * pixels] = t.square;
     out[6 * pixels] = t.cross;
-    const float difference = abs(in[0][row][column] - in[1][row][column]);
+    const float difference = weight * abs(in[0][row][column] - in[1][row][column]);
     sum = sum + double2{static_cast<double>(difference), static_cast<double>(t.value)};
   }
   sum = block_sum(sum);
@@ -186,8 +188,9 @@ struct Factors {
 
 /// gradient = (or +=) the derivative of the loss, from SSIM's slopes.
 __global__ void __launch_bounds__(kThreads)
-    loss_gradient(const float* image, const float* target, const float* slopes, int width,
-                  int height, Factors factors, bool accumulate, float* gradient) {
+    loss_gradient(const float* image, const float* target, const float* weights,
+                  const float* slopes, int width, int height, Factors factors, bool accumulate,
+                  float* gradient) {
   __shared__ In in[kSlopes];
   __shared__ Rows rows[kSlopes];
   const Tile tile(width, height);
@@ -216,7 +219,8 @@ __global__ void __launch_bounds__(kThreads)
     if (!tile.has(row, column)) continue;
     const int64_t at = plane + tile.offset(row, column);
     const float x = image[at], y = target[at], difference = x - y;
-    const float sign = difference > 0.f ? factors.l1 : difference < 0.f ? -factors.l1 : 0.f;
+    const float l1 = weights ? factors.l1 * weights[tile.offset(row, column)] : factors.l1;
+    const float sign = difference > 0.f ? l1 : difference < 0.f ? -l1 : 0.f;
     const float g = sign + factors.ssim * half_ssim_gradient(x, y, d[0][i], d[1][i], d[2][i]);
     gradient[at] = accumulate ? gradient[at] + g : g;
   }
@@ -239,10 +243,11 @@ void image_loss(Workspace& w, const float* image, const float* target, float* gr
   const Factors factors{static_cast<float>(weight * (1 - lambda) * share),
                         static_cast<float>(-2 * weight * lambda * share)};
   const dim3 grid(static_cast<unsigned>(tiles), 3);
-  ssim_slopes<<<grid, kThreads, 0, stream>>>(image, target, width, height, slopes, partials);
+  ssim_slopes<<<grid, kThreads, 0, stream>>>(image, target, s.pixel_weights, width, height, slopes,
+                                             partials);
   finish_terms<<<1, kThreads, 0, stream>>>(partials, 3 * tiles, share, lambda, terms);
-  loss_gradient<<<grid, kThreads, 0, stream>>>(image, target, slopes, width, height, factors,
-                                               s.accumulate, gradient);
+  loss_gradient<<<grid, kThreads, 0, stream>>>(image, target, s.pixel_weights, slopes, width,
+                                               height, factors, s.accumulate, gradient);
   check_launch("the loss");
 }
 
