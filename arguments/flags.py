@@ -159,6 +159,18 @@ def _check_type(f: Field, value: Any, where: str) -> None:
     expected: Any = {float: (int, float), tuple: (list, tuple)}.get(type(default), type(default))
     if not isinstance(value, expected) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise UserError(f"{where}: {f.name} = {value!r}; {WORDS[type(default)]} is expected")
+    if isinstance(default, tuple):
+        _check_elements(f, value, where)
+
+
+def _check_elements(f: Field, values: Sequence[Any], where: str) -> None:
+    """Raise UserError unless all are of the type that the flag reads; whole numbers may stand for floats."""
+    default: Any = f.default
+    of = type(default[0]) if default else f.metadata.get("type", str)
+    expected: Any = (int, float) if of is float else of
+    if not all(isinstance(v, expected) and not isinstance(v, bool) for v in values):
+        words = {int: "whole numbers", float: "numbers", str: "texts"}[of]
+        raise UserError(f"{where}: {f.name} = {values!r}; a list of {words} is expected")
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:

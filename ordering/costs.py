@@ -14,6 +14,7 @@ from scene import Scene
 from scene.angles import pose_angles, viewing_axes
 from utils.errors import UserError
 from utils.log import Progress
+from utils.matrices import square
 from utils.plugins import check_name, imported
 
 Background = tuple[float, float, float]
@@ -67,11 +68,7 @@ def measured(name: str, scene: Scene, names: Sequence[str], background: Backgrou
     ------
     UserError : an unknown name, or a result that is not N x N numbers without NaN.
     """
-    matrix = np.asarray(find_cost(name).measure(scene, names, background), float)
-    n = len(names)
-    if matrix.shape != (n, n) or np.isnan(matrix).any():
-        raise UserError(f"cost {name}: {matrix.shape} values for {n} views; {n} x {n} without NaN are expected")
-    return matrix
+    return square(f"--cost {name}", find_cost(name).measure(scene, names, background), len(names))
 
 
 # --- where the cameras are ---

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from scene import Scene
 from scene.angles import pose_angles, viewing_axes
 from upsampling.alignment import Visit
-from utils.errors import UserError
+from utils.matrices import square
 from utils.plugins import imported
 
 NeighbourCost = Callable[[Scene, Sequence[str]], Float[np.ndarray, "N N"]]
@@ -44,11 +44,7 @@ def cost_of_neighbours(name: str, scene: Scene, names: Sequence[str]) -> Float[n
     UserError : not importable, or what it returns is not [N, N] without NaN.
     """
     measure = NEIGHBOUR_COSTS.get(name) or imported("--neighbour_cost", name)
-    cost = np.asarray(measure(scene, names), dtype=float)
-    if cost.shape != (len(names), len(names)) or np.isnan(cost).any():
-        n = len(names)
-        raise UserError(f"--neighbour_cost {name}: returned {cost.shape}; [{n}, {n}] without NaN is expected")
-    return cost
+    return square(f"--neighbour_cost {name}", measure(scene, names), len(names))
 
 
 def graph_visits(

@@ -188,10 +188,27 @@ def _upsample(
 
 
 def _finished(net: Any, clip: Tensor, alignment: Alignment | Graph) -> Iterator[Tensor]:
-    """Frames of a clip, counted."""
+    """Frames of a clip, checked and counted.
+
+    Raises
+    ------
+    UserError : a network of the user's own yields something else, or too few.
+    """
+    t, _, h, w = clip.shape
+    shape, count = (3, net.scale * h, net.scale * w), 0
     for frame in net.upsample(clip, alignment):
+        if not isinstance(frame, Tensor) or frame.shape != shape or not frame.is_floating_point():
+            found = f"{list(frame.shape)} {frame.dtype}" if isinstance(frame, Tensor) else type(frame).__name__
+            raise UserError(f"{_named(net)}: yields {found}; a frame {list(shape)} of floats is expected")
         alignment.tick()
+        count += 1
         yield frame
+    if count < t:
+        raise UserError(f"{_named(net)}: yields {count} frames for {t} views; one for each is expected")
+
+
+def _named(net: Any) -> str:
+    return f"{type(net).__module__}.{type(net).__qualname__}.upsample"
 
 
 def _tiled(

@@ -26,7 +26,8 @@ def imported(flag: str, value: str) -> Any:
 
     Raises
     ------
-    UserError : not of this form, the module is not on Python's path, has no such name, or that is no callable.
+    UserError : not of this form, the module is not on Python's path, is no Python, has no such name, or that is no
+        callable.
     """
     module, _, name = value.partition(":")
     if not name or not all(module.split(".")):
@@ -35,6 +36,8 @@ def imported(flag: str, value: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{flag} {value}: cannot be imported ({error}); is its folder in PYTHONPATH?") from error
+    except SyntaxError as error:
+        raise UserError(f"{flag} {value}: {error.filename}, line {error.lineno}: {error.msg}") from error
     if not callable(found):
         raise UserError(f"{flag} {value}: a callable is expected, not {type(found).__name__}")
     return found

@@ -81,6 +81,9 @@ def test_configuration_files_lose_to_the_command_line(tmp_path):
         ("[x]\ncount = 1.5", "a whole number is expected"),
         ("[x]\ncount = true", "a whole number is expected"),
         ('[x]\nname = "z"', "one of"),
+        ('[x]\nsteps = [1, "2"]', "a list of whole numbers is expected"),
+        ("[x]\nsteps = [1, true]", "a list of whole numbers is expected"),
+        ("[x]\nsteps = [1.5]", "a list of whole numbers is expected"),
         ("[x\n", "c.toml"),
     ],
 )

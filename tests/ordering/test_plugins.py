@@ -34,6 +34,9 @@ by_number.unit = "places"
 def too_few(scene, names, background):
     return np.zeros((2, 2))
 
+def words(scene, names, background):
+    return names
+
 def undefined(scene, names, background):
     return np.full((len(names), len(names)), np.nan)
 
@@ -53,6 +56,7 @@ number = 3
 @pytest.fixture
 def my_lab(tmp_path, monkeypatch):
     (tmp_path / "my_lab_orders.py").write_text(MODULE)
+    (tmp_path / "my_lab_slips.py").write_text("x = 1\ndef y(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     sys.modules.pop("my_lab_orders", None)
@@ -109,9 +113,11 @@ def test_a_cost_orders_and_limits_by_name(my_lab):
     [
         ({"ordering": "no_such_lab:x"}, "--ordering no_such_lab:x: cannot be imported"),
         ({"ordering": "my_lab_orders:x"}, "cannot be imported .*PYTHONPATH"),
+        ({"ordering": "my_lab_slips:x"}, "--ordering my_lab_slips:x: .*my_lab_slips.py, line 2: "),
         ({"cost": "my_lab_orders:number"}, "--cost my_lab_orders:number: a callable is expected, not int"),
-        ({"cost": "my_lab_orders:too_few"}, r"cost my_lab_orders:too_few: \(2, 2\) values for 4 views; 4 x 4"),
-        ({"cost": "my_lab_orders:undefined"}, "without NaN"),
+        ({"cost": "my_lab_orders:too_few"}, r"--cost .*:too_few: returned shape \[2, 2\] for 4 views; \[4, 4\]"),
+        ({"cost": "my_lab_orders:words"}, "--cost my_lab_orders:words: returned list; 4 x 4 numbers are expected"),
+        ({"cost": "my_lab_orders:undefined"}, "returned NaN; write \\+inf"),
         ({"ordering": "my_lab_orders:twice"}, "call 1: frames are different indices below 4"),
         ({"ordering": "my_lab_orders:beyond"}, "call 1: frames are different indices below 4"),
         ({"ordering": "my_lab_orders:incomplete"}, "3 of 4 views are saved by no subsequence"),

@@ -185,7 +185,7 @@ def test_a_neighbour_cost_of_the_users_own(out):
     own = aligner_of(out, GraphRecorder(), max_angle=180.0, neighbour_cost=f"{__name__}:distance_backwards")
     assert own.alignment(names, CPU, out).forward[-VIEWS].sources == (5, 4, 3)
     assert [p.name for p in own.source.inputs["plugins"]] == ["test_aligner.py"]
-    with pytest.raises(UserError, match=r"nonsense: returned \(2, 2\); \[6, 6\] without NaN"):
+    with pytest.raises(UserError, match=r"nonsense: returned shape \[2, 2\] for 6 views; \[6, 6\]"):
         aligner_of(out, GraphRecorder(), neighbour_cost=f"{__name__}:nonsense").alignment(names, CPU, out)
     with pytest.raises(UserError, match="--neighbour_cost angel: unknown; did you mean angle"):
         source_of(out, neighbour_cost="angel")  # before anything of an earlier run is removed

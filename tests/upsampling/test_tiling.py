@@ -47,6 +47,18 @@ class Reach:
             yield seen.repeat_interleave(2, 1).repeat_interleave(2, 2)
 
 
+class Own:
+    """A network of the user's own that yields what it is given."""
+
+    scale, num_neighbours = 2, 0
+
+    def __init__(self, frames: list[object]) -> None:
+        self.frames = frames
+
+    def upsample(self, frames: Tensor, alignment: Alignment | None = None) -> Iterator[object]:
+        yield from self.frames
+
+
 def _run(net: object, frames: Tensor, max_bytes: int, wanted: range | None = None) -> dict[int, Tensor]:
     return dict(upsample(net, frames, frozenset(wanted or range(len(frames))), max_bytes))  # type: ignore[arg-type]
 
@@ -213,3 +225,19 @@ def test_the_work_of_a_cut_is_what_it_ticks(megabytes, tiles, monkeypatch):
     cut = plan(Reach(), 2, 12, 48, bound)  # type: ignore[arg-type]
     assert cut.tiles == (1, tiles)
     assert len(ticks) == work(cut, everything, visits=0) == 2 * tiles
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([torch.zeros(3, 10, 12)], "yields 1 frames for 2 views"),
+        ([torch.zeros(1, 3, 10, 12)] * 2, r"yields \[1, 3, 10, 12\] torch.float32; a frame \[3, 10, 12\] of floats"),
+        ([torch.zeros(3, 5, 6)] * 2, r"yields \[3, 5, 6\]"),
+        ([torch.zeros(3, 10, 12, dtype=torch.uint8)] * 2, "torch.uint8"),
+        ([None, None], "yields NoneType"),
+    ],
+)
+def test_frames_that_a_network_of_ones_own_must_not_yield(frames, message):
+    with pytest.raises(UserError, match=rf"test_tiling\.Own\.upsample: .*{message}"):
+        _run(Own(frames), torch.rand(2, 3, 5, 6), GB)
+    assert len(_run(Own([torch.zeros(3, 10, 12)] * 2), torch.rand(2, 3, 5, 6), GB)) == 2
