@@ -8,11 +8,14 @@ from typing import Any
 from utils.provenance import hash_code, hash_files
 
 GROUND = ("scene", "arguments", "utils")  # below every step
+# What builds of the native packages leave beside their sources.
+BUILT = tuple(f"submodules/{name}/build" for name in ("diff-gaussian-rasterization", "simple-knn"))
 # Of the folders whose code is in keys, what can change no result: what is said to people, and what starts steps and
 # compares their results from outside. No step imports the latter (a test looks).
 NO_RESULT = (
     *("utils/log.py", "utils/command_line.py", "arguments/next_step.py"),
-    *("arguments/study.py", "arguments/paper.py", "evaluation/study", "evaluation/paper"),
+    *("arguments/study.py", "arguments/paper.py", "evaluation/study", "evaluation/paper", "examples/demo.py"),
+    *BUILT,
 )
 
 

@@ -67,14 +67,10 @@ def step_code(name: str) -> str:
     return packages_code(frozenset(STEPS[name].code), STEPS[name].script)
 
 
-# What builds of the native packages leave beside their sources.
-BUILT = tuple(f"submodules/{name}/build" for name in ("diff-gaussian-rasterization", "simple-knn"))
-
-
 @cache
 def packages_code(packages: frozenset[str], *scripts: str) -> str:
     """Hash of packages, of what they stand on, and of scripts; read once."""
-    files = code_files({*packages, *GROUND}, (*NO_RESULT, *BUILT), PROJECT)
+    files = code_files({*packages, *GROUND}, NO_RESULT, PROJECT)
     return hash_files([*files, *(PROJECT / script for script in scripts)])["sha256"][:16]
 
 
