@@ -1,6 +1,7 @@
 """The report that sets variants of one scene side by side, OUT/report/index.html (the demo's)."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from utils.ssim import ssim_map
 
 BACKGROUNDS = ("white", "black")
 BOUND = "hr"
+HEADLINES = ("seqsplat", "video")  # which variant is put forward: the first that is there
+PLAIN = "bicubic"  # and what it is set beside
 CROP_PX = 72
 CROP_VIEWS = 3
 VISIBLE_LOSS = 0.01  # of local SSIM: below it there is nothing to show
@@ -64,8 +67,11 @@ def write_comparison(out: Path, variants: Mapping[str, Path], scene_root: Path, 
     """
     runs = {name: _backgrounds(folder) for name, folder in variants.items()}
     pictures = Pictures(out / "report")
-    parts = [_top(scene_root, table), _results(table), _viewer(runs, pictures), _close_look(runs, pictures)]
-    ordered = next((r for name in ("video", *runs) if name in runs for r in runs[name].values() if r.sequences), None)
+    own = _own_reports(out / "report", runs)
+    parts = [_top(scene_root, table), _results(table, own), _viewer(runs, pictures), _close_look(runs, pictures)]
+    ordered = next(
+        (r for name in (*HEADLINES, *runs) if name in runs for r in runs[name].values() if r.sequences), None
+    )
     if ordered is not None and ordered.sequences is not None:
         scene = ordered.scene or load_scene(scene_root)
         names = {name for s in ordered.sequences.subsequences[: sections.MAX_STRIPS] for name in s.frames}
@@ -83,22 +89,33 @@ def _backgrounds(folder: Path) -> dict[str, RunData]:
     return found
 
 
-def _scene_title(scene_root: Path) -> str:
-    return scene_name(scene_root)
+def _headline(names: Iterable[str]) -> str:
+    """The variant that is put forward."""
+    names = list(names)
+    return next((name for name in (*HEADLINES, *reversed(names)) if name in names), "")
+
+
+def _own_reports(folder: Path, runs: Runs) -> list[Html]:
+    """Links from the page in `folder` to the reports of single variants, as far as metrics.py wrote them."""
+    found = (
+        (f"{name}, {background}", run.folder / "report" / "index.html")
+        for name, by in runs.items()
+        for background, run in by.items()
+    )
+    return [tag("a", text, href=os.path.relpath(path, folder)) for text, path in found if path.is_file()]
 
 
 def _top(scene_root: Path, result: Mapping[str, Any]) -> Html:
     items = []
+    shown = _headline(row["variant"] for row in result["rows"])
     for row in result["rows"]:
-        if row["variant"] != "video":
+        if row["variant"] != shown:
             continue
-        other = next(
-            (r for r in result["rows"] if (r["variant"], r["background"]) == ("bicubic", row["background"])), None
-        )
+        other = next((r for r in result["rows"] if (r["variant"], r["background"]) == (PLAIN, row["background"])), None)
         if other is None:
             continue
         on = f"on {row['background']}: {row['PSNR']:.2f} dB"
-        items.append((f"{row['PSNR'] - other['PSNR']:+.2f} dB", "PSNR, video against bicubic", on))
+        items.append((f"{row['PSNR'] - other['PSNR']:+.2f} dB", f"PSNR, {shown} against {PLAIN}", on))
         if row.get("LPIPS") and other.get("LPIPS"):
             change = 100 * (row["LPIPS"] / other["LPIPS"] - 1)
             items.append(
@@ -112,7 +129,7 @@ def _top(scene_root: Path, result: Mapping[str, Any]) -> Html:
     return sections.header("seqsplat comparison", scene_name(scene_root), lead, sections.tiles(items) if items else "")
 
 
-def _results(result: Mapping[str, Any]) -> Html:
+def _results(result: Mapping[str, Any], own_reports: Sequence[Html]) -> Html:
     rows = list(result["rows"])
     best: dict[tuple[str, str], float] = {}
     for column in COLUMNS[:4]:
@@ -142,9 +159,15 @@ def _results(result: Mapping[str, Any]) -> Html:
             tag("summary", "Protocol: how these numbers were made"),
             table(["field", "value"], protocol, classes="text"),
         ),
+        tag("p", "How each frame came about: reports of ", *_joined(own_reports)) if own_reports else "",
         note="; ".join(meaning) + ".",
         id_="results",
     )
+
+
+def _joined(links: Sequence[Html]) -> list[object]:
+    """Links with "; " between them."""
+    return [part for k, link in enumerate(links) for part in (["; ", link] if k else [link])]
 
 
 def _viewer(runs: Runs, pictures: Pictures) -> Html:
@@ -168,7 +191,7 @@ def _viewer(runs: Runs, pictures: Pictures) -> Html:
             cards.append(sections.card(result["views"][file]["name"], stats, layers, size, pictures, background))
     labels = {"lr": "LR", **{name: name for name in names}, "truth": "truth"}
     labels = {key: label for key, label in labels.items() if any(f'data-layer="{key}"' in card for card in cards)}
-    left, right = ("bicubic" if "bicubic" in labels else names[0]), ("video" if "video" in labels else names[-1])
+    left, right = (PLAIN if PLAIN in labels else names[0]), _headline(name for name in names if name in labels)
     note = (
         "Renders of held-out views. Move the divider with the mouse or the arrow keys; choose what lies on either side."
     )
@@ -213,9 +236,8 @@ def best_window(score: Float[np.ndarray, "H W"], size: int) -> tuple[int, int]:
 
 
 def _close_look(runs: Runs, pictures: Pictures) -> Html:
-    """Show crops chosen by rule, not by hand: where video gains most over bicubic, and where it loses most."""
-    names = list(runs)
-    before, after = ("bicubic" if "bicubic" in runs else names[0]), ("video" if "video" in runs else names[-1])
+    """Show crops chosen by rule, not by hand: where the headline gains most over bicubic, and where it loses most."""
+    before, after = (PLAIN if PLAIN in runs else next(iter(runs))), _headline(runs)
     background = next(b for b in BACKGROUNDS if b in runs[before] and b in runs[after])
     method, result = next(iter(runs[before][background].metrics["methods"].items()))
     gains: list[tuple[float, str, int, int]] = []

@@ -1,6 +1,7 @@
 """Reports: valid, self-contained, accessible HTML that shows what is on disk and escapes what is hostile."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -135,6 +136,26 @@ def test_comparison(models):
     content = path.read_text()
     assert f'<td class="best">{best}</td>' in content
     assert '<td class="best">99.00</td>' not in content  # the bound never wins
+    assert "PSNR, video against bicubic" in content
+
+
+def test_a_comparison_puts_seqsplat_forward_and_leads_to_its_report(models, tmp_path):
+    names = {"bicubic": "bicubic", "video": "bicubic", "seqsplat": "video"}
+    rows = [
+        {"variant": name, "background": "white", "LPIPS": None, "frame_PSNR": None, "seconds": 1.0, "peak_MB": 1}
+        | {k: read_row(models / folder / "white", folder).values[k] for k in ("PSNR", "SSIM")}
+        for name, folder in names.items()
+    ]
+    for name, folder in names.items():
+        shutil.copytree(models / folder, tmp_path / name)
+    write_report(tmp_path / "seqsplat" / "white")
+    folders = {name: tmp_path / name for name in names}
+    path = write_comparison(tmp_path, folders, models / "toy" / "lr", {"protocol": {"scene": "toy"}, "rows": rows})
+    content = path.read_text()
+    assert "PSNR, seqsplat against bicubic" in content
+    assert "where seqsplat gains most on bicubic" in content
+    assert 'href="../seqsplat/white/report/index.html">seqsplat, white</a>' in content
+    assert (path.parent / "../seqsplat/white/report/index.html").is_file()
 
 
 def test_comparison_of_an_unmeasured_variant_is_refused(tmp_path):

@@ -150,6 +150,10 @@ def test_all_variants_end_to_end(tmp_path):
         assert row["peak_MB"] > 100
     results = read_json(out / "video" / "white" / "results.json")
     assert list(results["ours_30"]) == ["SSIM", "PSNR", "LPIPS"]
+    frames = read_json(out / "seqsplat" / "white" / "metrics.json")["frames"]
+    assert frames["single_PSNR"] == read_json(out / "single" / "white" / "metrics.json")["frames"]["PSNR"]
+    links = [f'href="../seqsplat/{background}/report/index.html"' for background in demo.BACKGROUNDS]
+    assert all(link in (out / "report" / "index.html").read_text() for link in links)
     models = {path: path.stat().st_mtime_ns for path in out.glob("*/point_cloud/*/*.ply")}
     assert len(models) == 5
     demo.make(out, hr, str(tmp_path / "short.toml"), demo.Budget(), ["--device", "auto", "--threads", "0"])
