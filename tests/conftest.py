@@ -6,6 +6,8 @@ import os
 import runpy
 import socket
 import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,14 @@ def data_dir() -> Path:
 def weights_dir() -> Path:
     """Single-image networks."""
     return _folder("SEQSPLAT_WEIGHTS")
+
+
+@pytest.fixture(autouse=True)
+def _talkative() -> Iterator[None]:
+    """--quiet of one test is not that of the next."""
+    yield
+    if "utils.log" in sys.modules:
+        sys.modules["utils.log"].set_quiet(False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

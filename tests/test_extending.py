@@ -16,7 +16,6 @@ from scene.images import read_image
 from scene.paths import Roots
 from scene.sequences import read_sequences
 from tests.scene_factory import opengl_poses, picture, world_to_camera, write_blender
-from utils.log import set_quiet
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/extending.md").read_text()
 EXAMPLE = re.compile(r"<!-- example: (\w+) -->\n```python\n(.*?)^```\n", re.S | re.M)
@@ -45,7 +44,6 @@ def lab(tmp_path, monkeypatch):
     yield write_blender(tmp_path / "scene", views=5)
     for name in [n for n in sys.modules if n.partition(".")[0] == "my_lab"]:
         sys.modules.pop(name)
-    set_quiet(False)
 
 
 def run(monkeypatch, lab, words, *more):
