@@ -277,7 +277,9 @@ class _Builder:
     def _depths(self) -> str:
         assert self.variant is not None
         assert self.seed is not None
-        return self._folder("geometry", self.planner.depths(self.scene, self.variant, self.seed))
+        fixed = self.planner.study.lr_model_seed
+        seed = self.seed if fixed is None else fixed
+        return self._folder("geometry", self.planner.depths(self.scene, self.variant, seed))
 
     def _frames(self) -> str:
         return self._folder("frames", self.needs.get("frames", ""))

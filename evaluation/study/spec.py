@@ -95,6 +95,7 @@ class Study:
 
     Parameters
     ----------
+    lr_model_seed : of the models of the LR views, in all runs; None = each run's own.
     common : settings of all its scenes and variants, as in a scene.
     overrides : flags of the command line, which win over the file's.
     """
@@ -109,6 +110,7 @@ class Study:
     config: tuple[Mapping[str, Any], Sections] = field(default_factory=lambda: ({}, {}))
     common: Sections = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    lr_model_seed: int | None = None
 
     def variant(self, name: str) -> Variant:
         """Return the variant of a name that was checked."""
@@ -134,7 +136,7 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     content = _included(path, ())
-    known = {"out", "config", "seeds", "baseline", "backgrounds", "use", "scenes", "variants"}
+    known = {"out", "config", "seeds", "lr_model_seed", "baseline", "backgrounds", "use", "scenes", "variants"}
     _known_keys(content, {*known, "flags", *STEPS}, str(path))
     scenes = tuple(_scene(name, table, path) for name, table in _tables(content, "scenes", path).items())
     config = read_config(content["config"]) if content.get("config") else ({}, {})
@@ -151,6 +153,7 @@ def read_study(path: str | Path) -> Study:
         _backgrounds(content.get("backgrounds", list(BACKGROUNDS)), f"{path}: backgrounds"),
         config,
         _sections(content, str(path)),
+        lr_model_seed=_number(content.get("lr_model_seed"), f"{path}: lr_model_seed"),
     )
     if not study.variants or not study.seeds:
         raise UserError(f"{path}: no {'seeds' if study.variants else '[variants.NAME]'}; there is nothing to run")
@@ -375,6 +378,12 @@ def _numbers(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(x) is int and x >= 0 for x in value):
         raise UserError(f"{where} = {value!r}; a list of numbers from 0 is expected")
     return tuple(dict.fromkeys(value))
+
+
+def _number(value: Any, where: str) -> int | None:
+    if value is not None and (type(value) is not int or value < 0):
+        raise UserError(f"{where} = {value!r}; a number from 0 is expected")
+    return value
 
 
 def _backgrounds(value: Any, where: str) -> tuple[str, ...]:

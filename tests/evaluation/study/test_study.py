@@ -15,6 +15,7 @@ from evaluation.study.results import read_results
 from evaluation.study.spec import read_study
 from evaluation.study.tasks import LOGS
 from tests.evaluation_factory import write_scenes
+from utils.errors import UserError
 from utils.locks import LOCK_NAME
 
 TOML = """
@@ -62,6 +63,24 @@ def done(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     (root / "config.toml").write_text(CONFIG)
     (root / "study.toml").write_text(TOML.format(out=root / "out", lr=lr, hr=hr))
     return root, study(root / "study.toml", "run", "--slots=2", "--threads=1", "--devices=cpu")
+
+
+def test_one_model_of_the_lr_views_serves_all_seeds_on_request(tmp_path):
+    lr, _ = write_scenes(tmp_path)
+    (tmp_path / "config.toml").write_text(CONFIG)
+    text = f"config = 'config.toml'\nseeds = [0, 1]\n[scenes.toy]\nsource = '{lr}'\n"
+    text += "[variants.start]\ntrain = {init_points = 'lr_model'}\n"
+    (tmp_path / "own.toml").write_text(text)
+    (tmp_path / "one.toml").write_text("lr_model_seed = 1\n" + text)
+    own, one = (make_plan(read_study(tmp_path / name), str(tmp_path)) for name in ("own.toml", "one.toml"))
+    seeds = [{t.seed for t in p.tasks.values() if t.kind == "lr"} for p in (own, one)]
+    assert seeds == [{0, 1}, {1}]
+    assert {t.seed for t in one.tasks.values() if t.kind == "model"} == {0, 1}
+    assert own.runs[1] == one.runs[1]  # the seed that is its own gives the same tasks
+    for wrong in ("-1", "true", "'0'"):
+        (tmp_path / "wrong.toml").write_text(f"lr_model_seed = {wrong}\n" + text)
+        with pytest.raises(UserError, match=r"lr_model_seed = .*; a number from 0 is expected"):
+            read_study(tmp_path / "wrong.toml")
 
 
 def test_what_fails_is_told_and_the_rest_is_done(done):
