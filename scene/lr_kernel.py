@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int32
 from torch import Tensor
 
+from scene.degradation_file import FILE_NAME as DEGRADED
 from utils.atomic import read_json, write_text
 from utils.errors import UserError
 
@@ -156,6 +157,28 @@ class LRKernel:
         `mask`: where False the LR pixel says nothing and A x is left as it is (see `opaque_support_mask`).
         """
         residual = y - self.down(x)
+        return x + self.pinv(residual if mask is None else residual * mask)
+
+    def project_soft(
+        self,
+        x: Float[Tensor, "*batch H W"],
+        y: Float[Tensor, "*batch h w"],
+        tolerance: float = 0.0,
+        mask: Bool[Tensor, "*#batch h w"] | None = None,
+    ) -> Float[Tensor, "*batch H W"]:
+        """x + A^+ r with A x + r in what y allows: a saturated LR pixel, y <= 0 or y >= 1, is a bound, not a value.
+
+        A x of the result lies in [y - tolerance, y + tolerance], open towards a saturated side. Not the nearest such
+        image unless tolerance = 0 and nothing is saturated, when it is `project`.
+
+        Parameters
+        ----------
+        x : units in which y is 0-1; not clipped. tolerance : >= 0; 0.5 / 255 is what rounding y to 8 bit once costs.
+        mask : as in `project`.
+        """
+        now, inf = self.down(x), float("inf")
+        low, high = torch.where(y <= 0, -inf, y - tolerance), torch.where(y >= 1, inf, y + tolerance)
+        residual = (low - now).clamp(min=0) - (now - high).clamp(min=0)
         return x + self.pinv(residual if mask is None else residual * mask)
 
     def taps(self, axis: str) -> tuple[Int32[np.ndarray, "n_out"], Float32[np.ndarray, "n_out K"]]:
@@ -302,7 +325,7 @@ def resolve_kernel(scene: HasKernelFile, flag: str) -> tuple[str, str]:
 
     Raises
     ------
-    UserError : neither says how the LR views were made; nothing is assumed in silence.
+    UserError : neither says how the LR views were made (nothing is assumed in silence), or they were degraded.
     """
     if flag in KERNELS:
         return flag, "renormalise"
@@ -311,6 +334,11 @@ def resolve_kernel(scene: HasKernelFile, flag: str) -> tuple[str, str]:
             raise UserError(f"--lr_kernel {flag}: bicubic, area, or an existing JSON file is expected")
         found = LRKernelFile.read(flag)
         return found.kernel, found.border
+    if scene.kernel_file is None and (scene.root / DEGRADED).is_file():
+        raise UserError(
+            f"{scene.root}: its LR views were degraded ({DEGRADED}: blur, noise, JPEG), no linear operator made them, "
+            "and LR projection is refused; for the LR loss of training --lr_kernel bicubic is an approximation"
+        )
     if scene.kernel_file is None:
         raise UserError(
             f"{scene.root}: no {FILE_NAME} says how its LR views were made; "
