@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from arguments.flags import opt
 from utils.errors import UserError
 
+EXTRA_METRICS = ("CLIPIQA_tm", "CLIPIQA_pyiqa", "DISTS", "NIQE_fit")
+
 
 @dataclass(frozen=True)
 class MetricsParams:
@@ -17,6 +19,16 @@ class MetricsParams:
         "variants: LPIPS as the 3DGS code computes it, LPIPS_vgg and LPIPS_alex correctly scaled",
         choices=("LPIPS", "LPIPS_vgg", "LPIPS_alex"),
     )
+    extra_metrics: tuple[str, ...] = opt(
+        (),
+        "also measure DISTS (needs --dists) and, without the truth, CLIPIQA_tm, CLIPIQA_pyiqa (--clip), NIQE_fit "
+        "(--niqe_fit)",
+        choices=EXTRA_METRICS,
+    )
+    clip: str = opt("", "folder of a CLIP model, or its name on the hub: of CLIP-IQA", result=False)
+    download: bool = opt(False, "fetch the model that --clip names where it is not cached", result=False)
+    dists: str = opt("", "file with the weights of DISTS (weights.pt of its authors)", result=False)
+    niqe_fit: str = opt("", "folder of pristine images that NIQE_fit compares with", result=False)
     train: bool = opt(False, "also measure the train views, where they were rendered")
     frames: str = opt("", "pseudo-HR frames to compare with the HR truth; default: hr/ of the model", result=False)
     no_frames: bool = opt(False, "do not measure pseudo-HR frames")
@@ -38,6 +50,10 @@ class MetricsParams:
             raise UserError(f"--jump_deg {self.jump_deg}: an angle from 0 to 180 degrees is expected")
         if self.no_frames and (self.frames or self.single_frames):
             raise UserError("--no_frames contradicts --frames and --single_frames; leave one away")
+        of_flag = {"clip": EXTRA_METRICS[:2], "dists": ("DISTS",), "niqe_fit": ("NIQE_fit",)}
+        for flag, metrics in of_flag.items():
+            if getattr(self, flag) and not set(metrics) & set(self.extra_metrics):
+                raise UserError(f"--{flag} has a meaning with --extra_metrics {' or '.join(metrics)} only")
 
 
 @dataclass(frozen=True)

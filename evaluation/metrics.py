@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from evaluation.extra_metrics import ExtraMetrics
 from evaluation.lpips import Lpips
 from scene.lr_kernel import LRKernel
 from utils.errors import UserError
@@ -35,6 +36,7 @@ def measure(
     where: str = "image",
     device: torch.device | str = "cpu",
     kernel: LRKernel | None = None,
+    extra: ExtraMetrics | None = None,
 ) -> dict[str, float]:
     """Measure one 8-bit image against its truth.
 
@@ -45,14 +47,15 @@ def measure(
     where : names the image in messages.
     device : where PSNR and SSIM are computed; LPIPS has its own.
     kernel : reduces both to the LR views' size, for LR_PSNR; None leaves it out.
+    extra : what else is measured.
 
     Returns
     -------
-    {"PSNR": dB, "SSIM": 0-1, "LR_PSNR": dB, and every variant of `lpips`}.
+    {"PSNR": dB, "SSIM": 0-1, "LR_PSNR": dB, every variant of `lpips`, and every metric of `extra`}.
 
     Raises
     ------
-    UserError : the sizes differ.
+    UserError : the sizes differ, or one of `extra` cannot be measured.
     """
     if image.shape[:2] != truth.shape[:2]:
         sizes = [f"{x.shape[1]}x{x.shape[0]} px" for x in (image, truth)]
@@ -63,6 +66,8 @@ def measure(
         values["LR_PSNR"] = capped_psnr(kernel.down(a), kernel.down(b))
     if lpips is not None:
         values |= lpips(a, b, hashlib.sha256(truth.tobytes()).hexdigest())
+    if extra is not None:
+        values |= extra(image, a, b, where)
     return values
 
 

@@ -30,6 +30,7 @@ class Protocol:
     rasterizer, antialiasing, dilation : what drew the renders.
     psnr, ssim, lpips : which definition of the metric.
     truth : hash of the pixels of all truths in order.
+    clipiqa, dists, niqe : which definition and model of the extra metrics; "" = not measured.
     """
 
     scene: str = UNKNOWN
@@ -49,15 +50,20 @@ class Protocol:
     ssim: str = SSIM_TEXT
     lpips: str = LPIPS_TEXT
     truth: str = UNKNOWN
+    clipiqa: str = ""
+    dists: str = ""
+    niqe: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields by name, for metrics.json."""
-        return asdict(self)
+        """Return the fields by name, for metrics.json; without those of extra metrics that were not measured."""
+        return {name: value for name, value in asdict(self).items() if value or name not in OF_EXTRA}
 
 
 FIELDS = tuple(f.name for f in fields(Protocol))
 # These follow from the scene: where a table shows the scene as a column, they may differ from scene to scene.
 OF_SCENE = ("views", "view_set", "resolution", "compositing")
+# These define metrics that are not always measured: compared only where both are.
+OF_EXTRA = ("clipiqa", "dists", "niqe")
 # These decide the truth's pixels: its hash is compared only where they are equal.
 OF_TRUTH = ("scene", "split", "view_set", "resolution", "background", "compositing")
 # These say how LR views were made: a model trained on the HR truth itself (scale 1, the bound) has none.
@@ -103,6 +109,7 @@ def first_difference(a: Protocol, b: Protocol, shown: Sequence[str] = ()) -> str
         free |= set(OF_LR)
     if any(getattr(a, name) != getattr(b, name) for name in OF_TRUTH):
         free.add("truth")
+    free |= {name for name in OF_EXTRA if not (getattr(a, name) and getattr(b, name))}
     return next((name for name in FIELDS if name not in free and getattr(a, name) != getattr(b, name)), None)
 
 

@@ -306,6 +306,8 @@ def render_protocol(job: Job, names: Sequence[str]) -> Protocol:
         kernel, rounding = job.model.lr_kernel or UNKNOWN, UNKNOWN
         if made is not None and not job.model.lr_kernel:
             kernel, rounding = f"{made.kernel}, {made.border}", made.rounding
+        elif made is None and scene.degradation is not None:  # whatever training took for an approximation of it
+            kernel, rounding = scene.degradation.describe(), "round"
     paths = {name: scene.hr_path(name) for name in names}
     alpha = any(read_header(p).channels == 4 if p else scene.images.has_alpha(name) for name, p in paths.items())
     return Protocol(

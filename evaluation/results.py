@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from evaluation.extra_metrics import ExtraMetrics
 from evaluation.lpips import Lpips
 from evaluation.metrics import mean, measure
 from evaluation.protocols import Protocol, from_json, view_set_hash
@@ -39,6 +40,7 @@ class Rendered:
     views : {file: {metric: value}}, filled by `measure_all`.
     size : (width, height) of the images, (0, 0) = several sizes.
     truth : running hash of the truths' pixels.
+    definitions : of extra metrics, fields of the protocol by name.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Rendered:
     views: dict[str, dict[str, float]] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     truth: Any = field(default_factory=hashlib.sha256)
+    definitions: dict[str, Any] = field(default_factory=dict)
 
     def path(self, kind: str, file: str) -> Path:
         """Return the path of a view; kind = "renders" or "gt"."""
@@ -70,6 +73,7 @@ class Rendered:
             view_set=view_set_hash(names),
             resolution=size,
             truth=self.truth.hexdigest()[:12],
+            **self.definitions,
         )
 
     def mean(self) -> dict[str, float]:
@@ -116,16 +120,24 @@ def _paired_files(method: Path) -> tuple[str, ...]:
     return tuple(sorted(renders))
 
 
-def measure_all(rendered: Sequence[Rendered], lpips: Lpips | None, device: torch.device | str = "cpu") -> None:
-    """Fill `views` and `size`. Views go round before folders, so that a truth shared by folders is analysed once.
+def measure_all(
+    rendered: Sequence[Rendered],
+    lpips: Lpips | None,
+    device: torch.device | str = "cpu",
+    extra: ExtraMetrics | None = None,
+) -> None:
+    """Fill `views`, `size` and `definitions`.
 
-    One view at a time: reading the files takes longer than measuring on a GPU, and memory does not grow with views.
+    Views go round before folders, so that a truth shared by folders is analysed once. One view at a time:
+    reading the files takes longer than measuring on a GPU, and memory does not grow with views.
 
     Raises
     ------
     UserError : an unreadable image, or sizes of render and truth that differ.
     """
     total, done = sum(len(r.files) for r in rendered), 0
+    for r in rendered:
+        r.definitions = dict(extra.definitions) if extra else {}
     progress = Progress("metrics", total, "view")
     for i in range(max(len(r.files) for r in rendered)):
         for r in rendered:
@@ -135,7 +147,7 @@ def measure_all(rendered: Sequence[Rendered], lpips: Lpips | None, device: torch
             image, truth = read_image(r.path("renders", file)), read_image(r.path("gt", file))
             size = (truth.shape[1], truth.shape[0])
             kernel = lr_kernel(r.protocol(), *size)
-            r.views[file] = measure(image, truth, lpips, str(r.path("renders", file)), device, kernel)
+            r.views[file] = measure(image, truth, lpips, str(r.path("renders", file)), device, kernel, extra)
             r.truth.update(truth.tobytes())
             r.size = size if r.size in (None, size) else (0, 0)
             done += 1
@@ -163,7 +175,7 @@ def write_results(
     Parameters
     ----------
     of_frames : "frames" and "information", what the modules of these names measured, each or None.
-    weights : records of the LPIPS weights.
+    weights : records of the weights that metrics used.
 
     Returns
     -------

@@ -11,6 +11,7 @@ from arguments.evaluation import MetricsParams
 from arguments.flags import settings
 from arguments.loading import CommonParams
 from arguments.steps import STEPS
+from evaluation.extra_metrics import load_extra
 from evaluation.formats import FORMATS, Table, aligned
 from evaluation.frame_folders import FrameFolders, frame_folders
 from evaluation.information import Kinds, write_maps
@@ -48,21 +49,22 @@ def measure_models(common: CommonParams, params: MetricsParams) -> list[Path]:
     device = choose_device(common.device)
     use_device(device)
     lpips = None if params.no_lpips else _load_lpips(common, params)
+    extra = load_extra(params, device)
     replacing = replace(common, overwrite=True)
     with ExitStack() as stack:
         runs: dict[Path, Run] = {}
         frames = {folder: None if params.no_frames else frame_folders(folder, params) for folder in folders}
         for folder in folders:
-            inputs = _inputs(rendered[folder], frames[folder])
+            inputs = _inputs(rendered[folder], frames[folder]) | ({"extra": extra.files} if extra else {})
             keys = settings(common, params)
             # Measuring again with other variants loses nothing that takes long, so no --overwrite is asked for.
             runs[folder] = stack.enter_context(step(folder, "metrics", keys, inputs, STEPS["metrics"].code, replacing))
         todo = [folder for folder in folders if not runs[folder].up_to_date]
         if todo:
-            measure_all([r for folder in todo for r in rendered[folder]], lpips, device)
+            measure_all([r for folder in todo for r in rendered[folder]], lpips, device, extra)
         maps: dict[Path, Kinds] = {}
         for folder in todo:
-            weights = lpips.weights if lpips else {}
+            weights = (lpips.weights if lpips else {}) | (extra.weights if extra else {})
             of_frames, pictures = _of_frames(folder, rendered[folder], frames[folder], maps, device)
             runs[folder].outputs += pictures + write_results(folder, rendered[folder], of_frames, weights)
             runs[folder].notes |= device_facts(device) | {"weights": weights}

@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from arguments.evaluation import TableParams
+from arguments.evaluation import EXTRA_METRICS, TableParams
 from arguments.flags import parse_groups
 from arguments.steps import DEPTH_STEPS
 from evaluation.formats import FORMATS, Table
@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.log import say
 
 FRAMES = {"frame_PSNR": "PSNR", "bicubic_PSNR": "bicubic_PSNR", "single_PSNR": "single_PSNR"}  # keys of "frames"
-METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", "LR_PSNR", *FRAMES)
+METRICS = ("PSNR", "SSIM", "LPIPS", "LPIPS_vgg", "LPIPS_alex", "LR_PSNR", *EXTRA_METRICS, *FRAMES)
 ORDER = ("jump_PSNR", "jumps", "mean_step_deg", "worst_step_deg", "step_px")  # of the schedule that made the frames
 FACTS = ("splats", "iteration", "seed", "seconds", "peak_MB")
 DECIMALS = {"PSNR": 2, **dict.fromkeys(FRAMES, 2), "jump_PSNR": 2, "mean_step_deg": 1, "worst_step_deg": 1}

@@ -14,6 +14,8 @@ from arguments.loading import ModelParams
 from scene.blender import TEST_FILE, TRAIN_FILE, read_blender
 from scene.cameras import Camera, scaled_intrinsics
 from scene.colmap import MODEL_FOLDERS, model_folder, read_colmap
+from scene.degradation_file import FILE_NAME as DEGRADATION_FILE
+from scene.degradation_file import DegradationFile
 from scene.image_files import read_header, read_image
 from scene.images import ImageStore, working_size
 from scene.lr_kernel import FILE_NAME as KERNEL_FILE
@@ -46,6 +48,7 @@ class Scene:
     points : initial cloud, or None.
     tracks : which view sees which point, where COLMAP says so.
     kernel_file : how the LR views were made, where lr_kernel.json says so.
+    degradation : how they were degraded, where degradation.json says so; there is no linear LR operator then.
     hr_root : folder of the HR truth, or None.
     """
 
@@ -58,6 +61,7 @@ class Scene:
     points: PointCloud | None = None
     tracks: Tracks | None = None
     kernel_file: LRKernelFile | None = None
+    degradation: DegradationFile | None = None
     hr_root: Path | None = None
 
     @property
@@ -78,14 +82,15 @@ class Scene:
     def hr_size(self, name: str) -> tuple[int, int] | None:
         """Width and height of the part of the HR truth that the view was made from; None where there is no truth.
 
-        `scene.downscale` crops sides that its scale does not divide; lr_kernel.json says how far.
+        `scene.downscale` and `scene.degrade` crop sides that the scale does not divide; their files say how far.
         """
         path = self.hr_path(name)
         if path is None:
             return None
         header = read_header(path)
         own = [self.cameras[name].width, self.cameras[name].height]
-        for size in self.kernel_file.sizes if self.kernel_file else ():
+        made = self.kernel_file or self.degradation
+        for size in made.sizes if made else ():
             if size["lr"] == own and size["hr"] == [header.width, header.height]:
                 return size["used"][0], size["used"][1]
         return header.width, header.height
@@ -148,6 +153,7 @@ def load_scene(
     if compat not in ("", SEQUENCE_MATTERS):
         raise UserError(f"--compat {compat}: only {SEQUENCE_MATTERS} is known")
     roots, kernel_file = scene_roots(root, hr_root)
+    degradation = _degradation(root)
     capture = _read(roots, json_path, images, eval, allow_missing)
     for text in capture.notes:
         log.note(text)
@@ -164,6 +170,7 @@ def load_scene(
         points=capture.points,
         tracks=capture.tracks,
         kernel_file=kernel_file,
+        degradation=degradation,
         hr_root=roots.hr_root,
     )
 
@@ -186,21 +193,27 @@ def _read(roots: Roots, json_path: Path | None, images: str, evaluate: bool, all
 def scene_roots(root: Path, hr_root: str | Path | None) -> tuple[Roots, LRKernelFile | None]:
     """The folders that images of a scene may come from, and its lr_kernel.json where it has one.
 
-    `hr_root` wins over what lr_kernel.json records (absolute, or relative to the scene). Raises UserError for an
-    `hr_root` that is no folder, and for a damaged lr_kernel.json.
+    `hr_root` wins over what lr_kernel.json or degradation.json records (absolute, or relative to the scene). Raises
+    UserError for an `hr_root` that is no folder, and where such a file is damaged.
     """
     kernel_file = LRKernelFile.read(root / KERNEL_FILE) if (root / KERNEL_FILE).is_file() else None
     if hr_root:
         if not Path(hr_root).is_dir():
             raise UserError(f"--hr_root {hr_root}: no such folder")
         return Roots(root, Path(hr_root)), kernel_file
-    if kernel_file is None or not kernel_file.hr_root:
+    made, name = (kernel_file, KERNEL_FILE) if kernel_file else (_degradation(root), DEGRADATION_FILE)
+    if made is None or not made.hr_root:
         return Roots(root), kernel_file
-    recorded = root / kernel_file.hr_root
+    recorded = root / made.hr_root
     if not recorded.is_dir():
-        log.note(f"{root / KERNEL_FILE}: the HR scene {kernel_file.hr_root} is not there; --hr_root DIR names it")
+        log.note(f"{root / name}: the HR scene {made.hr_root} is not there; --hr_root DIR names it")
         return Roots(root), kernel_file
     return Roots(root, recorded), kernel_file
+
+
+def _degradation(root: Path) -> DegradationFile | None:
+    path = root / DEGRADATION_FILE
+    return DegradationFile.read(path) if path.is_file() else None
 
 
 def _check_images(views: list[View], resolution: int, centred: bool) -> tuple[dict[str, Camera], ImageStore]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from arguments.downscale import DownscaleParams
 from arguments.flags import parse_groups, settings
 from arguments.next_step import next_step
 from scene import Scene, load_scene
+from scene.degradation_file import FILE_NAME as DEGRADED
 from scene.files import scene_inputs
 from scene.image_files import write_png
 from scene.lr_images import cropped_size, lr_image, released_image
@@ -47,11 +49,11 @@ def downscale(params: DownscaleParams) -> LRKernelFile:
     """
     source, out = Path(params.source_path), Path(params.output_path)
     scene = load_scene(source, images=params.images, resolution=1, allow_missing=params.allow_missing)
-    _check_apart(scene, out)
+    check_apart(scene, out)
     check_pinhole(scene)
     sizes = lr_sizes(scene, params)
     plan = _plan(scene, out, params, sizes)
-    _check_ours(out, params.overwrite)
+    check_ours(out, params.overwrite, (STARTED, FILE_NAME))
     with locked(out):
         if _is_made(plan, out, sizes):
             note(f"{out}: up to date")
@@ -123,7 +125,7 @@ def _write_images(scene: Scene, out: Path, params: DownscaleParams, sizes: Sizes
     progress = Progress(f"downscale {scene.root.name}", len(sizes), "view")
     for done, (name, (used, lr)) in enumerate(sizes.items(), 1):
         for path, make in _outputs(name, out, scene.kind, params, used, lr):
-            _check_inside(path, out)
+            check_inside(path, out)
             if not (resume and path.is_file()):
                 write_png(path, make(scene.images.raw(name)))
         progress.update(done)
@@ -146,7 +148,7 @@ def _outputs(name: str, out: Path, kind: str, params: DownscaleParams, used: Siz
     ]
 
 
-def _check_apart(scene: Scene, out: Path) -> None:
+def check_apart(scene: Scene, out: Path) -> None:
     """The LR scene lies beside the HR scene, never in it or around it."""
     here, there = out.resolve(), scene.root.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
@@ -155,16 +157,16 @@ def _check_apart(scene: Scene, out: Path) -> None:
         )
 
 
-def _check_ours(out: Path, overwrite: bool) -> None:
-    """Refuse a folder with files that this tool did not write, before anything is written to it."""
+def check_ours(out: Path, overwrite: bool, marks: tuple[str, ...]) -> None:
+    """Refuse a folder with files and none of the tool's marks among them, before anything is written to it."""
     found = set(os.listdir(out)) - {LOCK_NAME} if out.is_dir() else set()
-    if found and not found & {STARTED, FILE_NAME} and not overwrite:
+    if found and not found & {*marks} and not overwrite:
         raise UserError(
             f"{out} holds {min(found)!r} and was not made by this tool; choose an empty folder, or --overwrite"
         )
 
 
-def _check_inside(path: Path, out: Path) -> None:
+def check_inside(path: Path, out: Path) -> None:
     if not path.parent.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{path} leads out of {out} through a link; remove the link")
 
@@ -183,22 +185,27 @@ def _is_made(plan: LRKernelFile, out: Path, sizes: Iterable[str]) -> bool:
 
 
 def _begin(plan: LRKernelFile, out: Path, overwrite: bool) -> bool:
-    """Mark the folder as ours and incomplete; True where an interrupted call of the same plan is continued.
+    facts = _facts(plan)
+    key = {"plan": [facts.kernel, facts.border, facts.scale, facts.rounding, facts.alpha, facts.hr_root], **facts.made}
+    return begin(out, key, overwrite, STARTED, FILE_NAME)
+
+
+def begin(out: Path, key: dict[str, Any], overwrite: bool, started_name: str, marker_name: str) -> bool:
+    """Mark the folder as ours and incomplete; True where an interrupted call of the same key is continued.
 
     Raises
     ------
     UserError : the folder holds another LR scene, and no --overwrite.
     """
-    facts = _facts(plan)
-    key = {"plan": [facts.kernel, facts.border, facts.scale, facts.rounding, facts.alpha, facts.hr_root], **facts.made}
-    started, marker = out / STARTED, out / FILE_NAME
+    started = out / started_name
     unfinished = read_json(started) if started.is_file() else None
-    if marker.is_file() and not overwrite:
+    if (out / marker_name).is_file() and not overwrite:
         raise UserError(
             f"{out} holds an LR scene made with other settings or from another source, or parts of it are missing; "
             "--overwrite makes it anew"
         )
-    marker.unlink(missing_ok=True)
+    for name in (FILE_NAME, DEGRADED):  # whichever tool made it before
+        (out / name).unlink(missing_ok=True)
     write_json(started, key)
     return unfinished == key
 

@@ -9,6 +9,7 @@ from scene.colmap import MODEL_FOLDERS
 PATTERNS = (
     "transforms*.json",
     "lr_kernel.json",
+    "degradation.json",
     "points3d.ply",
     *(f"{folder}/*.{kind}" for folder in MODEL_FOLDERS for kind in ("bin", "txt")),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from arguments.degrade import DegradeParams
 from arguments.downscale import DownscaleParams
 from arguments.evaluation import FrameQualityParams, TableParams
 from arguments.loading import CommonParams, ModelParams
@@ -52,6 +53,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     **{step.script: step.groups for step in STEPS.values()},
     "run.py": (RunParams, *(group for step in STEPS.values() for group in step.groups)),
     "scene.downscale": (DownscaleParams,),
+    "scene.degrade": (DegradeParams,),
     "scene.subset": (SubsetParams,),
     "evaluation.tables": (TableParams,),
     "evaluation.study": (StudyParams, ExecutorParams, StudyTableParams),

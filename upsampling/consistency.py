@@ -5,7 +5,7 @@ It needs no truth, so it finds frames that went wrong (wrong network for the dat
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from scene.alpha import premultiplied
+from scene.degradation_file import FILE_NAME as DEGRADED
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils.atomic import write_json
 from utils.errors import UserError
@@ -39,6 +40,33 @@ def consistency_db(kernel: LRKernel, hr: UInt8[np.ndarray, "H W c"], lr: UInt8[n
     return BEST_DB if mse < 10 ** (-BEST_DB / 10) else float(-10 * np.log10(mse))
 
 
+class ConsistencyErrors(NamedTuple):
+    """Root of the mean square and largest magnitude of A x - y, 0-1, and how many LR values they were taken over."""
+
+    rms: float
+    max: float
+    values: int
+
+
+def consistency_errors(
+    kernel: LRKernel, hr: UInt8[np.ndarray, "H W c"], lr: UInt8[np.ndarray, "h w c"]
+) -> ConsistencyErrors | None:
+    """How far the downscaled frame is from its LR view, premultiplied RGB in 0-1, where that view is not saturated.
+
+    An LR value of 0 or 255 only bounds A x, so it does not count. With alpha only LR pixels count whose whole HR
+    support has alpha 0 or 1; None where no value is left.
+    """
+    frame = torch.from_numpy(premultiplied(hr)).permute(2, 0, 1).double()
+    view = torch.from_numpy(premultiplied(lr)).permute(2, 0, 1).double()
+    counts = torch.from_numpy((lr[..., :3] > 0) & (lr[..., :3] < 255)).permute(2, 0, 1)
+    if frame.shape[0] == 4:
+        counts = counts & opaque_support_mask(kernel, frame[3]) & (view[3:] > 0)
+    errors = (kernel.down(frame[:3]) - view[:3])[counts]
+    if errors.numel() == 0:
+        return None
+    return ConsistencyErrors(float(errors.square().mean().sqrt()), float(errors.abs().max()), errors.numel())
+
+
 def projected(
     kernel: LRKernel, frame: Float[Tensor, "c H W"], lr: UInt8[np.ndarray, "h w c"]
 ) -> Float[Tensor, "c H W"]:
@@ -53,8 +81,16 @@ def projected(
     return torch.cat([kernel.project(x[:3], y[:3], mask), x[3:]]).float()
 
 
-def refuse_unknown(kernel: tuple[str, str] | None) -> None:
-    """Raise UserError where frames are to be projected and nothing says how the LR views were made."""
+def refuse_unknown(kernel: tuple[str, str] | None, root: Path | None = None) -> None:
+    """Raise UserError where frames are to be projected and nothing says how the LR views were made.
+
+    `root`: folder of the scene, where there is one; its views may be degraded, whatever --lr_kernel says.
+    """
+    if root is not None and (root / DEGRADED).is_file():
+        raise UserError(
+            f"--project: the LR views of {root} were degraded ({DEGRADED}: blur, noise, JPEG), and projecting onto "
+            "them would undo the upsampling; leave --project out"
+        )
     if kernel is None:
         raise UserError(
             "--project: no LR kernel is known; say with --lr_kernel how the LR views were made: bicubic, area or a "

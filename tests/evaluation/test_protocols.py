@@ -8,7 +8,18 @@ import pytest
 from evaluation.protocols import FIELDS, Protocol, first_difference, from_json, require_equal, view_set_hash
 from utils.errors import UserError
 
-BASE = Protocol(scene="lego", views=2, view_set="abc", resolution="800x800", background="white", scale=4.0, truth="t1")
+BASE = Protocol(
+    scene="lego",
+    views=2,
+    view_set="abc",
+    resolution="800x800",
+    background="white",
+    scale=4.0,
+    truth="t1",
+    clipiqa="five pairs",
+    dists="own size",
+    niqe="fitted",
+)
 OTHER = {
     str: lambda v: f"{v} not",
     int: lambda v: v + 1,
