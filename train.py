@@ -11,7 +11,7 @@ from utils.log import say
 
 
 def main() -> None:
-    common, model, pipeline, optimisation, training = parse("train")
+    common, model, pipeline, optimisation, training, guidance = parse("train")
     out = output_folder(model, training.frames)
     stop = StopRequest()
     if (out / LOCK_NAME).is_file() and not common.dry_run:
@@ -21,7 +21,7 @@ def main() -> None:
     from training.report import measurer
     from training.session import train
 
-    ply = train(Settings(common, model, pipeline, optimisation, training), out, stop, measurer)
+    ply = train(Settings(common, model, pipeline, optimisation, training, guidance), out, stop, measurer)
     if ply is not None:
         say(f"wrote {ply}")
         say_next("train", "render", str(out))

@@ -12,7 +12,7 @@ from arguments.flags import as_flags, make, parse_given
 from arguments.loading import CommonParams, ModelParams
 from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, check_step, file_settings, own_settings, read_config
 from arguments.training import TrainingParams
-from arguments.upsampling import SINGLE_IMAGE, UpsamplingParams
+from arguments.upsampling import UNALIGNED, UpsamplingParams
 from utils.errors import UserError
 from utils.plugins import imported
 
@@ -102,7 +102,7 @@ def _alone(upsampler: str) -> bool:
     `num_neighbours` itself."""
     if ":" in upsampler:
         return getattr(imported("--upsampler", upsampler), "num_neighbours", 1) == 0
-    return upsampler in SINGLE_IMAGE
+    return upsampler in UNALIGNED
 
 
 def needs_lr_model(train: Mapping[str, Any]) -> bool:

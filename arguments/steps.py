@@ -10,12 +10,14 @@ from typing import Any
 
 from arguments.evaluation import MetricsParams
 from arguments.flags import checked, make, opt, parse_given, read_toml
+from arguments.guidance import GuidanceParams
 from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.ordering import OrderingParams
 from arguments.paper_config import read_paper_config
+from arguments.priors import PriorParams
 from arguments.render import RenderParams
 from arguments.training import OptimizationParams, TrainingParams
-from arguments.upsampling import UpsamplingParams
+from arguments.upsampling import PRIORS, UpsamplingParams
 from utils.errors import UserError
 from utils.log import set_quiet
 from utils.plugins import imported
@@ -28,6 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
 # or two on a CPU; no opacity reset (a model of 3,000 steps does not recover from one).
 LR_MODEL: dict[str, Any] = {
     "frames": "none",
+    "sds": "",
     "init_points": "scene",
     "lambda_tex_final": -1.0,
     "iterations": 3000,
@@ -65,7 +68,7 @@ STEPS = {
     "lr_model": Step(
         "train.py",
         "Train a small model on the LR views alone, for its depth and for training to start from.",
-        (CommonParams, ModelParams, PipelineParams, OptimizationParams, TrainingParams),
+        (CommonParams, ModelParams, PipelineParams, OptimizationParams, TrainingParams, GuidanceParams),
         ("training", "gaussian_renderer", "submodules"),
     ),
     "geometry": Step(
@@ -77,13 +80,13 @@ STEPS = {
     "upsample": Step(
         "vsr_upsample.py",
         "Upsample the ordered LR views with a video or single-image network and write hr/.",
-        (CommonParams, ModelParams, UpsamplingParams),
+        (CommonParams, ModelParams, UpsamplingParams, PriorParams),
         ("upsampling",),
     ),
     "train": Step(
         "train.py",
         "Train 3D Gaussians on a scene, or on pseudo-HR frames under LR consistency.",
-        (CommonParams, ModelParams, PipelineParams, OptimizationParams, TrainingParams),
+        (CommonParams, ModelParams, PipelineParams, OptimizationParams, TrainingParams, GuidanceParams),
         ("training", "gaussian_renderer", "submodules"),
     ),
     "render": Step(
@@ -99,6 +102,11 @@ STEPS = {
         ("evaluation",),
     ),
 }
+
+
+def upsample_code(settings: UpsamplingParams) -> tuple[str, ...]:
+    """Packages whose code makes the frames."""
+    return STEPS["upsample"].code + (("priors",) if settings.upsampler in PRIORS else ())
 
 
 # Steps for depth: beside the sections that all share, their settings come from their own section alone, since

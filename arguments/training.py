@@ -13,7 +13,7 @@ NOT_NEGATIVE = (
     "depth_l1_weight_final",
 )
 OF_MCMC = ("noise_lr", "opacity_reg", "scale_reg")
-OF_ADC = ("abs_grad", "prune_screen_px")
+OF_ADC = ("abs_grad", "prune_screen_px", "densify_dropout")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class OptimizationParams:
     densify_from_iter: int = opt(500, "no densification up to this iteration")
     densify_until_iter: int = opt(15_000, "no densification from this iteration on")
     densify_grad_threshold: float = opt(0.0002, "mean screen-space gradient from which a Gaussian is densified")
+    densify_dropout: float = opt(
+        0.0,
+        "GaussianSR's dropout: each candidate is passed over with this probability, drawn anew in each densification",
+    )
     random_background: bool = opt(False, "a random background colour in each iteration")
     min_opacity: float = opt(0.005, "Gaussians fainter than this are pruned when densifying")
     prune_screen_px: float = opt(
@@ -106,7 +110,7 @@ class OptimizationParams:
             _at_least(self, name, 1)
         for name in NOT_NEGATIVE:
             _at_least(self, name, 0)
-        for name in ("lambda_dssim", "lambda_tex", "lambda_tex_anneal", "exposure_lr_delay_mult"):
+        for name in ("lambda_dssim", "lambda_tex", "lambda_tex_anneal", "exposure_lr_delay_mult", "densify_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: a number from 0 to 1 is expected")
         self._check_density()

@@ -8,7 +8,9 @@ from utils.plugins import check_name
 
 SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span", "spandrel")  # upsamplers to which other views say nothing
 PATH_ONLY = ("basicvsr_pp", "iconvsr", "psrt")  # video networks that take no graph
-UPSAMPLERS = ("basicvsr", *PATH_ONLY, *SINGLE_IMAGE)
+PRIORS = ("small", "ddnm", "ddnm_sd3", "ldm_sr", "sd_x4")  # diffusion priors: arguments/priors.py
+UNALIGNED = (*SINGLE_IMAGE, *PRIORS)  # to whom no view hands features
+UPSAMPLERS = ("basicvsr", *PATH_ONLY, *UNALIGNED)
 NEIGHBOUR_COSTS = ("angle",)
 
 
@@ -28,7 +30,8 @@ class UpsamplingParams:
     upsampler: str = opt(
         "basicvsr",
         "network (basicvsr, basicvsr_pp, iconvsr, psrt, rlfn, span), filter (bicubic, lanczos), spandrel (any network "
-        "that this package knows, of --weights FILE), or a callable MODULE:NAME",
+        "that this package knows, of --weights FILE), diffusion prior (small, ddnm, ddnm_sd3, ldm_sr, sd_x4; see "
+        "python -m priors list), or a callable MODULE:NAME",
     )
     sequences: str = opt("", "sequences.json; default: the one in the output folder", result=False)
     frames: str = opt("", "plain folder of frames to upsample instead of a scene, sorted by name", result=False)
@@ -111,7 +114,7 @@ class UpsamplingParams:
         if not 0 <= self.internal_threshold < float("inf"):
             raise UserError(f"--internal_threshold {self.internal_threshold}: a number from 0 is expected")
         self._check_internal_weight()
-        if self.upsampler in SINGLE_IMAGE or self.propagation == "none":
+        if self.upsampler in UNALIGNED or self.propagation == "none":
             refuse_both_orders(self.ensemble)
         if not self.max_memory >= 0:
             raise UserError(f"--max_memory {self.max_memory}: gigabytes, 0 or more, are expected")
@@ -122,7 +125,7 @@ class UpsamplingParams:
             raise UserError(f"--max_angle {self.max_angle}: degrees from 0 (automatic) to 180 are expected")
         if not 0 < self.occlusion_tolerance <= 1:
             raise UserError(f"--occlusion_tolerance {self.occlusion_tolerance}: more than 0, up to 1, is expected")
-        if self.propagation == "graph" and self.upsampler in SINGLE_IMAGE:
+        if self.propagation == "graph" and self.upsampler in UNALIGNED:
             raise UserError(f"--propagation graph: {self.upsampler} makes every frame alone; leave it out")
         if self.propagation == "graph" and self.upsampler in PATH_ONLY:
             raise UserError(f"--propagation graph: {self.upsampler} propagates along a path only; leave it out")

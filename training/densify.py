@@ -34,7 +34,7 @@ def densification(
     ----------
     extent : radius of the scene [world units].
     prune_large : also prune what is large in the world (and on screen where `prune_screen_px` is set).
-    noise : CPU generator that places the children of a split.
+    noise : CPU generator that chooses whom dropout passes over, and places the children of a split.
 
     Notes
     -----
@@ -42,8 +42,10 @@ def densification(
     new rows is that of the original code: kept, clones, first children, second children.
     The original clears the screen radii before it looks at them, so its 20 px rule never prunes
     (graphdeco-inria/gaussian-splatting issues 123, 544); `prune_screen_px` = 0 keeps that, 20 is the paper's text.
+    `densify_dropout`: Hu et al., "GaussianSR", 2024: candidates that it passes over stay as they are; whom is pruned
+    does not depend on it. 0 draws nothing, so that runs without it are what they were.
     """
-    clone, split = _selected(state, settings, extent)
+    clone, split = _selected(state, settings, extent, noise)
     stay = (~split).nonzero()[:, 0]
     cloned, parents = clone.nonzero()[:, 0], split.nonzero()[:, 0]
     source = torch.cat([stay, cloned, parents, parents])  # [N + clones + S] rows, S of them given up
@@ -70,11 +72,15 @@ def densification(
 
 
 def _selected(
-    state: TrainState, settings: OptimizationParams, extent: float
+    state: TrainState, settings: OptimizationParams, extent: float, noise: torch.Generator
 ) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " N"]]:
     """Which Gaussians are cloned and which are split."""
     gradient = torch.where(state.view_count > 0, state.grad_norm_sum / state.view_count, 0.0)
     hot = gradient >= settings.densify_grad_threshold
+    if settings.densify_dropout > 0:
+        candidates = hot.nonzero()[:, 0]
+        passed_over = torch.rand(len(candidates), generator=noise) < settings.densify_dropout
+        hot[candidates[passed_over.to(hot.device)]] = False
     if settings.max_gaussians:  # each clone or split adds one
         budget = max(settings.max_gaussians - state.gaussians.num, 0)
         order = torch.sort(gradient, descending=True, stable=True).indices

@@ -129,6 +129,11 @@ class AutogradEngine:
             terms = replace(terms, loss=terms.loss + step.depth_weight * depth_l1, depth_l1=depth_l1)
         if not terms.finite or not step.looks_back:
             return lambda: terms
+        if step.guide is not None:
+            gradient, size = step.guide(output.color.detach())
+            loss, terms = loss + (gradient * output.color).sum(), replace(terms, sds=float(size))
+            if not terms.finite:
+                return lambda: terms
         loss.backward()
         with torch.no_grad():
             if step.statistics:

@@ -16,6 +16,7 @@ from diff_gaussian_rasterization.fused import (
     Statistics,
     Taps,
     Workspace,
+    render,
     train_step,
 )
 from jaxtyping import Float
@@ -69,9 +70,14 @@ class FusedEngine:
         statistics = Statistics(count=state.view_count, max_radius=state.max_radius, **norms)
         updates = bool(step.learning_rates)
         own = _held_back(state, step)
+        camera, parameters = self._camera(view, step), list(state.parameters().values())
+        drawn, gradient, size = None, None, None
+        if step.guide is not None and step.looks_back:
+            drawn = render(camera, parameters, filter_3d=state.filter_3d, workspace=self.workspace)
+            gradient, size = step.guide(drawn.image)
         result = train_step(
-            self._camera(view, step),
-            list(state.parameters().values()),
+            camera,
+            parameters,
             exp_avg=[own.get(name, state.exp_avg[name]) for name in FIELDS],
             exp_avg_sq=[torch.zeros_like(own[name]) if name in own else state.exp_avg_sq[name] for name in FIELDS],
             learning_rates=_rates(state, step, own) if updates else None,
@@ -79,6 +85,8 @@ class FusedEngine:
             betas=BETAS,
             eps=EPS,
             losses=list(losses.values()),
+            grad_image=gradient,
+            rendered=drawn,
             filter_3d=state.filter_3d,
             sparse=step.visible_only,
             stats=statistics if step.statistics else None,
@@ -88,16 +96,18 @@ class FusedEngine:
             state.steps[name] += 1
         _regularised(state, step, own, result.radii)
         weights = {name: loss.weight for name, loss in losses.items()}
-        return partial(self._terms, weights, Reading(result.report))
+        report = result.report if size is None else torch.cat([size.double()[None], result.report])
+        return partial(self._terms, weights, Reading(report), size is not None)
 
-    def _terms(self, weights: dict[str, float], report: Reading) -> Terms:
-        """Of a step: l1, ssim and loss of each term, then the number of Gaussians left out."""
+    def _terms(self, weights: dict[str, float], report: Reading, guided: bool) -> Terms:
+        """Of a step: size of the guidance, l1, ssim and loss of each term, then the number of Gaussians left out."""
         values = report.values()
+        sds = values.pop(0) if guided else None
         self.culled = int(values[-1])
         found = {name: values[3 * k : 3 * k + 3] for k, name in enumerate(weights)}
         parts = {f"{name}l1": value[0] for name, value in found.items()}
         parts |= {f"{name}ssim": value[1] for name, value in found.items()}
-        return Terms(sum(weights[name] * value[2] for name, value in found.items()), **parts)
+        return Terms(sum(weights[name] * value[2] for name, value in found.items()), **parts, sds=sds)
 
     def _camera(self, view: View, step: Step) -> RasterCamera:
         camera = view.camera

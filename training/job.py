@@ -1,11 +1,12 @@
 """A run whose inputs are loaded and checked, and how its settings name them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arguments import flags
+from arguments.guidance import GuidanceParams
 from arguments.loading import CommonParams, ModelParams, PipelineParams
 from arguments.steps import STEPS
 from arguments.training import OptimizationParams, TrainingParams
@@ -15,6 +16,7 @@ from scene.gaussians import Gaussians
 from training import mcmc
 from training.depth import depth_path
 from training.engines import choose, instruction_set, render_options
+from training.guidance import load_guidance, prior_files
 from training.start import LR_MODEL, initial_gaussians, start_file
 from training.state import TrainState
 from training.trainer import BLACK, WHITE, Generators, Trainer, World
@@ -26,18 +28,25 @@ from utils.provenance import hash_code, hash_files
 
 @dataclass(frozen=True)
 class Settings:
-    """The step's five groups, in the order of arguments.steps."""
+    """The step's groups, in the order of arguments.steps."""
 
     common: CommonParams
     model: ModelParams
     pipeline: PipelineParams
     optimisation: OptimizationParams
     training: TrainingParams
+    guidance: GuidanceParams = field(default_factory=GuidanceParams)
 
     @property
     def results(self) -> dict[str, Any]:
         """Every setting that changes the result."""
-        return flags.settings(self.common, self.model, self.pipeline, self.optimisation, self.training)
+        groups = (self.common, self.model, self.pipeline, self.optimisation, self.training, self.guidance)
+        return flags.settings(*groups)
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """Packages whose code makes the result."""
+        return STEPS["train"].code + (("priors",) if self.guidance.sds else ())
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,8 @@ class Job:
         engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad, self.extended)
         state = TrainState.start(self.gaussians())
         generators = Generators.seeded(settings.common.seed)
-        return Trainer(self.views, engine, state, settings.optimisation, world, generators)
+        guidance = load_guidance(settings.guidance, settings.common.seed, self.device)
+        return Trainer(self.views, engine, state, settings.optimisation, world, generators, guidance)
 
     def inputs(self) -> dict[str, list[Path]]:
         """Files that the result is made from, by group."""
@@ -96,6 +106,7 @@ class Job:
         groups["depths"] = [depth_path(Path(training.depths), n) for n in names if training.depths]
         ply = start_file(training, self.out)
         groups["init_ply"] = [ply] if ply else []
+        groups["prior"] = prior_files(self.settings.guidance)
         return groups
 
     def fingerprint(self) -> dict[str, Any]:
@@ -104,7 +115,7 @@ class Job:
         facts = {"seed": self.settings.common.seed, "device": self.device.split(":")[0]}
         facts |= {
             "instruction set": instruction_set(self.settings.pipeline, self.device),
-            "code": hash_code(STEPS["train"].code),
+            "code": hash_code(self.settings.code),
         }
         found: dict[str, Any] = json.loads(json.dumps({"settings": self.settings.results} | hashes | facts))
         return found

@@ -43,7 +43,8 @@ class Terms:
     Attributes
     ----------
     loss : the weighted sum. l1, ssim : of the HR term, see `similarity_terms`. lr_l1, lr_ssim : of the LR term.
-    depth_l1 : of the depth regulariser (training/depth.py), which engines add.
+    depth_l1 : of the depth regulariser (training/depth.py), which engines add. sds : of a prior's guidance
+        (training/guidance.py), which is a gradient: it is no part of `loss`.
     """
 
     loss: float
@@ -52,6 +53,7 @@ class Terms:
     lr_l1: float | None = None
     lr_ssim: float | None = None
     depth_l1: float | None = None
+    sds: float | None = None
 
     @property
     def finite(self) -> bool:

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from arguments.cfg_args import write_cfg_args
 from arguments.loading import PipelineParams
-from arguments.steps import STEPS
 from arguments.training import TrainingParams
 from gaussian_renderer.backends import device_for
 from scene import Scene, open_scene
 from scene.hull import hull_points
 from scene.points import random_points
 from scene.trained_model import ply_path
-from training import held_out, loop
+from training import guidance, held_out, loop
 from training.checkpoint import Checkpoints, check_fingerprint, load
 from training.dry_run import describe
 from training.estimate import estimate, megabytes
@@ -61,7 +60,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
         trainer = job.trainer()
         describe(trainer, estimate(job.views, trainer.state.gaussians, optimisation.max_gaussians), out)
         return None
-    inputs, code = job.inputs(), STEPS["train"].code
+    inputs, code = job.inputs(), settings.code
     replaceable = common.overwrite or record.read_record(out, "train") is not None
     with record.step(out, "train", settings.results, inputs, code, common) as run:
         if run.up_to_date:
@@ -106,6 +105,7 @@ def open_job(settings: Settings, out: Path) -> Job:
     compared = replace(optimisation, lambda_tex=0.5) if training.choose_lambda else optimisation
     views = training_views(scene, frames, model, compared, training.scale, device, confidence)
     views = with_depths(views, training.depths, optimisation)
+    guidance.check(settings.guidance, views.lr is not None)
     job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
     if 0 < optimisation.max_gaussians < training.init_gaussians:
         raise UserError(f"--init_gaussians {training.init_gaussians}: more than --max_gaussians allows")

@@ -1,10 +1,17 @@
 """What one optimisation step uses beside the images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
 
 from training.mcmc import Regularisers
 from training.objective import Weights
 from training.views import Background
+
+# A render -> the gradient of one more term of the objective by it, and what that term came to, float32 []
+Guide = Callable[[Float[Tensor, "3 H W"]], tuple[Float[Tensor, "3 H W"], Float[Tensor, ""]]]
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class Step:
     absolute : the statistic is the norm of the sums over pixels of absolute gradients.
     exposure_rate : learning rate of the views' exposures; 0 = they rest. depth_weight : of the depth regulariser.
     regularisers : terms of the loss that do not depend on the view; None = there are none.
+    guide : gives a gradient by the render, beside the losses'; None = there is none.
     """
 
     background: Background
@@ -32,6 +40,7 @@ class Step:
     exposure_rate: float = 0.0
     depth_weight: float = 0.0
     regularisers: Regularisers | None = None
+    guide: Guide | None = None
 
     @property
     def looks_back(self) -> bool:

@@ -22,6 +22,7 @@ from training.densify import densification, opacity_reset
 from training.engines import Engine
 from training.exposure import PREFIX as EXPOSURE
 from training.exposure import Exposures
+from training.guidance import Guidance
 from training.mcmc import Regularisers
 from training.morton import reordered
 from training.objective import Outcome, Terms, Weights
@@ -104,6 +105,7 @@ class Trainer:
 
     Attributes
     ----------
+    guidance : of a prior, which pulls on renders; None = there is none.
     iteration : finished iterations.
     smoothed_loss : exponential mean of the loss.
     skipped : iterations whose view was left out because it gave NaN or Inf.
@@ -118,6 +120,7 @@ class Trainer:
     settings: OptimizationParams
     world: World
     generators: Generators
+    guidance: Guidance | None = None
     iteration: int = 0
     smoothed_loss: float = 0.0
     skipped: set[int] = field(default_factory=set)
@@ -222,6 +225,7 @@ class Trainer:
         return schedules.sh_degree(iteration, self.settings.sh_interval, self.world.sh_degree)
 
     def _optimise(self, now: int, background: Background) -> Iteration:
+        view, targets = self.views.views[self.view], self.views.targets(self.view, background)
         step = Step(
             background=background,
             sh_degree=self.degree(now),
@@ -233,9 +237,9 @@ class Trainer:
             exposure_rate=schedules.exposure_rate(self.settings, now),
             depth_weight=schedules.depth_weight(self.settings, now),
             regularisers=self._regularisers(),
+            guide=None if self.guidance is None else self.guidance.guide(now, view, targets),
         )
-        targets = self.views.targets(self.view, background)
-        outcome = self.engine.step(self.state, self.views.views[self.view], targets, step)
+        outcome = self.engine.step(self.state, view, targets, step)
         names, sums = self.state.sums()
         made = Iteration(now, self.view, outcome, names, Reading(sums))
         self.pending.append(made)

@@ -222,7 +222,7 @@ def test_a_configuration_may_speak_to_one_method(tmp_path):
     for method, more, value in (("seqsplat", [], 0.5), ("sequence_matters", [], 0.4), ("sequence_matters", [0.3], 0.3)):
         flags = ["--method", method, *(f"--lambda_tex={x}" for x in more)]
         (train,) = (c for c in plan([*words, *flags]) if c.step == "train")
-        *_, optimisation, training = parse("train", train.arguments)
+        *_, optimisation, training, _ = parse("train", train.arguments)
         assert (optimisation.lambda_tex, training.scale) == (value, 2)
 
 
@@ -245,7 +245,8 @@ def test_the_model_of_the_lr_views_has_settings_of_its_own(tmp_path):
     steps = ["--steps", "lr_model", "geometry", "upsample", "render"]
     commands = {c.step: c for c in plan(["-s", "scene", "-m", "out", "--config", str(config), *words, *steps])}
     values = {name: parse(name, command.arguments) for name, command in commands.items()}
-    common, model, pipeline, optimisation, training = values["lr_model"]
+    common, model, pipeline, optimisation, training, guidance = values["lr_model"]
+    assert guidance.sds == ""
     assert (common.threads, model.model_path, model.sh_degree) == (3, "out/lr_model", 1)
     assert (optimisation.iterations, optimisation.max_gaussians, optimisation.lambda_tex) == (3000, 77, 0.6)
     assert (training.frames, training.init_points, pipeline.antialiasing) == ("none", "scene", False)

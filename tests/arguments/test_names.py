@@ -7,9 +7,10 @@ import pytest
 import ordering.paths
 from arguments.ordering import COSTS, ORDERINGS
 from arguments.pipeline import plan
-from arguments.upsampling import NEIGHBOUR_COSTS, UPSAMPLERS, UpsamplingParams
+from arguments.upsampling import NEIGHBOUR_COSTS, PRIORS, UPSAMPLERS, UpsamplingParams
 from evaluation.study import __main__ as study
 from ordering import costs
+from priors.samplers import SAMPLERS
 from upsampling import neighbours, registry
 from utils.errors import UserError
 
@@ -40,7 +41,8 @@ def steps(*words: str) -> list[str]:
 
 
 def test_settings_and_registries_have_the_same_names():
-    assert set(UPSAMPLERS) == set(registry.NETWORKS)
+    assert set(UPSAMPLERS) == {*registry.NETWORKS, *SAMPLERS}
+    assert set(PRIORS) == set(SAMPLERS)
     assert set(NEIGHBOUR_COSTS) <= set(neighbours.NEIGHBOUR_COSTS)  # tests may have registered one of theirs
     assert set(ORDERINGS) == set(ordering.paths.ORDERINGS)
     assert set(COSTS) == set(costs.COSTS)

@@ -105,7 +105,7 @@ def test_variants_are_what_their_names_say(variant):
     assert (f"--ordering={'greedy' if variant in ('video', 'seqsplat') else 'file'}" in order) is True
     assert ("--flow=learned" in upsample) is (variant == "video")
     assert ("geometry" in commands) is (variant == "seqsplat")
-    *_, optimisation, training = parse("train", tuple(train))
+    *_, optimisation, training, _ = parse("train", tuple(train))
     ours = variant == "seqsplat"
     assert (training.init_points == "lr_model") is ours
     assert (optimisation.lambda_tex_final >= 0) is ours

@@ -108,6 +108,42 @@ def test_the_cap_keeps_those_with_the_largest_gradient():
     assert torch.equal(state.gaussians.means[50:], means)
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_dropout_passes_over_its_share_of_the_candidates_and_touches_nothing_else(small):
+    state = random_state(4000)
+    state.gaussians.logit_opacities[:] = 1.0
+    state.gaussians.log_scales[:] = -9.0 if small else 0.0  # all are cloned, or all split
+    state.view_count[:] = 1.0
+    settings = OptimizationParams(densify_grad_threshold=0.7, densify_dropout=0.7)
+    hot = state.grad_norm_sum >= 0.7
+    before, n = state.tensors(), int(hot.sum())
+    before = {name: value.clone() for name, value in before.items()}
+    change = densification(state, settings, EXTENT, False, torch.Generator().manual_seed(3))
+    apply(state, change)
+    chosen = state.gaussians.num - 4000  # n + k: each clone or split adds one
+    assert 500 < n < 3500
+    assert abs(chosen - 0.3 * n) < 4 * math.sqrt(n * 0.3 * 0.7)
+    kept = 4000 if small else 4000 - chosen
+    rows = change.source[:kept]
+    assert hot[torch.tensor(sorted({*range(4000)} - {*rows.tolist()}), dtype=torch.long)].all()  # split ones were hot
+    for name, value in state.tensors().items():
+        if not name.startswith("stat."):
+            assert torch.equal(value[:kept], before[name][rows]), name
+    assert hot[change.source[kept:]].all()
+
+
+def test_no_dropout_is_what_it_was():
+    states, draws = [random_state(300), random_state(300)], [torch.Generator().manual_seed(1) for _ in range(2)]
+    for state, draw, more in zip(states, draws, ({}, {"densify_dropout": 0.0}), strict=True):
+        apply(state, densification(state, OptimizationParams(densify_grad_threshold=0.5, **more), EXTENT, True, draw))
+    assert all(torch.equal(value, states[1].tensors()[name]) for name, value in states[0].tensors().items())
+    assert torch.equal(draws[0].get_state(), draws[1].get_state())
+    nothing = OptimizationParams(densify_grad_threshold=0.5, densify_dropout=1.0)
+    count = states[0].gaussians.num
+    apply(states[0], densification(states[0], nothing, EXTENT, False, draws[0]))
+    assert states[0].gaussians.num <= count
+
+
 def test_opacity_reset_lowers_and_forgets():
     state = random_state(30)
     before = state.gaussians.opacities.clone()

@@ -1,0 +1,60 @@
+"""Settings of diffusion priors as upsamplers. A value that is left at "" or below 0 is the prior's own."""
+
+from dataclasses import dataclass
+
+from arguments.flags import opt
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class PriorParams:
+    """How a diffusion prior makes HR frames"""
+
+    model: str = opt(
+        "",
+        "of --upsampler: small: the file that python -m priors.train_sr wrote; else a local folder in diffusers' layout"
+        " or an id of the hub; default: the published model",
+    )
+    prior_steps: int = opt(0, "steps of a walk from noise to an image; 0 = the prior's own number")
+    prior_eta: float = opt(-1.0, "fresh noise in each step, 0-1; -1 = the prior's own")
+    prior_samples: int = opt(1, "walks a frame, whose mean it is")
+    prior_noise: str = opt(
+        "shared",
+        "shared: all frames start from the same noise, so that neighbours get like details; own: each from its own",
+        choices=("shared", "own"),
+    )
+    prior_tile: int = opt(0, "side of the tiles that the network sees, px of the frame; 0 = as in its training")
+    project_lr: str = opt(
+        "auto",
+        "say what the LR view says: hard: in each step and at the end, exactly; soft: up to half a grey level, which"
+        " 8-bit LR views leave open; off; auto = hard where it is known how the LR views were made",
+        choices=("auto", "hard", "soft", "off"),
+    )
+    prompt: str = opt("", "text of a prior that takes one")
+    negative_prompt: str = opt("", "what is not wanted")
+    guidance_scale: float = opt(-1.0, "of classifier-free guidance, 1 = none")
+    texts: str = opt("", "file that keeps the embeddings of the texts: later runs need no text encoder", result=False)
+    noise_level: float = opt(-1.0, "sd_x4: noise that is put onto the LR view, 0-350")
+    ddnm_lambda: float = opt(0.8, "ddnm_sd3: what the prior adds to the LR view, 0-1")
+    noising_steps: int = opt(15, "diffusehigh: of the walk's steps the last so many are taken at each size")
+    dwt_steps: int = opt(5, "diffusehigh: steps in which the low band is the LR view's; 0 = none")
+    dwt_level: int = opt(1, "diffusehigh: levels of the wavelet transform")
+    dwt_wave: str = opt("db4", "diffusehigh: wavelet")
+    dwt_mode: str = opt("symmetric", "diffusehigh: border of the transform: symmetric, periodization")
+    sharpening_alpha: float = opt(1.0, "diffusehigh: strength of the sharpening before each size; 0 = none")
+
+    def __post_init__(self) -> None:
+        for name, low in (("prior_steps", 0), ("prior_samples", 1), ("prior_tile", 0), ("noising_steps", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"--{name} {getattr(self, name)}: {low} or more is expected")
+        for name, low in (("dwt_steps", 0), ("dwt_level", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"--{name} {getattr(self, name)}: {low} or more is expected")
+        if not (self.prior_eta == -1 or 0 <= self.prior_eta <= 1):
+            raise UserError(f"--prior_eta {self.prior_eta}: a number from 0 to 1, or -1, is expected")
+        for name in ("ddnm_lambda", "sharpening_alpha"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: a number from 0 is expected")
+        for name in ("guidance_scale", "noise_level"):
+            if not (getattr(self, name) == -1 or 0 <= getattr(self, name) < float("inf")):
+                raise UserError(f"--{name} {getattr(self, name)}: a number from 0, or -1, is expected")

@@ -1,0 +1,146 @@
+"""Guidance by a prior: its gradient by the definition, alike with every engine, kept by a resume, refused in a line."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from arguments.guidance import GuidanceParams
+from priors.interfaces import Cond
+from priors.processes import VP
+from priors.spaces import PixelSpace
+from scene import load_scene
+from tests.training_factory import SCALE, settings, whole_and_resumed, write_scene
+from training.guidance import Guidance, check
+from training.job import Job
+from training.trainer import Trainer
+from training.views import training_views
+from utils import rng
+from utils.errors import UserError
+
+LEVELS = VP.linear(1000, 1e-4, 2e-2)
+
+
+@dataclass(eq=False)
+class Grey:
+    """A prior that believes in grey images, a little brighter than the LR view."""
+
+    process = LEVELS
+    space = PixelSpace()
+
+    def x0(self, x_t: torch.Tensor, t: float, cond: Cond) -> torch.Tensor:
+        assert cond.lr is not None
+        assert cond.lr.shape[1] == 3
+        return torch.zeros_like(x_t) + cond.lr.mean()
+
+
+@pytest.fixture(scope="module")
+def scene_root(tmp_path_factory):
+    return write_scene(tmp_path_factory.mktemp("scene"))
+
+
+def guidance(**flags: object) -> Guidance:
+    return Guidance.of(Grey(), 3, GuidanceParams(sds="small", **flags), seed=0)  # type: ignore[arg-type]
+
+
+def trainer(root, rasterizer="native", guide: Guidance | None = None, **optimisation) -> Trainer:
+    given = settings(root, rasterizer, **optimisation)
+    scene = load_scene(root / "lr")
+    views = training_views(scene, root / "out" / "hr", given.model, given.optimisation, 0, "cpu")
+    made = Job(given, root / "out", scene, views, root / "out" / "hr", "cpu").trainer()
+    made.guidance = guide
+    return made
+
+
+def pulled(run: Trainer, guide: Guidance, image: torch.Tensor, iteration: int = 4):
+    name, view = next(iter(run.views.views.items()))
+    targets = run.views.targets(name, (0.2, 0.4, 0.6))
+    pull = guide.guide(iteration, view, targets)
+    assert pull is not None
+    return pull(image), view, targets
+
+
+def test_the_gradient_is_the_definition(scene_root):
+    run, guide = trainer(scene_root), guidance(sds_lambda=0.7)
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    (gradient, size), _, targets = pulled(run, guide, image)
+    draws = rng.generator(0, "sds", 4)
+    t = guide.sds.times[guide.sds.draw_level(4, draws)]
+    a, _, s = LEVELS.coefficients(t)
+    weight = s**2 / (a**2 + s**2)
+    expected = weight * a / s * (2 * image - 1 - targets.lr.mean()) * 2  # the space is twice the image
+    torch.testing.assert_close(gradient, 0.7 * expected / image.numel(), rtol=1e-5, atol=1e-9)
+    assert float(size) == pytest.approx(float(expected.square().mean().sqrt()), rel=1e-5)
+
+
+def test_a_crop_pulls_on_its_part_alone(scene_root):
+    run, guide = trainer(scene_root), guidance(sds_crop=16)
+    (gradient, _), _, _ = pulled(run, guide, torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    rows, columns = (gradient.abs().sum((0, axis)).nonzero()[:, 0] for axis in (2, 1))
+    assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (16, 16)
+    assert int(rows.min()) % SCALE == int(columns.min()) % SCALE == 0
+
+
+def test_projected_guidance_leaves_the_lr_view_alone(scene_root):
+    run = trainer(scene_root)
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    name, view = next(iter(run.views.views.items()))
+    lr = run.views.targets(name, (0.2, 0.4, 0.6)).lr
+    agrees = view.kernel.project(image, lr)
+    for project, bound in ((True, 1e-8), (False, None)):
+        (gradient, _), _, _ = pulled(run, guidance(sds_project=project), agrees)
+        seen = view.kernel.down(gradient).abs().max()
+        assert gradient.abs().max() > 1e-5
+        assert seen < bound if bound else seen > 1e-5
+
+
+def test_draws_depend_on_the_iteration_alone(scene_root):
+    run, guide = trainer(scene_root), guidance(sds_every=2)
+    image = torch.full((3, 32, 32), 0.9)
+    first = [pulled(run, guide, image, i)[0][0] for i in (2, 4)]
+    again = [pulled(run, guide, image, i)[0][0] for i in (4, 2)]
+    assert torch.equal(first[0], again[1])
+    assert torch.equal(first[1], again[0])
+    assert not torch.equal(first[0], first[1])
+    name, view = next(iter(run.views.views.items()))
+    assert guide.guide(3, view, run.views.targets(name, (0.0, 0.0, 0.0))) is None
+
+
+def test_engines_agree(scene_root):
+    guide = guidance(sds_lambda=3.0, sds_every=2)
+    options = {"densify_from_iter": 1000}
+    runs = [trainer(scene_root, name, guide, **options) for name in ("native", "reference")]
+    plain = trainer(scene_root, "native", None, **options)
+    for i in range(1, 5):
+        a, b, c = (run.step() for run in (*runs, plain))
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+        sizes = [terms.sds for terms in (a, b) if terms.sds is not None]
+        assert len(sizes) == (2 if i % 2 == 0 else 0)
+        assert sizes[:1] == pytest.approx(sizes[1:], rel=1e-4)
+        assert c.sds is None
+    for name, value in runs[0].state.parameters().items():
+        if name == "quats":  # of spheres: no gradient but rounding noise, of which Adam makes full steps
+            continue
+        other, without = (run.state.parameters()[name] for run in (runs[1], plain))
+        # Adam turns a gradient that is rounding noise into a full step, so a few entries may differ
+        assert ((value - other).abs() > 1e-3 * other.abs().clamp(min=0.1)).float().mean() < 0.01, name
+        assert name == "shN" or not torch.equal(value, without), name
+
+
+def test_a_resumed_run_ends_with_the_same_bits(scene_root, tmp_path):
+    guide = guidance(sds_lambda=1.0, sds_crop=16, sds_anneal=1, sds_project=True)
+    whole, resumed, _ = whole_and_resumed(lambda: trainer(scene_root, "native", guide), tmp_path)
+    state = resumed.state.tensors()
+    assert all(torch.equal(value, state[name]) for name, value in whole.state.tensors().items())
+
+
+def test_what_cannot_be_is_refused():
+    check(GuidanceParams(), False)
+    with pytest.raises(UserError, match="--sds small: the prior is told the LR views, and none are used"):
+        check(GuidanceParams(sds="small"), False)
+    with pytest.raises(UserError, match="--sds_lambda: there is no guidance without --sds NAME"):
+        GuidanceParams(sds_lambda=0.5)
+    for wrong in ({"sds_every": 0}, {"sds_crop": -1}, {"sds_tmin": 980}, {"sds_tmax": 1000}, {"sds_lambda": -1.0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            GuidanceParams(sds="small", **wrong)
+    assert replace(GuidanceParams(sds="small"), sds_crop=64).sds_crop == 64

@@ -1,0 +1,116 @@
+"""A prior's pull on renders, beside the losses of the views: GaussianSR (Hu et al. 2024) and its kin.
+
+In each guided iteration the render of the view, or a random part of it, is noised to a drawn level, the prior says what
+is clean, and the difference is a gradient on the render (`priors.sds`). The prior is told the LR view on the background
+of the iteration, and that view enlarged. Draws depend on seed and iteration alone, so that a run goes on as it was.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments.guidance import GuidanceParams
+from priors.enlarge import enlarged
+from priors.hooks import ProjectLR
+from priors.interfaces import Cond, ScorePrior
+from priors.sds import SDSGuidance
+from training.step import Guide
+from training.views import Targets, View
+from utils import rng
+from utils.errors import UserError
+
+LEVELS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Guidance:
+    """Score distillation by one prior.
+
+    Parameters
+    ----------
+    sds : times, annealing and crop; its hooks are set for each view.
+    frames : LR views that the prior is told; where it wants several, all are the view itself.
+    weight : of the gradient, which is a mean over what the prior sees. every : iterations between two guided ones.
+    project : whether clean estimates are moved onto the LR view.
+    """
+
+    sds: SDSGuidance
+    frames: int
+    weight: float
+    every: int
+    project: bool
+    seed: int
+
+    @classmethod
+    def of(cls, prior: ScorePrior, frames: int, settings: GuidanceParams, seed: int) -> "Guidance":
+        """Guidance as the flags say."""
+        levels = (settings.sds_tmin, settings.sds_tmax, LEVELS, settings.sds_anneal)
+        sds = SDSGuidance(prior, *levels, crop=settings.sds_crop)
+        return cls(sds, frames, settings.sds_lambda, settings.sds_every, settings.sds_project, seed)
+
+    def guide(self, iteration: int, view: View, targets: Targets) -> Guide | None:
+        """What pulls on the render of `view` in this iteration; None where nothing does."""
+        if iteration % self.every or not self.weight:
+            return None
+        assert targets.lr is not None, "see `check`"
+        assert view.kernel is not None, "an LR target comes with its kernel"
+        sds, lr = self.sds, targets.lr[None]
+        hooks = (ProjectLR(view.kernel),) if self.project else ()
+        cond = Cond(
+            lr[:, None].expand(-1, self.frames, -1, -1, -1), enlarged(lr, view.camera.width, view.camera.height)
+        )
+        draws = rng.generator(self.seed, "sds", iteration)
+
+        def pull(image: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, ""]]:
+            with torch.enable_grad():
+                leaf = image.detach()[None].requires_grad_()
+                (gradient,) = torch.autograd.grad(
+                    sds.loss(leaf, cond, iteration, draws, [view.camera.name], hooks), leaf
+                )
+            _, _, height, width = gradient.shape
+            seen = min(sds.crop or height, height) * min(sds.crop or width, width)
+            size = (gradient.square().sum() / (3 * seen)).sqrt()
+            return (gradient[0] * (self.weight / (3 * seen))).contiguous(), size
+
+        return pull
+
+
+def check(settings: GuidanceParams, uses_lr: bool) -> None:
+    """Refuse guidance where there is nothing to tell the prior.
+
+    Raises
+    ------
+    UserError : no LR views take part in the objective.
+    """
+    if settings.sds and not uses_lr:
+        raise UserError(
+            f"--sds {settings.sds}: the prior is told the LR views, and none are used; train at the HR size with "
+            "frames or --scale, and with --lambda_tex below 1"
+        )
+
+
+def load_guidance(settings: GuidanceParams, seed: int, device: str) -> Guidance | None:
+    """The guidance that --sds names; None without it.
+
+    Raises
+    ------
+    UserError : an unknown name, or its model is not there.
+    """
+    if not settings.sds:
+        return None
+    from priors.samplers import load_guiding
+
+    maker = load_guiding(settings.sds, settings.sds_model, device)
+    return Guidance.of(maker.prior, maker.frames, settings, seed)
+
+
+def prior_files(settings: GuidanceParams) -> list[Path]:
+    """Files of --sds_model as inputs of the step."""
+    if not settings.sds:
+        return []
+    from priors.samplers import model_files
+
+    return model_files(settings.sds_model)
