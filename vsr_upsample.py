@@ -6,7 +6,7 @@ from pathlib import Path
 
 from arguments.flags import settings
 from arguments.next_step import say_next
-from arguments.steps import STEPS, parse
+from arguments.steps import parse, upsample_code
 from utils import errors, record
 from utils.errors import UserError
 from utils.log import say
@@ -15,10 +15,10 @@ SCENE_SETTINGS = ("images", "eval", "resolution", "allow_missing", "lr_kernel")
 
 
 def main() -> None:
-    common, model, flags = parse("upsample")
+    common, model, flags, prior = parse("upsample")
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
-    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run
+    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run, weight_files
     from upsampling.precision import precision
     from upsampling.sources import folder_source, scene_source
     from utils.compute import choose_device, device_facts, set_threads, use_device, use_fixed_order
@@ -32,23 +32,23 @@ def main() -> None:
         source = scene_source(model, flags, out, common.compat)
     refuse_inside(folder, flags.frames or model.source_path, source.hr_root, flags.internal)
     weights, device = resolve_weights(flags), choose_device(common.device)
-    inputs = {**source.inputs, **internal_inputs(flags, source), "weights": [weights.path] if weights else []}
+    inputs = {**source.inputs, **internal_inputs(flags, source), "weights": weight_files(flags, weights, prior)}
+    net = partial(load, flags, weights, device, common.seed, prior, source.exact_kernel)
     set_threads(common.threads)
     if flags.deterministic and device.type == "cuda":
         use_fixed_order()
     use_device(device)
     if common.dry_run:
-        say(describe(Job(load(flags, weights, device, common.seed), flags, source, folder, device=device)))
+        say(describe(Job(net(), flags, source, folder, device=device)))
         return
-    kept = {k: v for k, v in settings(common, model, flags).items() if k not in settings(model)}
+    kept = {k: v for k, v in settings(common, model, flags, prior).items() if k not in settings(model)}
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
     kept["flow"] = "learned" if source.geometry is None else "geometry"
     kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
     removes = partial(clear, folder, source)
-    with record.step(out, "upsample", kept, inputs, STEPS["upsample"].code, common, clear=removes) as attempt:
+    with record.step(out, "upsample", kept, inputs, upsample_code(flags), common, clear=removes) as attempt:
         if not attempt.up_to_date:
-            net = load(flags, weights, device, common.seed)
-            job = Job(net, flags, source, folder, common.compat, attempt.resume, device)
+            job = Job(net(), flags, source, folder, common.compat, attempt.resume, device)
             attempt.outputs, attempt.notes = run(job)
             attempt.notes |= device_facts(device) | {"weights": weights.record() if weights else None}
     say(f"wrote {len(source.sequences.saved)} frames to {folder}")

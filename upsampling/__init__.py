@@ -39,13 +39,13 @@ from upsampling.fusion import fused, internal_files, internal_planes, mixed
 from upsampling.gpu import memory_bound, session, to_host
 from upsampling.interpolation import Interpolation
 from upsampling.planes import alpha_plane, colour_plane, joined, stored
-from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
+from upsampling.registry import RANDOM, Upsampler, load, resolve_weights, weight_files
 from upsampling.sources import Source
 from upsampling.tiling import Plan, plan, upsample, work
 from utils.errors import UserError
 from utils.log import Progress, note, warn
 
-__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run"]
+__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run", "weight_files"]
 
 SEQUENCE_MATTERS = "sequence_matters"
 CONFIDENCE = "confidence"  # folders beside the frames: how far several estimates agree,
@@ -73,7 +73,7 @@ def internal_inputs(settings: UpsamplingParams, source: Source) -> dict[str, lis
     UserError : one is missing or of the wrong size, or --project asks for an LR kernel that nobody knows.
     """
     if settings.project:
-        refuse_unknown(source.kernel)
+        refuse_unknown(source.kernel, source.scene.root if source.scene else None)
     if not settings.internal:
         return {}
     names = source.sequences.saved
@@ -325,7 +325,8 @@ def _alphas(
     """HR alphas [H, W] at `positions`; opaque calls cost nothing."""
     planes = torch.stack(list(alphas))[:, None].expand(-1, 3, -1, -1).contiguous()  # [T, 3, h, w]
     net: Any = job.net
-    filtered = job.settings.alpha == "bicubic" or bool((planes == 1).all())
+    coloured = job.settings.alpha == "bicubic" or getattr(net, "colour_only", False)
+    filtered = coloured or bool((planes == 1).all())
     if filtered:
         net = Interpolation("bicubic", job.net.scale, job.device)
 

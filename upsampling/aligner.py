@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from arguments.upsampling import UpsamplingParams, refuse_both_orders
+from arguments.upsampling import UNALIGNED, UpsamplingParams, refuse_both_orders
 from scene import SEQUENCE_MATTERS
 from scene.sequences import Subsequence
 from upsampling.alignment import Alignment, Graph, along_path
@@ -60,16 +60,23 @@ class Aligner:
         automatic = MAX_ANGLE_DEG[flow] if gated else ANY_ANGLE
         return cls(settings, source, flow, propagation, settings.max_angle or automatic)
 
+    @property
+    def windowed(self) -> bool:
+        """Whether neighbouring frames are looked at, and nothing is handed on from one to the next."""
+        return self.propagation != "none" and self.settings.upsampler in UNALIGNED
+
     def facts(self) -> dict[str, Any]:
         """What was decided, for the record."""
-        if self.propagation == "none":
-            return {"propagation": "none"}
+        if self.propagation == "none" or self.windowed:
+            return {"propagation": "window" if self.windowed else "none"}
         return {"flow": self.flow, "propagation": self.propagation, "max_angle_deg": self.max_angle_deg}
 
     def describe(self) -> str:
         """What was decided, for people."""
         if self.propagation == "none":
             return "every frame alone"
+        if self.windowed:
+            return "every frame is seen together with its neighbours in the sequence"
         flow = {"learned": "learned flow", "geometry": "flow from geometry"}[self.flow]
         way = "a path" if self.propagation == "path" else "a graph"
         if self.propagation == "graph":
@@ -91,7 +98,8 @@ class Aligner:
         """From how many others each saved view gets features; empty without cameras and where every frame is made
         alone."""
         found: list[int] = []
-        for call in self.calls() if self.source.scene is not None and self.propagation != "none" else ():
+        handed_on = self.source.scene is not None and self.propagation != "none" and not self.windowed
+        for call in self.calls() if handed_on else ():
             alignment = self.alignment(call.frames, torch.device("cpu"), Path())
             last = [{visit.frame: visit.sources for visit in alignment.visits(reverse)} for reverse in (True, False)]
             found += [len({*last[0][i], *last[1][i]}) for i in call.save]

@@ -6,13 +6,14 @@ An entry is made by the decorator `network`; its module is imported by name in `
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arguments.upsampling import UpsamplingParams
+from arguments.priors import PriorParams
+from arguments.upsampling import PRIORS, UpsamplingParams
 from upsampling.alignment import Alignment
 from utils.errors import UserError
 from utils.log import warn
@@ -86,7 +87,7 @@ def resolve_weights(settings: UpsamplingParams) -> ResolvedWeights | None:
     ------
     UserError : its weights are not found, not the published ones, or another network's.
     """
-    if ":" in settings.upsampler:
+    if ":" in settings.upsampler or settings.upsampler in PRIORS:
         return None
     entry = NETWORKS[settings.upsampler]
     if not entry.weights or settings.random_weights:
@@ -104,13 +105,30 @@ def resolve_weights(settings: UpsamplingParams) -> ResolvedWeights | None:
     return resolve(id, path, download=settings.download, trust=settings.trust_weights)
 
 
-def load(settings: UpsamplingParams, weights: ResolvedWeights | None, device: torch.device, seed: int = 0) -> Upsampler:
+def weight_files(settings: UpsamplingParams, weights: ResolvedWeights | None, prior: PriorParams) -> list[Path]:
+    """Inputs of the step: the checkpoint, or where a diffusion prior makes the frames the files of its --model."""
+    if settings.upsampler not in PRIORS:
+        return [weights.path] if weights else []
+    from priors.samplers import model_files
+
+    return model_files(prior.model)
+
+
+def load(
+    settings: UpsamplingParams,
+    weights: ResolvedWeights | None,
+    device: torch.device,
+    seed: int = 0,
+    prior: PriorParams | None = None,
+    kernel: tuple[str, str] | None = None,
+) -> Upsampler:
     """Build the upsampler on `device`.
 
     Parameters
     ----------
     weights : of `resolve_weights(settings)`.
-    seed : of --random_weights.
+    seed : of --random_weights, and of what priors draw.
+    prior, kernel : settings of a diffusion prior; how the LR views were made, None = not known.
 
     Raises
     ------
@@ -118,6 +136,12 @@ def load(settings: UpsamplingParams, weights: ResolvedWeights | None, device: to
     """
     if ":" in settings.upsampler:
         upsampler = _imported(settings, device)
+    elif settings.upsampler in PRIORS:
+        from priors.samplers import Loading, load_sampler
+
+        loading = Loading(device, settings.scale, settings.download)
+        found = load_sampler(settings.upsampler, prior or PriorParams(), loading, kernel, seed)
+        upsampler = cast(Upsampler, found)
     else:
         if settings.random_weights:
             warn(f"{RANDOM}: the results are meaningless and are stamped so")

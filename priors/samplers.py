@@ -1,0 +1,318 @@
+"""Systems that make HR frames from a prior, by name (--upsampler), behind the protocol of every upsampler.
+
+A *maker* turns one window of LR views into one HR image; `PriorUpsampler` runs it over a clip. A system is made by the
+decorator `sampler`. Modules of published models are imported when asked for: they need optional packages.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments.priors import PriorParams
+from priors import post
+from priors.ddnm import Settings as DDNMSettings
+from priors.ddnm import ddnm, ddnm_flow
+from priors.denoisers import tiny
+from priors.denoisers.tiles import Tiled
+from priors.enlarge import enlarged
+from priors.hooks import ProjectLR
+from priors.interfaces import Cond, ScorePrior
+from priors.sampler import HookCall, sample
+from scene.lr_kernel import LRKernel
+from utils import rng
+from utils.errors import UserError
+
+ROUNDS = 10  # of the last projection and clipping
+HALF_LEVEL = 0.5 / 255  # what rounding to 8 bit leaves open
+
+Window = Float[Tensor, "F 3 h w"]  # of LR views 0-1, the middle one is the view itself
+Make = Callable[[Window, "LRKernel | None", torch.Generator], Float[Tensor, "3 H W"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """A system that is ready.
+
+    Parameters
+    ----------
+    make : (window, LR kernel or None where nothing is to be projected, draws) -> image 0-1, not clamped.
+    scale : magnification, 0 = any. frames : F of its windows. prior : what it is made of, for score distillation.
+    """
+
+    make: Make
+    scale: int
+    frames: int
+    prior: ScorePrior
+
+
+Build = Callable[[PriorParams, "Loading"], Maker]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Where a system runs, and how its files are found. scale : that is wanted."""
+
+    device: torch.device
+    scale: int = 4
+    download: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of large networks."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def options(self, params: PriorParams) -> dict[str, Any]:
+        """What every loader of a published model takes."""
+        return {"download": self.download, "device": self.device, "dtype": self.dtype} | {
+            "prompt": params.prompt,
+            "negative": params.negative_prompt,
+            "texts": params.texts or None,
+        }
+
+
+SAMPLERS: dict[str, Build] = {}
+
+
+def sampler(name: str) -> Callable[[Build], Build]:
+    """Make `build(params, loading) -> Maker` selectable as --upsampler NAME."""
+
+    def add(build: Build) -> Build:
+        if name in SAMPLERS:
+            raise ValueError(f"sampler {name!r} registered twice")
+        SAMPLERS[name] = build
+        return build
+
+    return add
+
+
+@dataclass(frozen=True, eq=False)
+class PriorUpsampler:
+    """An `upsampling.registry.Upsampler` of a system.
+
+    Parameters
+    ----------
+    kernel : (kernel, border) of the LR views where frames shall say what these say, else None.
+    tolerance : up to which they say it. samples : walks a frame, whose mean it is. shared : noise of all frames.
+    """
+
+    maker: Maker
+    scale: int
+    kernel: tuple[str, str] | None
+    tolerance: float
+    samples: int
+    shared: bool
+    seed: int
+
+    colour_only = True  # what generates details of colour has none for an alpha channel
+
+    @property
+    def num_neighbours(self) -> int:
+        """Frames on each side that the network is told."""
+        return self.maker.frames // 2
+
+    def upsample(self, frames: Float[Tensor, "t 3 h w"], alignment: Any = None) -> Iterator[Float[Tensor, "3 H W"]]:
+        """HR frames in order; beyond the ends of the clip its first and last frame stand."""
+        t, _, h, w = frames.shape
+        kernel = LRKernel(*self.kernel, (self.scale * w, self.scale * h), (w, h)) if self.kernel else None
+        reach = torch.arange(-self.num_neighbours, self.num_neighbours + 1)
+        for i in range(t):
+            window = frames[(reach + i).clamp(0, t - 1).to(frames.device)]
+            with torch.no_grad():
+                images = [self.maker.make(window, kernel, self._draws(i, k)) for k in range(self.samples)]
+                image = torch.stack(images).mean(0)
+                if kernel is not None:
+                    image = post.project(image[None], kernel, frames[i : i + 1], self.tolerance, ROUNDS)[0]
+            yield image.float()
+
+    def _draws(self, frame: int, walk: int) -> torch.Generator:
+        return rng.generator(self.seed, "prior", walk, *(() if self.shared else (frame,)))
+
+
+def walked(
+    prior: ScorePrior,
+    window: Window,
+    size: tuple[int, int],
+    steps: int,
+    eta: float,
+    draws: torch.Generator,
+    hooks: tuple[HookCall, ...] = (),
+    **cond: Any,
+) -> Float[Tensor, "3 H W"]:
+    """One walk from noise to the image of a window. size : width and height of the image."""
+    width, height = size
+    up = enlarged(window[len(window) // 2][None], width, height)
+    space = prior.space
+    shape = (1, space.channels, height // space.factor, width // space.factor)
+    told = Cond(lr=window[None], up=up, **cond)
+    x = sample(prior, told, prior.process.times(steps), draws, hooks=hooks, eta=eta, shape=shape)
+    return space.decode(x)[0]
+
+
+def _projecting(kernel: LRKernel | None) -> tuple[HookCall, ...]:
+    return () if kernel is None else (ProjectLR(kernel),)
+
+
+def _size(window: Window, scale: int) -> tuple[int, int]:
+    return scale * window.shape[-1], scale * window.shape[-2]
+
+
+@sampler("small")
+def _small(params: PriorParams, loading: Loading) -> Maker:
+    """A network of `priors.train_sr`: a regressor answers in one step, SR3 and ResShift walk."""
+    prior = _small_prior(params, loading)
+    config, process = prior.net.config, prior.process
+    own = round(process.last - process.clean) if process.uses_up else 20
+    steps = (params.prior_steps or own) if config.noisy else 1
+    eta = max(params.prior_eta, 0.0)
+
+    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+        size = _size(window, loading.scale)
+        return walked(prior, window, size, steps, eta, draws, _projecting(kernel))
+
+    scale = config.scale if config.stem == "unshuffle" else 0
+    return Maker(make, scale, config.frames, prior)
+
+
+@sampler("ddnm")
+def _ddnm(params: PriorParams, loading: Loading) -> Maker:
+    """The null-space walk in pixels, with a network of `priors.train_sr`."""
+    prior = _small_prior(params, loading)
+    settings = DDNMSettings(steps=params.prior_steps or 100, eta=0.85 if params.prior_eta < 0 else params.prior_eta)
+
+    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+        up = enlarged(window[len(window) // 2][None], *_size(window, loading.scale))
+        return ddnm(prior, Cond(lr=window[None], up=up), _known(kernel), draws, settings)[0]
+
+    return Maker(make, prior.net.config.scale, prior.net.config.frames, prior)
+
+
+@sampler("ddnm_sd3")
+def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
+    """The null-space walk in the latents of Stable Diffusion 3."""
+    from priors.denoisers import sd3
+
+    prior = sd3.load_sd3(params.model or sd3.MODEL, **loading.options(params))
+    tile = (params.prior_tile or prior.side) // prior.space.factor
+    guidance = 1.0 if params.guidance_scale < 0 else params.guidance_scale
+
+    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+        return ddnm_flow(
+            prior,
+            Cond(lr=window[None], guidance=guidance),
+            _known(kernel),
+            draws,
+            steps=params.prior_steps or 8,
+            strength=params.ddnm_lambda,
+            tile=tile,
+        )[0]
+
+    return Maker(make, 0, 1, prior)
+
+
+@sampler("ldm_sr")
+def _ldm_sr(params: PriorParams, loading: Loading) -> Maker:
+    """Latent diffusion for x4 (Apache-2.0)."""
+    from priors.denoisers import ldm_sr
+
+    options = loading.options(params)
+    prior = ldm_sr.load_ldm_sr(params.model or ldm_sr.MODEL, **{k: options[k] for k in ("download", "device", "dtype")})
+    return _latent(prior, params, loading, steps=100, tile=512)
+
+
+@sampler("sd_x4")
+def _sd_x4(params: PriorParams, loading: Loading) -> Maker:
+    """Stable Diffusion's x4 upscaler."""
+    from priors.denoisers import sd_x4
+
+    prior = sd_x4.load_sd_x4(params.model or sd_x4.MODEL, **loading.options(params))
+    level = sd_x4.NOISE_LEVEL if params.noise_level < 0 else params.noise_level
+    return _latent(prior, params, loading, steps=75, tile=512, noise_level=float(level))
+
+
+def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int, tile: int, **cond: Any) -> Maker:
+    """A latent prior that is told the LR view, in tiles of `tile` image px."""
+    factor = prior.space.factor
+    side = (params.prior_tile or tile) // factor
+    seen = Tiled(prior, side, max(side // 4, 1))
+    guidance = 1.0 if params.guidance_scale < 0 else params.guidance_scale
+    eta = max(params.prior_eta, 0.0)
+
+    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+        # Projecting in each step would go through the autoencoder twice a step; the end is projected by PriorUpsampler.
+        count = params.prior_steps or steps
+        return walked(seen, window, _size(window, factor), count, eta, draws, guidance=guidance, **cond)
+
+    return Maker(make, factor, 1, prior)
+
+
+def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
+    if not params.model:
+        raise UserError("--model FILE: which network? `python -m priors.train_sr --config F train` makes one")
+    return tiny.load_prior(params.model, loading.device)
+
+
+def _known(kernel: LRKernel | None) -> LRKernel:
+    if kernel is None:
+        raise UserError(
+            "--project_lr: this prior works by projection and must know how the LR views were made; say so with "
+            "--lr_kernel bicubic, area or a JSON file, and leave --project_lr off away"
+        )
+    return kernel
+
+
+def model_files(model: str) -> list[Path]:
+    """The files of --model as inputs of a step; none of a hub's id."""
+    path = Path(model)
+    if not model or not path.exists():
+        return []
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def load_sampler(
+    name: str,
+    params: PriorParams,
+    loading: Loading,
+    kernel: tuple[str, str] | None = None,
+    seed: int = 0,
+) -> PriorUpsampler:
+    """The upsampler `name`.
+
+    Parameters
+    ----------
+    kernel : (kernel, border) of the LR views, None = not known.
+
+    Raises
+    ------
+    UserError : files or packages missing, another scale, or projection without a kernel.
+    """
+    if params.project_lr in ("hard", "soft") and kernel is None:
+        raise UserError(
+            f"--project_lr {params.project_lr}: no LR kernel is known; say with --lr_kernel how the LR views were "
+            "made: bicubic, area or a JSON file (views of scene.degrade have none: leave it away)"
+        )
+    maker = SAMPLERS[name](params, loading)
+    if maker.scale and maker.scale != loading.scale:
+        raise UserError(f"--scale {loading.scale}: {name} magnifies {maker.scale} times; give --scale {maker.scale}")
+    projects = kernel is not None and params.project_lr != "off"
+    tolerance = HALF_LEVEL if params.project_lr == "soft" else 0.0
+    shared = params.prior_noise == "shared"
+    return PriorUpsampler(
+        maker, loading.scale, kernel if projects else None, tolerance, params.prior_samples, shared, seed
+    )
+
+
+def load_guiding(name: str, model: str, device: torch.device | str) -> Maker:
+    """A system whose prior is wanted for score distillation.
+
+    Raises
+    ------
+    UserError : an unknown name, or see `load_sampler`.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"--sds {name}: unknown; there are {', '.join(SAMPLERS)}")
+    return SAMPLERS[name](PriorParams(model=model), Loading(torch.device(device)))

@@ -1,0 +1,176 @@
+"""Priors as upsamplers: through the script, consistent with the LR views, refused in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers")
+
+import vsr_upsample
+from arguments.priors import PriorParams
+from priors.denoisers.tiny import ProcessSpec, TinyConfig, TinyNet, save_prior
+from priors.enlarge import enlarged
+from priors.samplers import SAMPLERS, Loading, PriorUpsampler, load_guiding, load_sampler, sampler
+from scene.lr_kernel import LRKernel
+from tests.priors_factory import smooth_picture
+from utils import errors
+from utils.errors import UserError
+from utils.rng import generator
+
+CPU = torch.device("cpu")
+KERNEL = ("bicubic", "renormalise")
+LOADING = Loading(CPU, 2)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """Files of a regressor of one frame, an SR3 network of three, and a ResShift one; with random last layers."""
+    root, made = tmp_path_factory.mktemp("priors"), {}
+    kinds = {
+        "regression": (TinyConfig(1, 2, noisy=False, widths=(8, 16), groups=4), ProcessSpec("none")),
+        "sr3": (TinyConfig(3, 2, widths=(8, 16), groups=4), ProcessSpec(steps=40)),
+        "resshift": (TinyConfig(1, 2, widths=(8, 16), groups=4), ProcessSpec("resshift", steps=4, least=0.2)),
+    }
+    for name, (config, process) in kinds.items():
+        net = TinyNet(config)
+        torch.nn.init.normal_(net.unet.conv_out.weight, std=0.05, generator=generator(0, name))
+        made[name] = str(root / f"{name}.safetensors")
+        save_prior(made[name], net, process, {})
+    return made
+
+
+def views(count: int = 3, width: int = 12, height: int = 8) -> torch.Tensor:
+    images = [smooth_picture(width, height, seed) for seed in range(count)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255 * 0.8 + 0.1
+
+
+def made(name: str, params: PriorParams, kernel=KERNEL, frames: torch.Tensor | None = None, seed: int = 0):
+    net = load_sampler(name, params, LOADING, kernel, seed)
+    return torch.stack(list(net.upsample(views() if frames is None else frames)))
+
+
+@pytest.mark.parametrize("name", ["regression", "sr3", "resshift"])
+@pytest.mark.parametrize("mode", ["hard", "soft", "off", "auto"])
+def test_frames_say_what_the_lr_views_say(models, name, mode):
+    frames = made("small", PriorParams(model=models[name], prior_steps=3, project_lr=mode))
+    assert frames.shape == (3, 3, 16, 24)
+    error = (LRKernel(*KERNEL, (24, 16), (12, 8)).down(frames) - views()).abs().max()
+    if mode == "off":
+        assert error > 0.02
+    else:
+        bound = 0.5 / 255 if mode == "soft" else 0.0
+        assert error < bound + 1e-6
+
+
+def test_ddnm_is_consistent_and_the_seed_decides(models):
+    params = PriorParams(model=models["resshift"], prior_steps=4)
+    with pytest.raises(UserError, match="--project_lr: this prior works by projection"):
+        made("ddnm", params, None)
+    params = PriorParams(model=models["sr3"], prior_steps=4)
+    frames = made("ddnm", params)
+    assert (LRKernel(*KERNEL, (24, 16), (12, 8)).down(frames) - views()).abs().max() < 1e-6
+    assert torch.equal(frames, made("ddnm", params))
+    assert not torch.equal(frames, made("ddnm", params, seed=1))
+
+
+def test_a_regressor_is_its_network(models):
+    maker = SAMPLERS["small"](PriorParams(model=models["regression"]), LOADING)
+    frames = made("small", PriorParams(model=models["regression"], project_lr="off"))
+    lr = views()
+    with torch.no_grad():
+        residual = maker.prior.net(None, lr[:, None], enlarged(lr, 24, 16), torch.zeros(3))  # type: ignore[attr-defined]
+    torch.testing.assert_close(frames, enlarged(lr, 24, 16) + 0.25 * residual / 2, rtol=0, atol=1e-5)
+
+
+def test_frames_share_their_noise_on_request_and_several_walks_are_averaged(models):
+    same = views(1).expand(2, -1, -1, -1)
+    params = {"model": models["sr3"], "prior_steps": 3, "project_lr": "off"}
+    shared = made("small", PriorParams(**params), frames=same)
+    assert torch.equal(shared[0], shared[1])
+    own = made("small", PriorParams(**params, prior_noise="own"), frames=same)
+    assert not torch.equal(own[0], own[1])
+    two = made("small", PriorParams(**params, prior_samples=2), frames=same)
+    net = load_sampler("small", PriorParams(**params), LOADING, None)
+    window = same[[0, 0, 0]]
+    with torch.no_grad():
+        walks = [net.maker.make(window, None, generator(0, "prior", k)) for k in range(2)]
+    torch.testing.assert_close(two[0], torch.stack(walks).mean(0))
+    assert torch.equal(walks[0], shared[0])
+
+
+def test_neighbours_are_told_in_order_and_repeated_at_the_ends(models):
+    net = load_sampler("small", PriorParams(model=models["sr3"], project_lr="off"), LOADING, None)
+    told: list[torch.Tensor] = []
+
+    def make(window, kernel, draws):
+        told.append(window[:, 0, 0, 0])
+        return window.new_zeros(3, 4, 4)
+
+    frames = torch.arange(4.0).view(4, 1, 1, 1).expand(-1, 3, 2, 2)
+    list(PriorUpsampler(type(net.maker)(make, 2, 3, net.maker.prior), 2, None, 0.0, 1, True, 0).upsample(frames))
+    assert [t.tolist() for t in told] == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]
+
+
+def test_through_the_script_with_alpha(models, tmp_path, monkeypatch):
+    (tmp_path / "lr").mkdir()
+    for i in range(2):
+        alpha = np.full((8, 12, 1), 255, np.uint8)
+        alpha[:, :5] = 0
+        Image.fromarray(np.concatenate([smooth_picture(12, 8, i), alpha], 2)).save(tmp_path / "lr" / f"{i}.png")
+    words = ["--frames", str(tmp_path / "lr"), "-o", str(tmp_path / "out"), "--scale", "2", "--lr_kernel", "bicubic"]
+    words += ["--upsampler", "small", "--model", models["sr3"], "--prior_steps", "3", "--quiet", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["vsr_upsample.py", *words])
+    vsr_upsample.main()
+    image = np.asarray(Image.open(tmp_path / "out" / "0.png"))
+    assert image.shape == (16, 24, 4)
+    assert set(np.unique(image[:, :6, 3])) == {0}
+    assert set(np.unique(image[:, 15:, 3])) == {255}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["steps"]["upsample"]
+    assert record["inputs"]["weights"]["files"] == 1
+    assert record["notes"]["propagation"] == "window"
+    found = json.loads((tmp_path / "out" / "consistency.json").read_text())
+    assert found["worst_db"] > 55  # rms under 1e-3 and rounding
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--upsampler", "small"], "--model FILE: which network?"),
+        (["--upsampler", "small", "--model", "nowhere.safetensors"], "nowhere.safetensors"),
+        (
+            ["--upsampler", "small", "--model", "{regression}", "--scale", "4"],
+            "small magnifies 2 times; give --scale 2",
+        ),
+        (["--upsampler", "small", "--model", "{regression}", "--project_lr", "hard"], "no LR kernel is known"),
+        (["--upsampler", "ldm_sr", "--model", "/nowhere"], "/nowhere"),
+        (["--upsampler", "small", "--prior_eta", "2"], "--prior_eta 2.0"),
+        (["--upsampler", "smal"], "did you mean small"),
+    ],
+)
+def test_what_cannot_be_is_one_line(models, tmp_path, monkeypatch, capsys, words, message):
+    (tmp_path / "lr").mkdir()
+    Image.fromarray(smooth_picture(12, 8, 0)).save(tmp_path / "lr" / "0.png")
+    given = [word.format(**models) for word in words]
+    scale = [] if "--scale" in given else ["--scale", "2"]
+    flags = ["--frames", str(tmp_path / "lr"), "-o", str(tmp_path / "out"), *scale, "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["vsr_upsample.py", *flags, *given])
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(vsr_upsample.main)
+    assert stopped.value.code == 2
+    *notes, error = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+    assert all(line.startswith("upsample: runs") for line in notes)
+    assert not list(Path(tmp_path / "out").glob("*.png"))
+
+
+def test_names_are_taken_once_and_guidance_knows_them(models):
+    with pytest.raises(ValueError, match="registered twice"):
+        sampler("small")(SAMPLERS["small"])
+    assert load_guiding("small", models["sr3"], "cpu").frames == 3
+    with pytest.raises(UserError, match="--sds nothing: unknown; there are small, ddnm"):
+        load_guiding("nothing", "", "cpu")
