@@ -8,6 +8,7 @@ SHA-256 (--trust_weights) before anything parses it. Licences that allow no comm
 import hashlib
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -221,7 +222,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of unknown pickle protocols: what comes out is checked below
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except _UNREADABLE as error:
         raise UserError(f"{path}: refused, not a plain file of tensors ({one_line(error)[:200]})") from error
     for key in _CONTAINERS:

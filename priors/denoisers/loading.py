@@ -75,7 +75,7 @@ def component(
             f"{len(keys)} {what.replace('_', ' ')}, e.g. {keys[0]}" for what, keys in wrong.items() if keys
         )
         raise UserError(f"{model}/{subfolder}: its weights are not those of its own {kind} ({text}); fetch it anew")
-    return frozen(network.to(device))
+    return frozen(network.to(device=device, dtype=dtype))  # without accelerate diffusers may keep the file's type
 
 
 def latent_space(vae: Any, scale: float, shift: float, tile_px: int, overlap_px: int) -> Space:

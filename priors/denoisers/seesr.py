@@ -81,7 +81,8 @@ def with_image_attention(network: nn.Module, width: int = TAG_WIDTH) -> Seen:
         attentions: Any = getattr(block, "attentions", None) or ()
         for k, text in enumerate(attentions):
             if isinstance(text, kind):
-                image = kind.from_config({**text.config, "cross_attention_dim": width})
+                sizes = {name: value for name, value in text.config.items() if not name.startswith("_")}
+                image = kind(**{**sizes, "cross_attention_dim": width})
                 for parameter in image.proj_out.parameters():
                     nn.init.zeros_(parameter)
                 attentions[k] = TwoAttentions(text, image.to(next(text.parameters())), seen)

@@ -126,10 +126,7 @@ def load_stablesr(
     found = sd2.load_base(base, spacing="linspace", download=download, device=device, **options)
     with torch.device("meta"):
         lr_encoder = TimeAwareEncoder(**(encoder or {}))
-    state, where = read_tensors(Path(checkpoint)), str(checkpoint)
-    unknown = [key for key in state if "." in key and not key.startswith((UNET, ENCODER, *OTHERS))]
-    if unknown:
-        raise UserError(f"{where}: is no checkpoint of StableSR (holds {unknown[0]})")
+    state, where = _read(Path(checkpoint)), str(checkpoint)
     load_into(lr_encoder, key_maps.part(state, ENCODER), where)
     width = lr_encoder.fea_tran[0].out_layers[3].out_channels  # type: ignore[index, union-attr]
     kept: list[Features] = []
@@ -150,6 +147,14 @@ def load_stablesr(
         found.multiple,
         _load_cfw(cfw, found, device) if cfw else None,
     )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    state = read_tensors(path)
+    unknown = [key for key in state if "." in key and not key.startswith((UNET, ENCODER, *OTHERS))]
+    if unknown:
+        raise UserError(f"{path}: is no checkpoint of StableSR (holds {unknown[0]})")
+    return state
 
 
 def _load_cfw(path: str | Path, base: sd2.Base, device: torch.device | str) -> CFW:

@@ -1,5 +1,8 @@
 """DiffBIR, SeeSR and AddSR: what begins at zero changes nothing, what is loaded is what was saved, and the losses."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -117,8 +120,6 @@ def test_diffbir_loaded_is_diffbir_saved(diffbir, unet, control):
 
 
 def test_diffbir_is_led_by_the_restored_image(diffbir):
-    from dataclasses import replace
-
     grey = replace(diffbir, restore=lambda lr, width, height: lr.new_full((len(lr), 3, height, width), 0.5))
     cond = Cond(lr=_up(1, 16, 16)[:, None], up=_up())
     assert torch.equal(grey.prepared(cond).extra["image"], torch.full((1, 3, 64, 64), 0.5))
@@ -193,23 +194,31 @@ def test_prompt_of_tags():
     assert isinstance(Tagger(), TagPrompter)
 
 
-def test_full_size_shapes():
-    """Names of the official files: a first half that sees 8 channels, 13 ways out; attention to 512-wide tags in 16
-    blocks of the network."""
+def test_full_size_diffbir():
+    """Names of the official file: a first half that sees 8 channels, 13 ways out; 363 million parameters."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD2)
-        control = ir_controlnet(unet)
-        names = key_maps.ldm_unet(control.state_dict())
-        with_image_attention(unet)
+        control = ir_controlnet(UNet2DConditionModel(**SD2))
+    names = key_maps.ldm_unet(control.state_dict())
     shapes = {names[key]: shape for key, shape in tiny.shapes(control).items()}
+    assert tiny.parameters(control) == 363_153_280
     assert shapes["input_blocks.0.0.weight"] == (320, 8, 3, 3)
     assert sum(name.startswith(("zero_convs.", "middle_block_out.")) for name in shapes) == 2 * 13
-    assert tiny.manifest(shapes) == (340, "")
+    assert tiny.manifest(shapes) == (324, "4451b276831eed6d")
+
+
+def test_full_size_seesr():
+    """749.9 million trained parameters, as published: tags' attention in 16 blocks, and a ControlNet with it in 7."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD2)
+        before, control = tiny.parameters(unet), ControlNetModel.from_unet(unet)
+        for network in (unet, control):
+            with_image_attention(network)
+    assert tiny.parameters(unet) - before + tiny.parameters(control) == 749_881_040
     official = {name: unet.state_dict()[key].shape for key, name in official_names(unet.state_dict()).items()}
-    seen = {name for name in official if name.endswith("image_attentions.0.transformer_blocks.0.attn2.to_k.weight")}
-    assert len(seen) == 7
+    seen = [name for name in official if re.search(r"image_attentions.*attn2\.to_k\.weight", name)]
+    assert len(seen) == 16
     assert {official[name][1] for name in seen} == {512}
-    assert tiny.manifest(official) == (1006, "")
+    assert tiny.manifest(official) == (1102, "fcdbbb64d7287cbb")
 
 
 @pytest.mark.parametrize(("s", "wanted"), [(999, 0.5), (749, 1.05), (499, 2.205), (249, 4.6305)])

@@ -47,7 +47,10 @@ def test_unet_is_that_of_stable_diffusion_2(unet):
     """865.91 million parameters; names that are in its published file."""
     names = key_maps.ldm_unet(unet.state_dict())
     assert tiny.parameters(unet) == 865_910_724
-    assert tiny.manifest({name: unet.state_dict()[key].shape for key, name in names.items()}) == (686, "ec47c2823c63ccad")
+    assert tiny.manifest({name: unet.state_dict()[key].shape for key, name in names.items()}) == (
+        686,
+        "ec47c2823c63ccad",
+    )
     assert {
         "input_blocks.3.0.op.weight",
         "middle_block.1.transformer_blocks.0.attn2.to_k.weight",
@@ -64,7 +67,10 @@ def test_vae_against_diffusers():
     file = {f"first_stage_model.{key}": value for key, value in _file(vae, names).items()}
     converted = convert_ldm_vae_checkpoint(dict(file), vae.config)
     assert all(converted[key] is file[f"first_stage_model.{name}"] for key, name in names.items())
-    assert tiny.manifest({name: vae.state_dict()[key].shape for key, name in names.items()}) == (248, "48bcf5a182e322f4")
+    assert tiny.manifest({name: vae.state_dict()[key].shape for key, name in names.items()}) == (
+        248,
+        "48bcf5a182e322f4",
+    )
 
 
 def test_codebook_keeps_its_name():
