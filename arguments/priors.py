@@ -33,6 +33,19 @@ class PriorParams:
     prompt: str = opt("", "text of a prior that takes one")
     negative_prompt: str = opt("", "what is not wanted")
     guidance_scale: float = opt(-1.0, "of classifier-free guidance, 1 = none")
+    release: str = opt("", "which of a system's published files (python -m priors list), such as diffbir_v2.1")
+    base: str = opt("", "folder or hub id of Stable Diffusion 2, on which some systems stand", result=False)
+    accept_licence: bool = opt(False, "you obey a licence that allows no commercial use", result=False)
+    tagger: str = opt("", "seesr, addsr: MODULE:NAME of a tagger of your own (priors/denoisers/seesr.py)")
+    restoration: str = opt(
+        "", "diffbir: single-image upsampler that makes its first stage; default: the enlarged LR view"
+    )
+    restoration_scale: float = opt(0.0, "diffbir: pull of each estimate towards the first stage; 0 = none")
+    color_fix: str = opt(
+        "auto",
+        "colours of the LR view at the end: wavelet, adain, none; auto = wavelet where nothing is projected",
+        choices=("auto", "wavelet", "adain", "none"),
+    )
     texts: str = opt("", "file that keeps the embeddings of the texts: later runs need no text encoder", result=False)
     noise_level: float = opt(-1.0, "sd_x4: noise that is put onto the LR view, 0-350")
     ddnm_lambda: float = opt(0.8, "ddnm_sd3: what the prior adds to the LR view, 0-1")
@@ -52,7 +65,7 @@ class PriorParams:
                 raise UserError(f"--{name} {getattr(self, name)}: {low} or more is expected")
         if not (self.prior_eta == -1 or 0 <= self.prior_eta <= 1):
             raise UserError(f"--prior_eta {self.prior_eta}: a number from 0 to 1, or -1, is expected")
-        for name in ("ddnm_lambda", "sharpening_alpha"):
+        for name in ("ddnm_lambda", "sharpening_alpha", "restoration_scale"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name} {getattr(self, name)}: a number from 0 is expected")
         for name in ("guidance_scale", "noise_level"):

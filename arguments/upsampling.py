@@ -8,7 +8,10 @@ from utils.plugins import check_name
 
 SINGLE_IMAGE = ("bicubic", "lanczos", "rlfn", "span", "spandrel")  # upsamplers to which other views say nothing
 PATH_ONLY = ("basicvsr_pp", "iconvsr", "psrt")  # video networks that take no graph
-PRIORS = ("small", "ddnm", "ddnm_sd3", "ldm_sr", "sd_x4")  # diffusion priors: arguments/priors.py
+PRIORS = (  # diffusion priors: arguments/priors.py
+    *("small", "ddnm", "ddnm_sd3", "ldm_sr", "sd_x4", "diffusehigh"),
+    *("stablesr", "stablesr_turbo", "diffbir", "seesr", "addsr", "resshift"),
+)
 UNALIGNED = (*SINGLE_IMAGE, *PRIORS)  # to whom no view hands features
 UPSAMPLERS = ("basicvsr", *PATH_ONLY, *UNALIGNED)
 NEIGHBOUR_COSTS = ("angle",)
@@ -30,8 +33,8 @@ class UpsamplingParams:
     upsampler: str = opt(
         "basicvsr",
         "network (basicvsr, basicvsr_pp, iconvsr, psrt, rlfn, span), filter (bicubic, lanczos), spandrel (any network "
-        "that this package knows, of --weights FILE), diffusion prior (small, ddnm, ddnm_sd3, ldm_sr, sd_x4; see "
-        "python -m priors list), or a callable MODULE:NAME",
+        "that this package knows, of --weights FILE), diffusion prior (small, ddnm, ddnm_sd3, ldm_sr, sd_x4, "
+        "diffusehigh, stablesr, stablesr_turbo, diffbir, seesr, addsr, resshift), or a callable MODULE:NAME",
     )
     sequences: str = opt("", "sequences.json; default: the one in the output folder", result=False)
     frames: str = opt("", "plain folder of frames to upsample instead of a scene, sorted by name", result=False)
@@ -63,7 +66,9 @@ class UpsamplingParams:
     scale: int = opt(4, "magnification; networks do 4, filters any")
     weights: str = opt("", "weights: a file, or a name of the table (python -m utils.weights lists it)")
     download: bool = opt(False, "fetch missing weights from their official address", result=False)
-    trust_weights: str = opt("", "SHA-256 of a weight file whose source publishes none", result=False)
+    trust_weights: str = opt(
+        "", "SHA-256 of a weight file whose source publishes none; of several, with commas", result=False
+    )
     precision: str = opt(
         "auto",
         "of convolutions: fp32, bf16, fp16 (GPU only), or auto = bf16 where the device multiplies it (0.01 dB lower)",

@@ -1,10 +1,10 @@
 """Systems that make HR frames from a prior, by name (--upsampler), behind the protocol of every upsampler.
 
-A *maker* turns one window of LR views into one HR image; `PriorUpsampler` runs it over a clip. A system is made by the
-decorator `sampler`. Modules of published models are imported when asked for: they need optional packages.
+Those that stand on whole models of the hub are here, the others in `published`. Networks of published models are
+imported when asked for: they need optional packages.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arguments.priors import PriorParams
-from priors import post
+from priors import (
+    post,
+    published,  # noqa: F401 (registers its systems)
+)
 from priors.ddnm import Settings as DDNMSettings
 from priors.ddnm import ddnm, ddnm_flow
 from priors.denoisers import tiny
@@ -22,6 +25,7 @@ from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.hooks import ProjectLR
 from priors.interfaces import Cond, ScorePrior
+from priors.making import SAMPLERS, Loading, Maker, Window, sampler, size_of
 from priors.sampler import HookCall, sample
 from scene.lr_kernel import LRKernel
 from utils import rng
@@ -29,65 +33,6 @@ from utils.errors import UserError
 
 ROUNDS = 10  # of the last projection and clipping
 HALF_LEVEL = 0.5 / 255  # what rounding to 8 bit leaves open
-
-Window = Float[Tensor, "F 3 h w"]  # of LR views 0-1, the middle one is the view itself
-Make = Callable[[Window, "LRKernel | None", torch.Generator], Float[Tensor, "3 H W"]]
-
-
-@dataclass(frozen=True, eq=False)
-class Maker:
-    """A system that is ready.
-
-    Parameters
-    ----------
-    make : (window, LR kernel or None where nothing is to be projected, draws) -> image 0-1, not clamped.
-    scale : magnification, 0 = any. frames : F of its windows. prior : what it is made of, for score distillation.
-    """
-
-    make: Make
-    scale: int
-    frames: int
-    prior: ScorePrior
-
-
-Build = Callable[[PriorParams, "Loading"], Maker]
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Where a system runs, and how its files are found. scale : that is wanted."""
-
-    device: torch.device
-    scale: int = 4
-    download: bool = False
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of large networks."""
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
-
-    def options(self, params: PriorParams) -> dict[str, Any]:
-        """What every loader of a published model takes."""
-        return {"download": self.download, "device": self.device, "dtype": self.dtype} | {
-            "prompt": params.prompt,
-            "negative": params.negative_prompt,
-            "texts": params.texts or None,
-        }
-
-
-SAMPLERS: dict[str, Build] = {}
-
-
-def sampler(name: str) -> Callable[[Build], Build]:
-    """Make `build(params, loading) -> Maker` selectable as --upsampler NAME."""
-
-    def add(build: Build) -> Build:
-        if name in SAMPLERS:
-            raise ValueError(f"sampler {name!r} registered twice")
-        SAMPLERS[name] = build
-        return build
-
-    return add
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +102,6 @@ def _projecting(kernel: LRKernel | None) -> tuple[HookCall, ...]:
     return () if kernel is None else (ProjectLR(kernel),)
 
 
-def _size(window: Window, scale: int) -> tuple[int, int]:
-    return scale * window.shape[-1], scale * window.shape[-2]
-
-
 @sampler("small")
 def _small(params: PriorParams, loading: Loading) -> Maker:
     """A network of `priors.train_sr`: a regressor answers in one step, SR3 and ResShift walk."""
@@ -171,7 +112,7 @@ def _small(params: PriorParams, loading: Loading) -> Maker:
     eta = max(params.prior_eta, 0.0)
 
     def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        size = _size(window, loading.scale)
+        size = size_of(window, loading.scale)
         return walked(prior, window, size, steps, eta, draws, _projecting(kernel))
 
     scale = config.scale if config.stem == "unshuffle" else 0
@@ -185,7 +126,7 @@ def _ddnm(params: PriorParams, loading: Loading) -> Maker:
     settings = DDNMSettings(steps=params.prior_steps or 100, eta=0.85 if params.prior_eta < 0 else params.prior_eta)
 
     def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        up = enlarged(window[len(window) // 2][None], *_size(window, loading.scale))
+        up = enlarged(window[len(window) // 2][None], *size_of(window, loading.scale))
         return ddnm(prior, Cond(lr=window[None], up=up), _known(kernel), draws, settings)[0]
 
     return Maker(make, prior.net.config.scale, prior.net.config.frames, prior)
@@ -245,7 +186,7 @@ def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int
     def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         # Projecting in each step would go through the autoencoder twice a step; the end is projected by PriorUpsampler.
         count = params.prior_steps or steps
-        return walked(seen, window, _size(window, factor), count, eta, draws, guidance=guidance, **cond)
+        return walked(seen, window, size_of(window, factor), count, eta, draws, guidance=guidance, **cond)
 
     return Maker(make, factor, 1, prior)
 

@@ -16,6 +16,7 @@ from arguments.evaluation import FrameQualityParams, TableParams
 from arguments.loading import CommonParams, ModelParams
 from arguments.paper import PaperParams
 from arguments.pipeline import RunParams
+from arguments.prepare_frames import PrepareParams
 from arguments.steps import STEPS
 from arguments.study import ExecutorParams, StudyParams, StudyTableParams, WorkerParams
 from arguments.subset import SubsetParams
@@ -61,8 +62,11 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.paper": (PaperParams, ExecutorParams),
     "evaluation.frame_quality": (ModelParams, FrameQualityParams),
     "examples.demo": (CommonParams,),
+    "scripts/prepare_frames.py": (PrepareParams,),
     "benchmarks.choose_lambda": (*STEPS["train"].groups, Lengths),
 }
+HELD_BY = {"priors": "priors/__main__.py"}  # their flags
+PRIORS = ("priors", "priors.ddnm", "priors.diffusehigh", "priors.train_sr")
 BENCHMARKS = ("rasterizer", "losses", "training_step", "memory", "knn", "ordering", "vsr")
 ABLATIONS = ("alignment", "backend", "estimates", "lambda", "ordering")
 RUNS_PIPELINE = {
@@ -105,13 +109,20 @@ def flags_of(program: str) -> set[str]:
         return {
             flag for line in (ROOT / program).read_text().splitlines() if line[:1] == "#" for flag in FLAG.findall(line)
         }
+    program = HELD_BY.get(program, program)
     path = ROOT / (program if program.endswith(".py") else program.replace(".", "/") + ".py")
     return set(re.findall(r"\"(--?\w[\w-]*)\"", path.read_text())) | {"--help"}
 
 
 @cache
 def all_flags() -> set[str]:
-    modules = ("scene.check", "utils.weights", "scripts/gpu_check.sh", *(f"benchmarks.{name}" for name in BENCHMARKS))
+    modules = (
+        "scene.check",
+        "utils.weights",
+        "scripts/gpu_check.sh",
+        *PRIORS,
+        *(f"benchmarks.{name}" for name in BENCHMARKS),
+    )
     return {flag for program in (*GROUPS, *modules) for flag in flags_of(program)}
 
 

@@ -4,7 +4,7 @@ An entry is made by the decorator `network`; its module is imported by name in `
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arguments.priors import PriorParams
-from arguments.upsampling import PRIORS, UpsamplingParams
+from arguments.upsampling import PRIORS, SINGLE_IMAGE, UpsamplingParams
 from upsampling.alignment import Alignment
 from utils.errors import UserError
 from utils.log import warn
@@ -139,7 +139,9 @@ def load(
     elif settings.upsampler in PRIORS:
         from priors.samplers import Loading, load_sampler
 
-        loading = Loading(device, settings.scale, settings.download)
+        trust = tuple(filter(None, settings.trust_weights.split(",")))
+        restore = _restoring(settings, prior, device) if prior and prior.restoration else None
+        loading = Loading(device, settings.scale, settings.download, trust, restore)
         found = load_sampler(settings.upsampler, prior or PriorParams(), loading, kernel, seed)
         upsampler = cast(Upsampler, found)
     else:
@@ -152,6 +154,22 @@ def load(
         own = upsampler.scale
         raise UserError(f"--scale {settings.scale}: {settings.upsampler} magnifies {own} times; give --scale {own}")
     return upsampler
+
+
+def _restoring(
+    settings: UpsamplingParams, prior: PriorParams, device: torch.device
+) -> Callable[[Tensor, int, int], Tensor]:
+    """The single-image upsampler of --restoration as a first stage: LR views [B, 3, h, w] to images of a size."""
+    if prior.restoration not in SINGLE_IMAGE:
+        raise UserError(f"--restoration {prior.restoration}: one of {', '.join(SINGLE_IMAGE)} is expected")
+    own = replace(settings, upsampler=prior.restoration, weights="", trust_weights="")
+    net = load(own, resolve_weights(own), device)
+
+    def restored(lr: Float[Tensor, "B 3 h w"], width: int, height: int) -> Float[Tensor, "B 3 H W"]:
+        images = torch.stack([next(iter(net.upsample(view[None]))) for view in lr])
+        return torch.nn.functional.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+
+    return restored
 
 
 def filled(make: Callable[[], nn.Module], state: State | None, device: torch.device, name: str) -> Any:

@@ -1,0 +1,88 @@
+"""What a system that makes HR frames of a prior is: a maker, where it is loaded, and the registry of names.
+
+A *maker* turns one window of LR views into one HR image. A system is made by the decorator `sampler`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments.priors import PriorParams
+from priors.interfaces import ScorePrior
+from scene.lr_kernel import LRKernel
+
+Window = Float[Tensor, "F 3 h w"]  # of LR views 0-1, the middle one is the view itself
+Make = Callable[[Window, "LRKernel | None", torch.Generator], Float[Tensor, "3 H W"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """A system that is ready.
+
+    Parameters
+    ----------
+    make : (window, LR kernel or None where nothing is to be projected, draws) -> image 0-1, not clamped.
+    scale : magnification, 0 = any. frames : F of its windows. prior : what it is made of, for score distillation.
+    """
+
+    make: Make
+    scale: int
+    frames: int
+    prior: ScorePrior
+
+
+Build = Callable[[PriorParams, "Loading"], Maker]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Where a system runs, and how its files are found.
+
+    Parameters
+    ----------
+    scale : that is wanted. trust : SHA-256 of files that the user vouches for.
+    restore : (LR views, width, height) -> images, of a system that has a first stage; None = the enlarged LR view.
+    """
+
+    device: torch.device
+    scale: int = 4
+    download: bool = False
+    trust: tuple[str, ...] = ()
+    restore: Callable[[Tensor, int, int], Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of large networks."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def options(self, params: PriorParams) -> dict[str, Any]:
+        """What every loader of a published model takes."""
+        return {"download": self.download, "device": self.device, "dtype": self.dtype} | {
+            "prompt": params.prompt,
+            "negative": params.negative_prompt,
+            "texts": params.texts or None,
+        }
+
+
+SAMPLERS: dict[str, Build] = {}
+
+
+def sampler(name: str) -> Callable[[Build], Build]:
+    """Make `build(params, loading) -> Maker` selectable as --upsampler NAME."""
+
+    def add(build: Build) -> Build:
+        if name in SAMPLERS:
+            raise ValueError(f"sampler {name!r} registered twice")
+        SAMPLERS[name] = build
+        return build
+
+    return add
+
+
+def size_of(window: Window, scale: int) -> tuple[int, int]:
+    """Width and height of the image of a window."""
+    return scale * window.shape[-1], scale * window.shape[-2]
