@@ -27,14 +27,18 @@ class Maker:
     ----------
     make : (window, LR kernel or None where nothing is to be projected, draws) -> image 0-1, not clamped.
     scale : magnification, 0 = any. frames : F of its windows. prior : what it is made of, for score distillation.
+    renew : (window, image, level, LR kernel, draws) -> image: noised to `level` of the walk, 0-1, and denoised from
+        there; None where the system has no such walk.
     """
 
     make: Make
     scale: int
     frames: int
     prior: ScorePrior
+    renew: "Renew | None" = None
 
 
+Renew = Callable[[Window, Float[Tensor, "3 H W"], float, "LRKernel | None", torch.Generator], Float[Tensor, "3 H W"]]
 Build = Callable[[PriorParams, "Loading"], Maker]
 
 

@@ -69,10 +69,16 @@ class PriorUpsampler:
             window = frames[(reach + i).clamp(0, t - 1).to(frames.device)]
             with torch.no_grad():
                 images = [self.maker.make(window, kernel, self._draws(i, k)) for k in range(self.samples)]
-                image = torch.stack(images).mean(0)
-                if kernel is not None:
-                    image = post.project(image[None], kernel, frames[i : i + 1], self.tolerance, ROUNDS)[0]
-            yield image.float()
+                image = self.settled(torch.stack(images).mean(0), frames[i], kernel)
+            yield image
+
+    def settled(
+        self, image: Float[Tensor, "3 H W"], lr: Float[Tensor, "3 h w"], kernel: LRKernel | None
+    ) -> Float[Tensor, "3 H W"]:
+        """The image, saying what its LR view says where that is wanted."""
+        if kernel is None:
+            return image.float()
+        return post.project(image[None], kernel, lr[None], self.tolerance, ROUNDS)[0].float()
 
     def _draws(self, frame: int, walk: int) -> torch.Generator:
         return rng.generator(self.seed, "prior", walk, *(() if self.shared else (frame,)))
@@ -86,15 +92,27 @@ def walked(
     eta: float,
     draws: torch.Generator,
     hooks: tuple[HookCall, ...] = (),
+    begin: tuple[Float[Tensor, "3 H W"], float] | None = None,
     **cond: Any,
 ) -> Float[Tensor, "3 H W"]:
-    """One walk from noise to the image of a window. size : width and height of the image."""
+    """One walk to the image of a window: from noise, or from an image that is noised to a level of the walk.
+
+    Parameters
+    ----------
+    size : width and height of the image. begin : image 0-1 and level, 0-1 of all times; None = from noise.
+    """
     width, height = size
     up = enlarged(window[len(window) // 2][None], width, height)
     space = prior.space
     shape = (1, space.channels, height // space.factor, width // space.factor)
     told = Cond(lr=window[None], up=up, **cond)
-    x = sample(prior, told, prior.process.times(steps), draws, hooks=hooks, eta=eta, shape=shape)
+    if begin is None:
+        x = sample(prior, told, prior.process.times(steps), draws, hooks=hooks, eta=eta, shape=shape)
+    else:
+        image, level = begin
+        process = prior.process
+        times = process.times(max(round(steps * level), 1), process.clean + level * (process.last - process.clean))
+        x = sample(prior, told, times, draws, hooks=hooks, eta=eta, begin=space.encode(image[None]))
     return space.decode(x)[0]
 
 
@@ -115,8 +133,14 @@ def _small(params: PriorParams, loading: Loading) -> Maker:
         size = size_of(window, loading.scale)
         return walked(prior, window, size, steps, eta, draws, _projecting(kernel))
 
+    def renew(
+        window: Window, image: Tensor, level: float, kernel: LRKernel | None, draws: torch.Generator
+    ) -> Float[Tensor, "3 H W"]:
+        size = size_of(window, loading.scale)
+        return walked(prior, window, size, steps, eta, draws, _projecting(kernel), (image, level))
+
     scale = config.scale if config.stem == "unshuffle" else 0
-    return Maker(make, scale, config.frames, prior)
+    return Maker(make, scale, config.frames, prior, renew if config.noisy else None)
 
 
 @sampler("ddnm")
@@ -188,7 +212,13 @@ def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int
         count = params.prior_steps or steps
         return walked(seen, window, size_of(window, factor), count, eta, draws, guidance=guidance, **cond)
 
-    return Maker(make, factor, 1, prior)
+    def renew(
+        window: Window, image: Tensor, level: float, kernel: LRKernel | None, draws: torch.Generator
+    ) -> Float[Tensor, "3 H W"]:
+        count, size = params.prior_steps or steps, size_of(window, factor)
+        return walked(seen, window, size, count, eta, draws, begin=(image, level), guidance=guidance, **cond)
+
+    return Maker(make, factor, 1, prior, renew)
 
 
 def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:

@@ -17,6 +17,8 @@ from arguments.loading import CommonParams, ModelParams
 from arguments.paper import PaperParams
 from arguments.pipeline import RunParams
 from arguments.prepare_frames import PrepareParams
+from arguments.priors import PriorParams
+from arguments.renew import RenewParams
 from arguments.steps import STEPS
 from arguments.study import ExecutorParams, StudyParams, StudyTableParams, WorkerParams
 from arguments.subset import SubsetParams
@@ -63,6 +65,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation.frame_quality": (ModelParams, FrameQualityParams),
     "examples.demo": (CommonParams,),
     "scripts/prepare_frames.py": (PrepareParams,),
+    "upsampling.renew": (CommonParams, ModelParams, PriorParams, RenewParams),
     "benchmarks.choose_lambda": (*STEPS["train"].groups, Lengths),
 }
 HELD_BY = {"priors": "priors/__main__.py"}  # their flags

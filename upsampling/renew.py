@@ -1,0 +1,111 @@
+"""A round of render consistency: `python -m upsampling.renew -s LR_SCENE --renders DIR -o DIR --model FILE`.
+
+Each view's render by a 3D model, which all views have shaped, is noised a little, denoised by a diffusion prior that is
+told the LR view, and projected onto that view: detail that the model averaged away comes back where the prior knows it,
+from a beginning on which all views agree. Training on these frames and rendering again is the next round (3DSR, 2025,
+arXiv 2508.04090, whose rounds are the steps of one walk).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments.flags import parse_groups, settings
+from arguments.loading import CommonParams, ModelParams
+from arguments.priors import PriorParams
+from arguments.renew import RenewParams
+from scene import Scene, open_scene
+from scene.files import scene_inputs
+from scene.image_files import read_image, write_png
+from scene.lr_kernel import LRKernel, resolve_kernel
+from upsampling.fusion import internal_files, internal_planes
+from upsampling.planes import colour_plane, stored
+from utils import errors, record, rng
+from utils.compute import choose_device, set_threads
+from utils.errors import UserError
+from utils.folders import refuse_inside
+from utils.log import Progress, say, set_quiet
+
+
+def renew(
+    common: CommonParams,
+    model: ModelParams,
+    prior: PriorParams,
+    params: RenewParams,
+    scene: Scene,
+    files: Mapping[str, Path],
+    resume: bool,
+) -> list[Path]:
+    """Write the renewed frames of all training views.
+
+    Parameters
+    ----------
+    files : renders by view. resume : frames that are there are of these settings and stay.
+
+    Raises
+    ------
+    UserError : the prior has no such walk, files of it are missing, or projection without a kernel.
+    """
+    from priors.samplers import Loading, load_sampler
+
+    device = choose_device(common.device)
+    out, names = Path(params.output_path), list(files)
+    known = scene.degradation is None and (model.lr_kernel or scene.kernel_file)
+    kernel = resolve_kernel(scene, model.lr_kernel) if known else None
+    loading = Loading(device, params.scale, params.download)
+    net = load_sampler(params.upsampler, prior, loading, kernel, common.seed)
+    if net.maker.renew is None:
+        raise UserError(f"--upsampler {params.upsampler}: has no walk that could begin with an image")
+    progress = Progress("renew", len(names), "frame")
+    for done, name in enumerate(names, 1):
+        path = out / f"{name}.png"
+        if not (resume and path.is_file()):
+            planes = internal_planes(read_image(files[name]), scene.images.raw(name))
+            lr = colour_plane(scene.images.raw(name)).to(device)
+            draws = rng.generator(common.seed, "renew", *(() if prior.prior_noise == "shared" else (name,)))
+            colour = _one(net, lr, planes[:3].to(device), params.level, draws).cpu()
+            write_png(path, stored(torch.cat([colour, planes[3:]])))
+        progress.update(done)
+    progress.close()
+    return [out / f"{name}.png" for name in names]
+
+
+def _one(
+    net: "object", lr: Float[Tensor, "3 h w"], render: Float[Tensor, "3 H W"], level: float, draws: torch.Generator
+) -> Float[Tensor, "3 H W"]:
+    from priors.samplers import PriorUpsampler
+
+    assert isinstance(net, PriorUpsampler)
+    assert net.maker.renew is not None
+    window = lr.expand(net.maker.frames, -1, -1, -1)  # neighbours' renders are in the model already
+    height, width = render.shape[-2:]
+    kernel = LRKernel(*net.kernel, (width, height), (lr.shape[-1], lr.shape[-2])) if net.kernel else None
+    with torch.no_grad():
+        return net.settled(net.maker.renew(window, render, level, kernel, draws), lr, kernel)
+
+
+def main() -> None:
+    """Renew the frames of a scene."""
+    from priors.samplers import model_files
+
+    groups = (CommonParams, ModelParams, PriorParams, RenewParams)
+    common, model, prior, params = parse_groups("upsampling.renew", __doc__.partition("\n\n")[2], groups)
+    set_quiet(common.quiet)
+    set_threads(common.threads)
+    scene = open_scene(model, common.compat)
+    out = Path(params.output_path)
+    refuse_inside(out, model.source_path, scene.hr_root, params.renders)
+    files = internal_files(Path(params.renders), scene.train, scene.images, params.scale)
+    inputs = {**scene_inputs(scene, scene.train), "renders": list(files.values()), "weights": model_files(prior.model)}
+    kept = settings(common, prior, params) | {"lr_kernel": model.lr_kernel}
+    with record.step(out, "renew", kept, inputs, ("upsampling", "priors"), common) as attempt:
+        if not attempt.up_to_date:
+            attempt.outputs = renew(common, model, prior, params, scene, files, attempt.resume)
+    say(f"wrote {len(files)} frames to {out}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
