@@ -17,6 +17,7 @@ from arguments.flags import as_flags, make
 from arguments.pipeline import needs_geometry, needs_lr_model
 from arguments.steps import OWN_CODE, STEPS
 from arguments.training import OptimizationParams
+from arguments.upsampling import PRIORS
 from evaluation.study.plan import MEASURE_FRAMES, OWN_COMMAND, Command, Plan, Run, Task, digest
 from evaluation.study.spec import BACKGROUNDS, SceneSpec, Study, Variant
 from scene.trained_model import ply_path
@@ -77,7 +78,7 @@ def uses_seed(step: str, values: Mapping[str, Any]) -> bool:
     if step == "order":
         return str(values.get("ordering", "")) == "random" or _own_code(values)
     if step == "upsample":
-        return bool(values.get("random_weights")) or _own_code(values)
+        return bool(values.get("random_weights")) or values.get("upsampler") in PRIORS or _own_code(values)
     return step in ("train", "lr_model")
 
 

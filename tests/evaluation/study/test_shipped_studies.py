@@ -13,6 +13,7 @@ CONFIGS = sorted((PROJECT / "configs").glob("*.toml"))
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_studies_that_are_here_can_be_planned(path, monkeypatch):
     monkeypatch.setenv("SEQSPLAT_DATA", "/data")
+    monkeypatch.setenv("SEQSPLAT_PRIORS", "/priors")
     if "[variants" in path.read_text():
         assert make_plan(read_study(path)).runs
         assert make_plan(read_study(path), source="given").runs
@@ -22,6 +23,7 @@ def test_studies_that_are_here_can_be_planned(path, monkeypatch):
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_no_configuration_makes_two_variants_the_same(path, config, monkeypatch):
     monkeypatch.setenv("SEQSPLAT_DATA", "/data")
+    monkeypatch.setenv("SEQSPLAT_PRIORS", "/priors")
     if "[variants" not in path.read_text():
         return
     flags = ["--config", str(config), "--max_gaussians", "1000"]
@@ -33,6 +35,7 @@ def test_no_configuration_makes_two_variants_the_same(path, config, monkeypatch)
 
 
 def test_lego_has_no_bound(monkeypatch):
-    monkeypatch.setenv("SEQSPLAT_DATA", "/data")  # 9 of its 53 training views have a truth
+    monkeypatch.setenv("SEQSPLAT_DATA", "/data")
+    monkeypatch.setenv("SEQSPLAT_PRIORS", "/priors")  # 9 of its 53 training views have a truth
     peers = make_plan(read_study(PROJECT / "studies" / "peers.toml"))
     assert {r.scene for r in peers.runs if r.variant == "bound"} == {"demo", "bonsai"}
