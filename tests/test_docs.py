@@ -270,7 +270,8 @@ def texts_in_code() -> tuple[str, ...]:
 
 
 def packages() -> Iterator[str]:
-    yield from ("arguments", "evaluation", "gaussian_renderer", "ordering", "scene", "training", "upsampling", "utils")
+    yield from ("arguments", "evaluation", "gaussian_renderer", "ordering", "priors", "scene")
+    yield from ("training", "upsampling", "utils")
 
 
 def test_messages_are_those_of_the_code():
