@@ -5,6 +5,7 @@ is clean, and the difference is a gradient on the render (`priors.sds`). The pri
 of the iteration, and that view enlarged. Draws depend on seed and iteration alone, so that a run goes on as it was.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from arguments.guidance import GuidanceParams
 from priors.enlarge import enlarged
 from priors.hooks import ProjectLR
-from priors.interfaces import Cond, ScorePrior
+from priors.interfaces import Cond, Process, ScorePrior
+from priors.processes import VP, ResShift
 from priors.sds import SDSGuidance
 from training.step import Guide
 from training.views import Targets, View
@@ -46,9 +48,13 @@ class Guidance:
 
     @classmethod
     def of(cls, prior: ScorePrior, frames: int, settings: GuidanceParams, seed: int) -> "Guidance":
-        """Guidance as the flags say."""
-        levels = (settings.sds_tmin, settings.sds_tmax, LEVELS, settings.sds_anneal)
-        sds = SDSGuidance(prior, *levels, crop=settings.sds_crop)
+        """Guidance as the flags say; their levels are of 1000, of which a process with fewer times has as many."""
+        levels = levels_of(prior.process)
+        lowest, highest = (
+            round(level * (levels - 1) / (LEVELS - 1)) for level in (settings.sds_tmin, settings.sds_tmax)
+        )
+        anneal = math.ceil(settings.sds_anneal * LEVELS / levels)
+        sds = SDSGuidance(prior, lowest, highest, levels, anneal, crop=settings.sds_crop)
         return cls(sds, frames, settings.sds_lambda, settings.sds_every, settings.sds_project, seed)
 
     def guide(self, iteration: int, view: View, targets: Targets) -> Guide | None:
@@ -76,6 +82,11 @@ class Guidance:
             return (gradient[0] * (self.weight / (3 * seen))).contiguous(), size
 
         return pull
+
+
+def levels_of(process: Process) -> int:
+    """1000, or the number of the process's own times where these are counted and fewer."""
+    return min(LEVELS, round(process.last - process.clean)) if isinstance(process, VP | ResShift) else LEVELS
 
 
 def check(settings: GuidanceParams, uses_lr: bool) -> None:

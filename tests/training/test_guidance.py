@@ -1,5 +1,6 @@
 """Guidance by a prior: its gradient by the definition, alike with every engine, kept by a resume, refused in a line."""
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from arguments.guidance import GuidanceParams
 from priors.interfaces import Cond
-from priors.processes import VP
+from priors.processes import EDM, VP, Flow, ResShift
 from priors.spaces import PixelSpace
 from scene import load_scene
 from tests.training_factory import SCALE, settings, whole_and_resumed, write_scene
@@ -134,6 +135,22 @@ def test_a_resumed_run_ends_with_the_same_bits(scene_root, tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in whole.state.tensors().items())
 
 
+def test_levels_are_shares_where_a_process_has_fewer_times():
+    settings = GuidanceParams(sds="small", sds_tmin=100, sds_tmax=900, sds_anneal=2)
+    few = ResShift(15, 2.0, 0.3, 0.04)
+    for process, levels, bounds, anneal in (
+        (LEVELS, 1000, (100, 900), 2),
+        (few, 15, (1, 13), 134),
+        (Flow(3.0), 1000, (100, 900), 2),
+        (EDM(LEVELS), 1000, (100, 900), 2),
+    ):
+        prior = Grey()
+        prior.process = process
+        sds = Guidance.of(prior, 1, settings, 0).sds
+        assert (sds.levels, (sds.lowest, sds.highest), sds.anneal) == (levels, bounds, anneal)
+        assert len(sds.times) == levels
+
+
 def test_what_cannot_be_is_refused():
     check(GuidanceParams(), False)
     with pytest.raises(UserError, match="--sds small: the prior is told the LR views, and none are used"):
@@ -144,3 +161,32 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(UserError, match=next(iter(wrong))):
             GuidanceParams(sds="small", **wrong)
     assert replace(GuidanceParams(sds="small"), sds_crop=64).sds_crop == 64
+
+
+def test_through_the_script(tmp_path, monkeypatch, capsys):
+    """A network of our own pulls; the log has its size, the record its file; a wrong name costs no training."""
+    pytest.importorskip("diffusers")
+    import train
+    from priors.denoisers.tiny import ProcessSpec, TinyConfig, TinyNet, save_prior
+    from tests.training_factory import command
+    from utils import errors
+
+    write_scene(tmp_path)
+    model = tmp_path / "sr3.safetensors"
+    save_prior(model, TinyNet(TinyConfig(1, SCALE, widths=(8, 16), groups=4)), ProcessSpec(steps=40), {})
+    flags = {"iterations": 12, "lambda_tex": 0.0, "scale": SCALE, "sds_every": 3, "sds_project": True, "quiet": True}
+    words = [*command(tmp_path, tmp_path / "guided", **flags, sds="small", sds_model=model), "--densify_dropout", "0.5"]
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    train.main()
+    lines = [json.loads(line) for line in (tmp_path / "guided" / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "sds" in line] == [3, 6, 9, 12]
+    record = json.loads((tmp_path / "guided" / "run.json").read_text())["steps"]["train"]
+    assert record["inputs"]["prior"]["files"] == 1
+    assert record["settings"]["sds_project"] is True
+    wrong = command(tmp_path, tmp_path / "wrong", **flags, sds="smal", sds_model=model)
+    monkeypatch.setattr("sys.argv", ["train.py", *wrong])
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(train.main)
+    assert stopped.value.code == 2
+    assert "--sds smal: unknown; there are" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "wrong" / "point_cloud").exists()
