@@ -33,7 +33,7 @@ class Lever:
     reference: str
 
 
-# Trained as Sequence Matters is, and as seqsplat is (`...-trained`).
+# Trained as Sequence Matters is, and as seqsplat is (`...-trained`; ordering, for a third of the iterations).
 OF_FRAMES = (
     Lever("projection onto the LR views", "peers", "projected-bicubic", "bicubic"),
     Lever("a network of one image", "peers", "span", "bicubic"),
@@ -48,6 +48,8 @@ OF_FRAMES = (
     Lever("a video network, one frame at a time", "seqsplat", "single-trained", "bicubic-trained"),
     Lever("order: ALS over one frame at a time", "seqsplat", "sm-als-trained", "single-trained"),
     Lever("geometry and graph", "seqsplat", "seqsplat", "sm-als-trained"),
+    Lever("order: greedy instead of random", "ordering", "greedy", "random"),
+    Lever("geometry instead of learned flow, path", "ordering", "greedy-geometry", "greedy"),
     Lever("mean over the order and its reverse", "estimates", "both-orders", "seqsplat"),
     Lever("mean over four mirrored passes", "estimates", "flips", "seqsplat"),
     Lever("a 3D model of the LR loss, mixed in", "estimates", "internal-mix", "seqsplat"),
@@ -57,6 +59,9 @@ OF_FRAMES = (
 
 WITHOUT_GAIN = (
     Lever("ALS over S", "finalists", "sm-als", "sm-s"),
+    Lever("ALS over a greedy order", "ordering", "als", "greedy"),
+    Lever("a tour over a greedy order", "ordering", "tour", "greedy"),
+    Lever("order by ORB instead of pose", "ordering", "greedy-orb", "greedy"),
     Lever("a third round of the graph", "alignment", "geometry-graph-3", "geometry-graph"),
     Lever("an order made by pose, for the graph", "alignment", "geometry-graph", "geometry-graph-random"),
     Lever("mean over the order and its reverse", "estimates", "both-orders", "seqsplat"),
