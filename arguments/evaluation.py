@@ -30,7 +30,9 @@ class MetricsParams:
     dists: str = opt("", "file with the weights of DISTS (weights.pt of its authors)", result=False)
     niqe_fit: str = opt("", "folder of pristine images that NIQE_fit compares with", result=False)
     train: bool = opt(False, "also measure the train views, where they were rendered")
-    frames: str = opt("", "pseudo-HR frames to compare with the HR truth; default: hr/ of the model", result=False)
+    frames: str = opt(
+        "", "pseudo-HR frames to compare with the HR truth; default: hr/ of the model; none = no frames", result=False
+    )
     no_frames: bool = opt(False, "do not measure pseudo-HR frames")
     jump_deg: float = opt(45.0, "frames beside a step of more degrees in sequences.json also get a mean of their own")
     single_frames: str = opt(

@@ -83,6 +83,8 @@ def frame_folders(folder: Path, params: MetricsParams) -> FrameFolders | None:
     """
     notes = (read_record(folder, "render") or {}).get("notes", {})
     model = folder / str(notes.get("model", "."))
+    if params.frames == "none":  # what train.py calls it where it trains on no frames
+        return None
     frames = Path(params.frames) if params.frames else model / "hr"
     single = Path(params.single_frames) if params.single_frames else None
     if single is not None and not single.is_dir():

@@ -39,7 +39,8 @@ RELEASES = {"diffbir": "diffbir_v2", "resshift": "resshift_bicsrx4_s4"}  # of se
 def _diffusehigh(params: PriorParams, loading: Loading) -> Maker:
     from priors.denoisers import sdxl
 
-    prior = sdxl.load_sdxl(params.model or sdxl.MODEL, **loading.options(params))
+    negative = params.negative_prompt or diffusehigh.NEGATIVE
+    prior = sdxl.load_sdxl(params.model or sdxl.MODEL, **loading.options(params) | {"negative": negative})
     return diffusehigh_maker(prior, params, loading)
 
 
@@ -136,7 +137,12 @@ def diffbir_maker(prior: DiffBIR, params: PriorParams, loading: Loading) -> Make
     walk = _Walk(prior, params, loading, 50, tile=TILE_PX, overlap=TILE_PX // 2, guidance=4.0, eta=1.0)
 
     def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        cond = prior.prepared(walk.told(window))
+        cond = walk.told(window)
+        assert cond.up is not None
+        if prior.restore is not None:
+            first = prior.restore(window[len(window) // 2][None], *size_of(window, loading.scale))
+            cond = replace(cond, extra={IMAGE: padded(first, prior.space.factor)})
+        cond = replace(prior.prepared(cond), lr=None)  # see sd2.walk_from_lr
         assert cond.up is not None
         hooks: tuple[HookCall, ...] = ()
         if params.restoration_scale:

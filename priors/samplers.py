@@ -4,6 +4,7 @@ Those that stand on whole models of the hub are here, the others in `published`.
 imported when asked for: they need optional packages.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from priors.denoisers import tiny
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.hooks import ProjectLR
-from priors.interfaces import Cond, ScorePrior
+from priors.interfaces import Cond, Process, ScorePrior, Space
 from priors.making import SAMPLERS, Loading, Maker, Window, sampler, size_of
 from priors.sampler import HookCall, sample
 from scene.lr_kernel import LRKernel
@@ -68,7 +69,7 @@ class PriorUpsampler:
         for i in range(t):
             window = frames[(reach + i).clamp(0, t - 1).to(frames.device)]
             with torch.no_grad():
-                images = [self.maker.make(window, kernel, self._draws(i, k)) for k in range(self.samples)]
+                images = [self.maker.make(window, kernel, self._draws(frames[i], k)) for k in range(self.samples)]
                 image = self.settled(torch.stack(images).mean(0), frames[i], kernel)
             yield image
 
@@ -80,8 +81,10 @@ class PriorUpsampler:
             return image.float()
         return post.project(image[None], kernel, lr[None], self.tolerance, ROUNDS)[0].float()
 
-    def _draws(self, frame: int, walk: int) -> torch.Generator:
-        return rng.generator(self.seed, "prior", walk, *(() if self.shared else (frame,)))
+    def _draws(self, frame: Float[Tensor, "3 h w"], walk: int) -> torch.Generator:
+        """Of one walk; a frame's own noise depends on what it shows, not on its place in a call."""
+        shown = () if self.shared else (hashlib.sha256(frame.cpu().contiguous().numpy().tobytes()).hexdigest(),)
+        return rng.generator(self.seed, "prior", walk, *shown)
 
 
 def walked(
@@ -111,7 +114,9 @@ def walked(
     else:
         image, level = begin
         process = prior.process
-        times = process.times(max(round(steps * level), 1), process.clean + level * (process.last - process.clean))
+        span = process.last - process.clean
+        least = 1.0 if span > 2 else 0.0  # counted times: one step above clean
+        times = process.times(max(round(steps * level), 1), process.clean + max(level * span, least))
         x = sample(prior, told, times, draws, hooks=hooks, eta=eta, begin=space.encode(image[None]))
     return space.decode(x)[0]
 
@@ -120,24 +125,43 @@ def _projecting(kernel: LRKernel | None) -> tuple[HookCall, ...]:
     return () if kernel is None else (ProjectLR(kernel),)
 
 
+@dataclass(frozen=True, eq=False)
+class Clamped:
+    """A prior in pixels whose estimates are images: divided by a small a, an error of eps is far outside."""
+
+    prior: tiny.TinyPrior
+
+    @property
+    def process(self) -> Process:
+        return self.prior.process
+
+    @property
+    def space(self) -> Space:
+        return self.prior.space
+
+    def x0(self, x_t: Float[Tensor, "B C h w"], t: float, cond: Cond) -> Float[Tensor, "B C h w"]:
+        """See ScorePrior."""
+        return self.prior.x0(x_t, t, cond).clamp(-1, 1)
+
+
 @sampler("small")
 def _small(params: PriorParams, loading: Loading) -> Maker:
     """A network of `priors.train_sr`: a regressor answers in one step, SR3 and ResShift walk."""
     prior = _small_prior(params, loading)
-    config, process = prior.net.config, prior.process
+    config, process, seen = prior.net.config, prior.process, Clamped(prior)
     own = round(process.last - process.clean) if process.uses_up else 20
     steps = (params.prior_steps or own) if config.noisy else 1
     eta = max(params.prior_eta, 0.0)
 
     def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         size = size_of(window, loading.scale)
-        return walked(prior, window, size, steps, eta, draws, _projecting(kernel))
+        return walked(seen, window, size, steps, eta, draws, _projecting(kernel))
 
     def renew(
         window: Window, image: Tensor, level: float, kernel: LRKernel | None, draws: torch.Generator
     ) -> Float[Tensor, "3 H W"]:
         size = size_of(window, loading.scale)
-        return walked(prior, window, size, steps, eta, draws, _projecting(kernel), (image, level))
+        return walked(seen, window, size, steps, eta, draws, _projecting(kernel), (image, level))
 
     scale = config.scale if config.stem == "unshuffle" else 0
     return Maker(make, scale, config.frames, prior, renew if config.noisy else None)
@@ -147,11 +171,13 @@ def _small(params: PriorParams, loading: Loading) -> Maker:
 def _ddnm(params: PriorParams, loading: Loading) -> Maker:
     """The null-space walk in pixels, with a network of `priors.train_sr`."""
     prior = _small_prior(params, loading)
+    if prior.process.uses_up or not prior.net.config.noisy:
+        raise UserError(f"--model {params.model}: ddnm walks from noise to images; give an SR3 network")
     settings = DDNMSettings(steps=params.prior_steps or 100, eta=0.85 if params.prior_eta < 0 else params.prior_eta)
 
     def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         up = enlarged(window[len(window) // 2][None], *size_of(window, loading.scale))
-        return ddnm(prior, Cond(lr=window[None], up=up), _known(kernel), draws, settings)[0]
+        return ddnm(Clamped(prior), Cond(lr=window[None], up=up), _known(kernel), draws, settings)[0]
 
     return Maker(make, prior.net.config.scale, prior.net.config.frames, prior)
 

@@ -83,7 +83,7 @@ def _selected(
         hot[candidates[passed_over.to(hot.device)]] = False
     if settings.max_gaussians:  # each clone or split adds one
         budget = max(settings.max_gaussians - state.gaussians.num, 0)
-        order = torch.sort(gradient, descending=True, stable=True).indices
+        order = torch.sort(torch.where(hot, gradient, -1.0), descending=True, stable=True).indices
         allowed = torch.zeros_like(hot)
         allowed[order[:budget]] = True
         hot &= allowed

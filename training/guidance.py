@@ -89,13 +89,15 @@ def levels_of(process: Process) -> int:
     return min(LEVELS, round(process.last - process.clean)) if isinstance(process, VP | ResShift) else LEVELS
 
 
-def check(settings: GuidanceParams, uses_lr: bool) -> None:
+def check(settings: GuidanceParams, uses_lr: bool, degraded: bool = False) -> None:
     """Refuse guidance where there is nothing to tell the prior.
 
     Raises
     ------
-    UserError : no LR views take part in the objective.
+    UserError : no LR views take part in the objective, or projection onto degraded ones.
     """
+    if settings.sds_project and degraded:
+        raise UserError("--sds_project: the LR views were degraded (scene.degrade), nothing is projected onto them")
     if settings.sds and not uses_lr:
         raise UserError(
             f"--sds {settings.sds}: the prior is told the LR views, and none are used; train at the HR size with "

@@ -105,7 +105,7 @@ def open_job(settings: Settings, out: Path) -> Job:
     compared = replace(optimisation, lambda_tex=0.5) if training.choose_lambda else optimisation
     views = training_views(scene, frames, model, compared, training.scale, device, confidence)
     views = with_depths(views, training.depths, optimisation)
-    guidance.check(settings.guidance, views.lr is not None)
+    guidance.check(settings.guidance, views.lr is not None, scene.degradation is not None)
     job = Job(settings, out, scene, views, frames if views.hr is not scene.images else None, device)
     if 0 < optimisation.max_gaussians < training.init_gaussians:
         raise UserError(f"--init_gaussians {training.init_gaussians}: more than --max_gaussians allows")

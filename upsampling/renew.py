@@ -101,7 +101,15 @@ def main() -> None:
     files = internal_files(Path(params.renders), scene.train, scene.images, params.scale)
     inputs = {**scene_inputs(scene, scene.train), "renders": list(files.values()), "weights": model_files(prior.model)}
     kept = settings(common, prior, params) | {"lr_kernel": model.lr_kernel}
-    with record.step(out, "renew", kept, inputs, ("upsampling", "priors"), common) as attempt:
+    if common.dry_run:
+        say(f"{len(files)} frames would be renewed; nothing was written")
+        return
+
+    def clear() -> None:
+        for name in files:
+            (out / f"{name}.png").unlink(missing_ok=True)
+
+    with record.step(out, "renew", kept, inputs, ("upsampling", "priors"), common, clear=clear) as attempt:
         if not attempt.up_to_date:
             attempt.outputs = renew(common, model, prior, params, scene, files, attempt.resume)
     say(f"wrote {len(files)} frames to {out}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments.steps import OWN_CODE, STEPS
+from arguments.upsampling import PRIORS
 from evaluation.study.plan import MEASURE_FRAMES, OWN_COMMAND, Command, Plan, Task
 from evaluation.study.sources import changed, sources_of
 from utils.atomic import read_json
@@ -17,6 +18,7 @@ from utils.provenance import PROJECT, code_files, hash_files
 MANIFEST = "study.json"
 SCHEMA = 1
 FRAMES_CODE = frozenset({"evaluation", "upsampling"})  # packages behind evaluation.frame_quality
+PRIORS_CODE = ("priors",)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -43,7 +45,12 @@ def only_looked(facts: Mapping[str, Any]) -> bool:
 def code_of(task: Task) -> dict[str, str]:
     """Hash of the code of each step of a task, of our scripts and modules that the study's own commands name, of what
     measures frames, and of the user's modules that its settings name (MODULE:NAME)."""
-    found = {name: step_code(name) for name in dict.fromkeys(c.name for c in task.commands) if name in STEPS}
+    steps = task.recipe["steps"]
+    found = {
+        name: step_code(name, PRIORS_CODE if uses_prior(steps.get(name, {})) else ())
+        for name in dict.fromkeys(c.name for c in task.commands)
+        if name in STEPS
+    }
     found |= {name: code for c in task.commands if c.name == OWN_COMMAND for name, code in command_code(c).items()}
     named = [str(v) for values in task.recipe["steps"].values() for k, v in values.items() if k in OWN_CODE]
     files = {name: source_files(name) for name in named if ":" in name}
@@ -57,14 +64,21 @@ def command_code(command: Command) -> dict[str, str]:
     word, *rest = command.words[command.words[0] == "python" :] or ("",)
     if word == "-m" and rest and (PROJECT / (package := rest[0].partition(".")[0])).is_dir():
         beside = [step.code for step in STEPS.values() if package in step.code]
+        if rest[0] == "upsampling.renew":
+            beside.append(PRIORS_CODE)
         return {rest[0]: packages_code(frozenset({package}.union(*beside)))}
     named = [name for name, step in STEPS.items() if step.script == word]
     return {word: step_code(named[0])} if named else {}
 
 
-def step_code(name: str) -> str:
-    """Hash of a step's code: its packages, what they stand on, its script."""
-    return packages_code(frozenset(STEPS[name].code), STEPS[name].script)
+def uses_prior(values: Mapping[str, Any]) -> bool:
+    """Whether a diffusion prior takes part in a step with these settings."""
+    return values.get("upsampler") in PRIORS or bool(values.get("sds"))
+
+
+def step_code(name: str, beside: tuple[str, ...] = ()) -> str:
+    """Hash of a step's code: its packages and those `beside` them, what they stand on, its script."""
+    return packages_code(frozenset({*STEPS[name].code, *beside}), STEPS[name].script)
 
 
 @cache

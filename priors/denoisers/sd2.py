@@ -114,6 +114,7 @@ def walk_from_lr(
     """
     assert cond.up is not None
     ready = getattr(prior, "prepared", lambda told: told)(cond)
+    ready = replace(ready, lr=None)  # of another size than whole latents, it could not be cut into tiles
     seen = cast(ScorePrior, Tiled(prior, tile, overlap)) if tile else prior
     with torch.no_grad():
         begin = prior.space.encode(cond.up)

@@ -67,10 +67,12 @@ def test_frames_say_what_the_lr_views_say(models, name, mode):
 
 
 def test_ddnm_is_consistent_and_the_seed_decides(models):
-    params = PriorParams(model=models["resshift"], prior_steps=4)
+    for wrong in ("resshift", "regression"):
+        with pytest.raises(UserError, match="ddnm walks from noise to images; give an SR3 network"):
+            made("ddnm", PriorParams(model=models[wrong]))
+    params = PriorParams(model=models["sr3"], prior_steps=4)
     with pytest.raises(UserError, match="--project_lr: this prior works by projection"):
         made("ddnm", params, None)
-    params = PriorParams(model=models["sr3"], prior_steps=4)
     frames = made("ddnm", params)
     assert (LRKernel(*KERNEL, (24, 16), (12, 8)).down(frames) - views()).abs().max() < 1e-6
     assert torch.equal(frames, made("ddnm", params))
@@ -91,8 +93,9 @@ def test_frames_share_their_noise_on_request_and_several_walks_are_averaged(mode
     params = {"model": models["sr3"], "prior_steps": 3, "project_lr": "off"}
     shared = made("small", PriorParams(**params), frames=same)
     assert torch.equal(shared[0], shared[1])
-    own = made("small", PriorParams(**params, prior_noise="own"), frames=same)
-    assert not torch.equal(own[0], own[1])
+    own = load_sampler("small", PriorParams(**params, prior_noise="own"), LOADING, None)
+    noises = [own._draws(view, 0).initial_seed() for view in views(2)]
+    assert noises[0] != noises[1]  # whether they share a call or not
     two = made("small", PriorParams(**params, prior_samples=2), frames=same)
     net = load_sampler("small", PriorParams(**params), LOADING, None)
     window = same[[0, 0, 0]]

@@ -155,6 +155,8 @@ def test_what_cannot_be_is_refused():
     check(GuidanceParams(), False)
     with pytest.raises(UserError, match="--sds small: the prior is told the LR views, and none are used"):
         check(GuidanceParams(sds="small"), False)
+    with pytest.raises(UserError, match="--sds_project: the LR views were degraded"):
+        check(GuidanceParams(sds="small", sds_project=True), True, True)
     with pytest.raises(UserError, match="--sds_lambda: there is no guidance without --sds NAME"):
         GuidanceParams(sds_lambda=0.5)
     for wrong in ({"sds_every": 0}, {"sds_crop": -1}, {"sds_tmin": 980}, {"sds_tmax": 1000}, {"sds_lambda": -1.0}):
