@@ -63,12 +63,15 @@ def ddnm(
     settings: Settings = Settings(),
     *,
     lr: Float[Tensor, "B 3 h w"] | None = None,
+    tolerance: float = 0.0,
+    mask: Tensor | None = None,
 ) -> Float[Tensor, "B 3 H W"]:
     """Images that say what the LR views say, made in a space whose decoding and encoding undo each other (pixels).
 
     Parameters
     ----------
     kernel : A, of the size of the images. lr : y, 0-1; None = the middle frame of cond.lr.
+    tolerance, mask : see `LRKernel.project_soft`.
 
     Returns
     -------
@@ -77,7 +80,7 @@ def ddnm(
     y = lr_view(lr, cond)
     width, height = kernel.hr_size
     like = y.new_zeros(len(y), prior.space.channels, height // prior.space.factor, width // prior.space.factor)
-    hook, process = ProjectLR(kernel, y), prior.process
+    hook, process = ProjectLR(kernel, y, tolerance, 1, mask), prior.process
     times = process.times(settings.steps)
     with torch.no_grad():
         x = noised(process, like, times[0], generator)
@@ -95,7 +98,7 @@ def ddnm(
             if coming.fresh:
                 x = x + coming.fresh * standard_noise(x, generator)
         image = prior.space.decode(x)
-        return image.clamp(0, 1) if settings.noise else post.project(image, kernel, y, rounds=ROUNDS)
+        return image.clamp(0, 1) if settings.noise else post.project(image, kernel, y, tolerance, ROUNDS, mask)
 
 
 def visits(steps: int, length: int, repeats: int) -> list[tuple[int, int | None]]:

@@ -8,15 +8,41 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from arguments.priors import PriorParams
+from priors import post
+from priors.hooks import ProjectLR
 from priors.interfaces import ScorePrior
 from scene.lr_kernel import LRKernel
 
+ROUNDS = 10  # of the last projection and clipping
 Window = Float[Tensor, "F 3 h w"]  # of LR views 0-1, the middle one is the view itself
-Make = Callable[[Window, "LRKernel | None", torch.Generator], Float[Tensor, "3 H W"]]
+Make = Callable[[Window, "Known | None", torch.Generator], Float[Tensor, "3 H W"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What an LR view says of its frame.
+
+    Parameters
+    ----------
+    kernel : A, of the frame's size. tolerance : up to which it is said, 0-1. mask : where False a pixel says nothing.
+    """
+
+    kernel: LRKernel
+    tolerance: float = 0.0
+    mask: Bool[Tensor, "h w"] | None = None
+
+    @property
+    def hook(self) -> ProjectLR:
+        """For each step of a walk; of the LR view that the prior is told."""
+        return ProjectLR(self.kernel, None, self.tolerance, 1, self.mask)
+
+    def settled(self, image: Float[Tensor, "3 H W"], lr: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
+        """The image, clipped and saying it."""
+        return post.project(image[None], self.kernel, lr[None], self.tolerance, ROUNDS, self.mask)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +51,10 @@ class Maker:
 
     Parameters
     ----------
-    make : (window, LR kernel or None where nothing is to be projected, draws) -> image 0-1, not clamped.
+    make : (window, what the LR view says or None where it is not to be said, draws) -> image 0-1, not clamped.
     scale : magnification, 0 = any. frames : F of its windows. prior : what it is made of, for score distillation.
-    renew : (window, image, level, LR kernel, draws) -> image: noised to `level` of the walk, 0-1, and denoised from
-        there; None where the system has no such walk.
+    renew : (window, image, level, what the LR view says, draws) -> image: noised to `level` of the walk, 0-1, and
+        denoised from there; None where the system has no such walk.
     """
 
     make: Make
@@ -38,7 +64,7 @@ class Maker:
     renew: "Renew | None" = None
 
 
-Renew = Callable[[Window, Float[Tensor, "3 H W"], float, "LRKernel | None", torch.Generator], Float[Tensor, "3 H W"]]
+Renew = Callable[[Window, Float[Tensor, "3 H W"], float, "Known | None", torch.Generator], Float[Tensor, "3 H W"]]
 Build = Callable[[PriorParams, "Loading"], Maker]
 
 

@@ -22,11 +22,10 @@ from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.hooks import RefineCondition, RestorationGuidance
 from priors.interfaces import Cond, ScorePrior
-from priors.making import Loading, Maker, Window, sampler, size_of
+from priors.making import Known, Loading, Maker, Window, sampler, size_of
 from priors.sampler import HookCall, sample
 from priors.spaces import padded
 from priors.verify import LOADERS, Options
-from scene.lr_kernel import LRKernel
 from utils.errors import UserError
 from utils.plugins import imported
 
@@ -97,7 +96,7 @@ def diffusehigh_maker(prior: ScorePrior, params: PriorParams, loading: Loading) 
     """The LR view enlarged in one go; its low band is kept for the first steps."""
     scale = params.guidance_scale
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         width, height = size_of(window, loading.scale)
         chosen = diffusehigh.settings(
             target_width=width,
@@ -123,11 +122,11 @@ def stablesr_maker(prior: StableSR, params: PriorParams, loading: Loading, steps
     """DDPM steps from the noised LR latent, decoded with controllable feature wrapping."""
     walk = _Walk(prior, params, loading, steps, tile=TILE_PX, overlap=TILE_PX // 2, guidance=1.0, eta=1.0)
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         cond = walk.told(window)
         z, ready = walk.from_lr(cond, draws)
         assert ready.up is not None
-        return walk.finished(prior.image(z, ready.up, WRAP), window, kernel)
+        return walk.finished(prior.image(z, ready.up, WRAP), window, known)
 
     return Maker(make, 0, 1, prior)
 
@@ -136,7 +135,7 @@ def diffbir_maker(prior: DiffBIR, params: PriorParams, loading: Loading) -> Make
     """50 steps from noise, led by the restored LR view; --restoration_scale pulls estimates towards that one."""
     walk = _Walk(prior, params, loading, 50, tile=TILE_PX, overlap=TILE_PX // 2, guidance=4.0, eta=1.0)
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         cond = walk.told(window)
         assert cond.up is not None
         if prior.restore is not None:
@@ -150,7 +149,7 @@ def diffbir_maker(prior: DiffBIR, params: PriorParams, loading: Loading) -> Make
         h, w = (side // prior.space.factor for side in cond.up.shape[-2:])
         times, shape = prior.process.times(walk.steps), (1, prior.space.channels, h, w)
         z = sample(walk.seen, cond, times, draws, hooks=hooks, eta=walk.eta, shape=shape)
-        return walk.finished(prior.space.decode(z), window, kernel)
+        return walk.finished(prior.space.decode(z), window, known)
 
     return Maker(make, 0, 1, prior)
 
@@ -159,9 +158,9 @@ def seesr_maker(prior: SeeSR, params: PriorParams, loading: Loading, tagger: Tag
     """50 steps from the noised LR latent, told the tags of the LR view."""
     walk = _Walk(prior, params, loading, 50, tile=768, overlap=32, guidance=5.5, eta=1.0)
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         z, _ = walk.from_lr(_tagged(walk.told(window), tagger), draws)
-        return walk.finished(prior.space.decode(z), window, kernel)
+        return walk.finished(prior.space.decode(z), window, known)
 
     return Maker(make, 0, 1, prior)
 
@@ -171,10 +170,10 @@ def addsr_maker(prior: SeeSR, params: PriorParams, loading: Loading, tagger: Tag
     walk = _Walk(prior, params, loading, 4, tile=768, overlap=32, guidance=1.0, eta=1.0)
     hooks = (RefineCondition(addsr.REFINEMENT, IMAGE), addsr.RefineTags(tagger))
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         cond = _tagged(walk.told(window), tagger)
         z, _ = walk.from_lr(cond, draws, (*addsr.STUDENT_TIMES, prior.process.clean), hooks)
-        return walk.finished(prior.space.decode(z), window, kernel)
+        return walk.finished(prior.space.decode(z), window, known)
 
     return Maker(make, 0, 1, prior)
 
@@ -184,7 +183,7 @@ def resshift_maker(prior: ResShiftSR, params: PriorParams) -> Maker:
     seen = Tiled(prior, (params.prior_tile or TILE_PX) // prior.space.factor, 64 // prior.space.factor)
     eta = 1.0 if params.prior_eta < 0 else params.prior_eta
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         middle = window[len(window) // 2][None]
         cond = Cond(lr=middle[:, None], up=enlarged(middle, *size_of(window, prior.space.factor)))
         times = prior.process.times(params.prior_steps or round(prior.process.last - prior.process.clean))
@@ -236,12 +235,12 @@ class _Walk:
         return sd2.walk_from_lr(self.prior, cond, walked, draws, hooks=hooks, eta=self.eta, **options)
 
     def finished(
-        self, image: Float[Tensor, "1 3 H2 W2"], window: Window, kernel: LRKernel | None
+        self, image: Float[Tensor, "1 3 H2 W2"], window: Window, known: Known | None
     ) -> Float[Tensor, "3 H W"]:
         """Cut to size, with the colours of the LR view where no projection will give them."""
         width, height = size_of(window, self.scale)
         image = image[..., :height, :width]
-        kind = ("wavelet" if kernel is None else "none") if self.color_fix == "auto" else self.color_fix
+        kind = ("wavelet" if known is None else "none") if self.color_fix == "auto" else self.color_fix
         up = enlarged(window[len(window) // 2][None], width, height)
         if kind == "adain":
             image = post.color_adain(image, up)

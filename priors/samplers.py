@@ -5,18 +5,17 @@ imported when asked for: they need optional packages.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from arguments.priors import PriorParams
 from priors import (
-    post,
     published,  # noqa: F401 (registers its systems)
 )
 from priors.ddnm import Settings as DDNMSettings
@@ -24,15 +23,13 @@ from priors.ddnm import ddnm, ddnm_flow
 from priors.denoisers import tiny
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
-from priors.hooks import ProjectLR
 from priors.interfaces import Cond, Process, ScorePrior, Space
-from priors.making import SAMPLERS, Loading, Maker, Window, sampler, size_of
+from priors.making import SAMPLERS, Known, Loading, Maker, Window, sampler, size_of
 from priors.sampler import HookCall, sample
-from scene.lr_kernel import LRKernel
+from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils import rng
 from utils.errors import UserError
 
-ROUNDS = 10  # of the last projection and clipping
 HALF_LEVEL = 0.5 / 255  # what rounding to 8 bit leaves open
 
 
@@ -44,6 +41,7 @@ class PriorUpsampler:
     ----------
     kernel : (kernel, border) of the LR views where frames shall say what these say, else None.
     tolerance : up to which they say it. samples : walks a frame, whose mean it is. shared : noise of all frames.
+    masks : of each frame, where its LR view says nothing; () = they say all.
     """
 
     maker: Maker
@@ -53,6 +51,7 @@ class PriorUpsampler:
     samples: int
     shared: bool
     seed: int
+    masks: tuple[Bool[Tensor, "h w"], ...] = ()
 
     colour_only = True  # what generates details of colour has none for an alpha channel
 
@@ -64,22 +63,28 @@ class PriorUpsampler:
     def upsample(self, frames: Float[Tensor, "t 3 h w"], alignment: Any = None) -> Iterator[Float[Tensor, "3 H W"]]:
         """HR frames in order; beyond the ends of the clip its first and last frame stand."""
         t, _, h, w = frames.shape
-        kernel = LRKernel(*self.kernel, (self.scale * w, self.scale * h), (w, h)) if self.kernel else None
         reach = torch.arange(-self.num_neighbours, self.num_neighbours + 1)
         for i in range(t):
             window = frames[(reach + i).clamp(0, t - 1).to(frames.device)]
+            known = self.known((self.scale * w, self.scale * h), (w, h), self.masks[i] if self.masks else None)
             with torch.no_grad():
-                images = [self.maker.make(window, kernel, self._draws(frames[i], k)) for k in range(self.samples)]
-                image = self.settled(torch.stack(images).mean(0), frames[i], kernel)
-            yield image
+                images = [self.maker.make(window, known, self._draws(frames[i], k)) for k in range(self.samples)]
+                image = torch.stack(images).mean(0)
+                yield (image if known is None else known.settled(image, frames[i])).float()
 
-    def settled(
-        self, image: Float[Tensor, "3 H W"], lr: Float[Tensor, "3 h w"], kernel: LRKernel | None
-    ) -> Float[Tensor, "3 H W"]:
-        """The image, saying what its LR view says where that is wanted."""
-        if kernel is None:
-            return image.float()
-        return post.project(image[None], kernel, lr[None], self.tolerance, ROUNDS)[0].float()
+    def masked(self, alphas: Sequence[Float[Tensor, "h w"]]) -> "PriorUpsampler":
+        """For a clip whose frames have these alphas: consistency holds only where alpha is 0 or 1 all around."""
+        if self.kernel is None:
+            return self
+        h, w = alphas[0].shape
+        kernel = LRKernel(*self.kernel, (self.scale * w, self.scale * h), (w, h))
+        return replace(self, masks=tuple(opaque_support_mask(kernel, alpha) for alpha in alphas))
+
+    def known(
+        self, size: tuple[int, int], lr_size: tuple[int, int], mask: Bool[Tensor, "h w"] | None = None
+    ) -> Known | None:
+        """What an LR view says of a frame; None where it is not to be said."""
+        return Known(LRKernel(*self.kernel, size, lr_size), self.tolerance, mask) if self.kernel else None
 
     def _draws(self, frame: Float[Tensor, "3 h w"], walk: int) -> torch.Generator:
         """Of one walk; a frame's own noise depends on what it shows, not on its place in a call."""
@@ -121,8 +126,8 @@ def walked(
     return space.decode(x)[0]
 
 
-def _projecting(kernel: LRKernel | None) -> tuple[HookCall, ...]:
-    return () if kernel is None else (ProjectLR(kernel),)
+def _projecting(known: Known | None) -> tuple[HookCall, ...]:
+    return () if known is None else (known.hook,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,15 +158,15 @@ def _small(params: PriorParams, loading: Loading) -> Maker:
     steps = (params.prior_steps or own) if config.noisy else 1
     eta = max(params.prior_eta, 0.0)
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         size = size_of(window, loading.scale)
-        return walked(seen, window, size, steps, eta, draws, _projecting(kernel))
+        return walked(seen, window, size, steps, eta, draws, _projecting(known))
 
     def renew(
-        window: Window, image: Tensor, level: float, kernel: LRKernel | None, draws: torch.Generator
+        window: Window, image: Tensor, level: float, known: Known | None, draws: torch.Generator
     ) -> Float[Tensor, "3 H W"]:
         size = size_of(window, loading.scale)
-        return walked(seen, window, size, steps, eta, draws, _projecting(kernel), (image, level))
+        return walked(seen, window, size, steps, eta, draws, _projecting(known), (image, level))
 
     scale = config.scale if config.stem == "unshuffle" else 0
     return Maker(make, scale, config.frames, prior, renew if config.noisy else None)
@@ -175,9 +180,11 @@ def _ddnm(params: PriorParams, loading: Loading) -> Maker:
         raise UserError(f"--model {params.model}: ddnm walks from noise to images; give an SR3 network")
     settings = DDNMSettings(steps=params.prior_steps or 100, eta=0.85 if params.prior_eta < 0 else params.prior_eta)
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         up = enlarged(window[len(window) // 2][None], *size_of(window, loading.scale))
-        return ddnm(Clamped(prior), Cond(lr=window[None], up=up), _known(kernel), draws, settings)[0]
+        said, cond = _said(known), Cond(lr=window[None], up=up)
+        of = (Clamped(prior), cond, said.kernel, draws, settings)
+        return ddnm(*of, tolerance=said.tolerance, mask=said.mask)[0]
 
     return Maker(make, prior.net.config.scale, prior.net.config.frames, prior)
 
@@ -191,11 +198,11 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
     tile = (params.prior_tile or prior.side) // prior.space.factor
     guidance = 1.0 if params.guidance_scale < 0 else params.guidance_scale
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         return ddnm_flow(
             prior,
             Cond(lr=window[None], guidance=guidance),
-            _known(kernel),
+            _said(known).kernel,
             draws,
             steps=params.prior_steps or 8,
             strength=params.ddnm_lambda,
@@ -233,13 +240,13 @@ def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int
     guidance = 1.0 if params.guidance_scale < 0 else params.guidance_scale
     eta = max(params.prior_eta, 0.0)
 
-    def make(window: Window, kernel: LRKernel | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         # Projecting in each step would go through the autoencoder twice a step; the end is projected by PriorUpsampler.
         count = params.prior_steps or steps
         return walked(seen, window, size_of(window, factor), count, eta, draws, guidance=guidance, **cond)
 
     def renew(
-        window: Window, image: Tensor, level: float, kernel: LRKernel | None, draws: torch.Generator
+        window: Window, image: Tensor, level: float, known: Known | None, draws: torch.Generator
     ) -> Float[Tensor, "3 H W"]:
         count, size = params.prior_steps or steps, size_of(window, factor)
         return walked(seen, window, size, count, eta, draws, begin=(image, level), guidance=guidance, **cond)
@@ -253,13 +260,13 @@ def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
     return tiny.load_prior(params.model, loading.device)
 
 
-def _known(kernel: LRKernel | None) -> LRKernel:
-    if kernel is None:
+def _said(known: Known | None) -> Known:
+    if known is None:
         raise UserError(
             "--project_lr: this prior works by projection and must know how the LR views were made; say so with "
             "--lr_kernel bicubic, area or a JSON file, and leave --project_lr off away"
         )
-    return kernel
+    return known
 
 
 def model_files(model: str) -> list[Path]:

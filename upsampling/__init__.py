@@ -290,13 +290,22 @@ def _images(
         return alignment.mapped(flip.flow)
 
     def estimate(flip: Flip) -> Frames:
-        return to_host(_estimate(job, job.net, colour, flip, positions, budget, aligned(flip)))
+        net = _masked(job.net, alphas, flip)
+        return to_host(_estimate(job, net, colour, flip, positions, budget, aligned(flip)))
 
     colours = mean_over_flips(estimate, job.settings.ensemble, job.folder)
     opacities = _alphas(job, alphas, positions, budget, aligned) if has_alpha else iter([None] * len(positions))
     for (position, hr, deviation), alpha in zip(colours, opacities, strict=True):
         hr = hr.flip(0) if bgr else hr
         yield names[position], joined(hr, alpha, alphas[position]), deviation
+
+
+def _masked(net: Upsampler, alphas: Sequence[Any], flip: Flip) -> Upsampler:
+    """A network that itself moves its frames onto LR views is told where these say nothing."""
+    if alphas[0] is None or not hasattr(net, "masked"):
+        return net
+    masked: Upsampler = net.masked(list(flip.clip(torch.stack(list(alphas))[:, None])[:, 0]))
+    return masked
 
 
 def _estimate(

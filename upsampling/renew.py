@@ -20,9 +20,9 @@ from arguments.renew import RenewParams
 from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_image, write_png
-from scene.lr_kernel import LRKernel, resolve_kernel
+from scene.lr_kernel import resolve_kernel
 from upsampling.fusion import internal_files, internal_planes
-from upsampling.planes import colour_plane, stored
+from upsampling.planes import alpha_plane, colour_plane, stored
 from utils import errors, record, rng
 from utils.compute import choose_device, set_threads
 from utils.errors import UserError
@@ -64,9 +64,10 @@ def renew(
         path = out / f"{name}.png"
         if not (resume and path.is_file()):
             planes = internal_planes(read_image(files[name]), scene.images.raw(name))
-            lr = colour_plane(scene.images.raw(name)).to(device)
+            raw = scene.images.raw(name)
+            lr, alpha = colour_plane(raw).to(device), alpha_plane(raw) if raw.shape[2] == 4 else None
             draws = rng.generator(common.seed, "renew", *(() if prior.prior_noise == "shared" else (name,)))
-            colour = _one(net, lr, planes[:3].to(device), params.level, draws).cpu()
+            colour = _one(net, lr, alpha, planes[:3].to(device), params.level, draws).cpu()
             write_png(path, stored(torch.cat([colour, planes[3:]])))
         progress.update(done)
     progress.close()
@@ -74,7 +75,12 @@ def renew(
 
 
 def _one(
-    net: "object", lr: Float[Tensor, "3 h w"], render: Float[Tensor, "3 H W"], level: float, draws: torch.Generator
+    net: "object",
+    lr: Float[Tensor, "3 h w"],
+    alpha: Float[Tensor, "h w"] | None,
+    render: Float[Tensor, "3 H W"],
+    level: float,
+    draws: torch.Generator,
 ) -> Float[Tensor, "3 H W"]:
     from priors.samplers import PriorUpsampler
 
@@ -82,9 +88,13 @@ def _one(
     assert net.maker.renew is not None
     window = lr.expand(net.maker.frames, -1, -1, -1)  # neighbours' renders are in the model already
     height, width = render.shape[-2:]
-    kernel = LRKernel(*net.kernel, (width, height), (lr.shape[-1], lr.shape[-2])) if net.kernel else None
+    renew_one = net.maker.renew
+    if alpha is not None:
+        net = net.masked([alpha])
+    known = net.known((width, height), (lr.shape[-1], lr.shape[-2]), net.masks[0] if net.masks else None)
     with torch.no_grad():
-        return net.settled(net.maker.renew(window, render, level, kernel, draws), lr, kernel)
+        image = renew_one(window, render, level, known, draws)
+        return (image if known is None else known.settled(image, lr)).float()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from arguments.priors import PriorParams
 from priors import post
 from priors.denoisers.resshift import VQ_F4, load_resshift
 from priors.enlarge import enlarged
-from priors.making import Loading, Maker
+from priors.making import Known, Loading, Maker
 from priors.published import (
     addsr_maker,
     diffbir_maker,
@@ -45,7 +45,7 @@ from utils.rng import generator
 
 PARAMS = PriorParams(prior_steps=2)
 LOADING = Loading(torch.device("cpu"), 4)
-KERNEL = LRKernel("bicubic", "renormalise", (68, 52), (17, 13))
+KNOWN = Known(LRKernel("bicubic", "renormalise", (68, 52), (17, 13)))
 NAMES = ["stablesr", "diffbir", "seesr", "addsr", "resshift", "diffusehigh"]
 
 
@@ -75,9 +75,9 @@ def window() -> torch.Tensor:
     return torch.rand((1, 3, 13, 17), generator=generator(0, "window"))
 
 
-def made(found: Maker, kernel=KERNEL, seed: int = 0) -> torch.Tensor:
+def made(found: Maker, known=KNOWN, seed: int = 0) -> torch.Tensor:
     with torch.no_grad():
-        return found.make(window(), kernel, generator(seed, "published"))
+        return found.make(window(), known, generator(seed, "published"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,11 +95,11 @@ def test_images_have_their_size_and_the_seed_decides(priors, name):
 @pytest.mark.parametrize("name", ["stablesr", "diffbir", "seesr", "addsr"])
 def test_colours_are_those_of_the_lr_view_where_nothing_is_projected(priors, name):
     up = enlarged(window(), 68, 52)
-    plain, automatic = made(maker(priors, name)), made(maker(priors, name), kernel=None)
+    plain, automatic = made(maker(priors, name)), made(maker(priors, name), known=None)
     torch.testing.assert_close(automatic, post.color_wavelet(plain[None], up)[0])
     adain = made(maker(priors, name, replace(PARAMS, color_fix="adain")))
     torch.testing.assert_close(adain.mean((1, 2)), up[0].mean((1, 2)), rtol=0, atol=1e-5)
-    assert torch.equal(made(maker(priors, name, replace(PARAMS, color_fix="none")), kernel=None), plain)
+    assert torch.equal(made(maker(priors, name, replace(PARAMS, color_fix="none")), known=None), plain)
 
 
 def test_diffbir_has_two_stages(priors):
