@@ -55,6 +55,7 @@ class Maker:
     scale : magnification, 0 = any. frames : F of its windows. prior : what it is made of, for score distillation.
     renew : (window, image, level, what the LR view says, draws) -> image: noised to `level` of the walk, 0-1, and
         denoised from there; None where the system has no such walk.
+    noise_level : of `Cond`, that the prior is told.
     """
 
     make: Make
@@ -62,6 +63,7 @@ class Maker:
     frames: int
     prior: ScorePrior
     renew: "Renew | None" = None
+    noise_level: float = 0.0
 
 
 Renew = Callable[[Window, Float[Tensor, "3 H W"], float, "Known | None", torch.Generator], Float[Tensor, "3 H W"]]

@@ -33,6 +33,9 @@ from utils.errors import UserError
 HALF_LEVEL = 0.5 / 255  # what rounding to 8 bit leaves open
 
 
+GUIDES = ("small", "ldm_sr", "sd_x4")  # whose prior needs no more than the LR view
+
+
 @dataclass(frozen=True, eq=False)
 class PriorUpsampler:
     """An `upsampling.registry.Upsampler` of a system.
@@ -251,7 +254,7 @@ def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int
         count, size = params.prior_steps or steps, size_of(window, factor)
         return walked(seen, window, size, count, eta, draws, begin=(image, level), guidance=guidance, **cond)
 
-    return Maker(make, factor, 1, prior, renew)
+    return Maker(make, factor, 1, prior, renew, cond.get("noise_level", 0.0))
 
 
 def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
@@ -317,6 +320,6 @@ def load_guiding(name: str, model: str, device: torch.device | str) -> Maker:
     ------
     UserError : an unknown name, or see `load_sampler`.
     """
-    if name not in SAMPLERS:
-        raise UserError(f"--sds {name}: unknown; there are {', '.join(SAMPLERS)}")
+    if name not in GUIDES:
+        raise UserError(f"--sds {name}: unknown; there are {', '.join(GUIDES)}")
     return SAMPLERS[name](PriorParams(model=model), Loading(torch.device(device)))

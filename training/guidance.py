@@ -36,7 +36,7 @@ class Guidance:
     sds : times, annealing and crop; its hooks are set for each view.
     frames : LR views that the prior is told; where it wants several, all are the view itself.
     weight : of the gradient, which is a mean over what the prior sees. every : iterations between two guided ones.
-    project : whether clean estimates are moved onto the LR view.
+    project : whether clean estimates are moved onto the LR view. noise_level : that the prior is told.
     """
 
     sds: SDSGuidance
@@ -45,9 +45,12 @@ class Guidance:
     every: int
     project: bool
     seed: int
+    noise_level: float = 0.0
 
     @classmethod
-    def of(cls, prior: ScorePrior, frames: int, settings: GuidanceParams, seed: int) -> "Guidance":
+    def of(
+        cls, prior: ScorePrior, frames: int, settings: GuidanceParams, seed: int, noise_level: float = 0.0
+    ) -> "Guidance":
         """Guidance as the flags say; their levels are of 1000, of which a process with fewer times has as many."""
         levels = levels_of(prior.process)
         lowest, highest = (
@@ -55,7 +58,7 @@ class Guidance:
         )
         anneal = math.ceil(settings.sds_anneal * LEVELS / levels)
         sds = SDSGuidance(prior, lowest, highest, levels, anneal, crop=settings.sds_crop)
-        return cls(sds, frames, settings.sds_lambda, settings.sds_every, settings.sds_project, seed)
+        return cls(sds, frames, settings.sds_lambda, settings.sds_every, settings.sds_project, seed, noise_level)
 
     def guide(self, iteration: int, view: View, targets: Targets) -> Guide | None:
         """What pulls on the render of `view` in this iteration; None where nothing does."""
@@ -65,9 +68,8 @@ class Guidance:
         assert view.kernel is not None, "an LR target comes with its kernel"
         sds, lr = self.sds, targets.lr[None]
         hooks = (ProjectLR(view.kernel),) if self.project else ()
-        cond = Cond(
-            lr[:, None].expand(-1, self.frames, -1, -1, -1), enlarged(lr, view.camera.width, view.camera.height)
-        )
+        up = enlarged(lr, view.camera.width, view.camera.height)
+        cond = Cond(lr[:, None].expand(-1, self.frames, -1, -1, -1), up, noise_level=self.noise_level)
         draws = rng.generator(self.seed, "sds", iteration)
 
         def pull(image: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, ""]]:
@@ -117,7 +119,7 @@ def load_guidance(settings: GuidanceParams, seed: int, device: str) -> Guidance 
     from priors.samplers import load_guiding
 
     maker = load_guiding(settings.sds, settings.sds_model, device)
-    return Guidance.of(maker.prior, maker.frames, settings, seed)
+    return Guidance.of(maker.prior, maker.frames, settings, seed, maker.noise_level)
 
 
 def prior_files(settings: GuidanceParams) -> list[Path]:
