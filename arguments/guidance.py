@@ -13,7 +13,7 @@ class GuidanceParams:
     sds: str = opt(
         "", "prior whose score distillation pulls on renders beside the LR views' loss: NAME of `python -m priors list`"
     )
-    sds_model: str = opt("", "its folder, checkpoint or hub id; default: the prior's own", result=False)
+    sds_model: str = opt("", "its folder, checkpoint or hub id; default: the prior's own")
     sds_lambda: float = opt(0.1, "weight of its gradient, a mean over the elements that the prior sees")
     sds_every: int = opt(1, "iterations from one guided iteration to the next")
     sds_crop: int = opt(0, "side of the random part of a render that the prior sees, px; 0 = all of it")

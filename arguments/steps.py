@@ -44,7 +44,7 @@ LR_MODEL: dict[str, Any] = {
     "test_iterations": (3000,),
     "save_iterations": (3000,),
 }
-OWN_CODE = ("ordering", "cost", "gate", "upsampler", "neighbour_cost")  # settings that may be MODULE:NAME
+OWN_CODE = ("ordering", "cost", "gate", "upsampler", "neighbour_cost", "tagger")  # settings that may be MODULE:NAME
 SHARED_SECTIONS = {"scene": ModelParams, "common": CommonParams}
 
 

@@ -273,7 +273,7 @@ def _said(known: Known | None) -> Known:
 
 
 def model_files(model: str) -> list[Path]:
-    """The files of --model as inputs of a step; none of a hub's id."""
+    """The files that a flag names, as inputs of a step; none of a hub's id."""
     path = Path(model)
     if not model or not path.exists():
         return []

@@ -17,7 +17,7 @@ from arguments.upsampling import PRIORS, SINGLE_IMAGE, UpsamplingParams
 from upsampling.alignment import Alignment
 from utils.errors import UserError
 from utils.log import warn
-from utils.plugins import imported
+from utils.plugins import imported, source_files
 from utils.rng import seed_all
 from utils.state_dicts import load_strictly, read_state_dict
 from utils.weights import WEIGHTS, ResolvedWeights, resolve
@@ -106,12 +106,13 @@ def resolve_weights(settings: UpsamplingParams) -> ResolvedWeights | None:
 
 
 def weight_files(settings: UpsamplingParams, weights: ResolvedWeights | None, prior: PriorParams) -> list[Path]:
-    """Inputs of the step: the checkpoint, or where a diffusion prior makes the frames the files of its --model."""
+    """Inputs of the step: the checkpoint, or all files that a diffusion prior's flags name."""
     if settings.upsampler not in PRIORS:
         return [weights.path] if weights else []
     from priors.samplers import model_files
 
-    return model_files(prior.model)
+    named = (prior.model, prior.base)
+    return [*(path for name in named for path in model_files(name)), *source_files(prior.tagger)]
 
 
 def load(
