@@ -77,6 +77,7 @@ class Loading:
     Parameters
     ----------
     scale : that is wanted. trust : SHA-256 of files that the user vouches for.
+    dtype : of the networks of whole models of the hub; autoencoders and networks of our own stay float32.
     restore : (LR views, width, height) -> images, of a system that has a first stage; None = the enlarged LR view.
     """
 
@@ -85,11 +86,7 @@ class Loading:
     download: bool = False
     trust: tuple[str, ...] = ()
     restore: Callable[[Tensor, int, int], Tensor] | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of large networks."""
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+    dtype: torch.dtype = torch.float32
 
     def options(self, params: PriorParams) -> dict[str, Any]:
         """What every loader of a published model takes."""

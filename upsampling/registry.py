@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from arguments.priors import PriorParams
 from arguments.upsampling import PRIORS, SINGLE_IMAGE, UpsamplingParams
 from upsampling.alignment import Alignment
+from upsampling.precision import precision
 from utils.errors import UserError
 from utils.log import warn
 from utils.plugins import imported, source_files
@@ -142,7 +143,8 @@ def load(
 
         trust = tuple(filter(None, settings.trust_weights.split(",")))
         restore = _restoring(settings, prior, device) if prior and prior.restoration else None
-        loading = Loading(device, settings.scale, settings.download, trust, restore)
+        dtype = precision(settings.precision, device)
+        loading = Loading(device, settings.scale, settings.download, trust, restore, dtype)
         found = load_sampler(settings.upsampler, prior or PriorParams(), loading, kernel, seed)
         upsampler = cast(Upsampler, found)
     else:
