@@ -61,6 +61,12 @@ class StudyTableParams:
         False,
         "one row a variant, scenes beside each other; * = clear: of a scene p (Holm) under 0.05, of all the interval",
     )
+    facts: tuple[str, ...] = opt(
+        (),
+        "of the models, in the compact table: fit_PSNR: renders of the training views against the frames that the model"
+        " was trained on, fit_LR_PSNR: reduced, against the LR views; splats",
+        choices=("fit_PSNR", "fit_LR_PSNR", "splats"),
+    )
     frames: bool = opt(False, "also a table of the frames: gain with interval, jumps of the order, flow")
     per_view: bool = opt(False, "also the difference of every view to the baseline")
     fresh: bool = opt(False, "only runs whose tasks all are what the present code and data would make")

@@ -43,6 +43,7 @@ STUDY_BLOCKS = (
     *("estimates_full", "backend", "ordering", "ordering_frames", "full_size", "lego_800_frames"),
 )
 COMPARED_WITH = {"alignment_frames": "single", "estimates_frames": "single-trained"}  # else the study's own baseline
+SHOWN = {"priors": (("PSNR", "SSIM", "LPIPS_alex", "LR_PSNR"), ("fit_PSNR", "splats"))}  # else PSNR and LPIPS
 FILES = ("goals", "stages", "training_step", "alignment")
 Report = dict[str, Any]
 Reports = dict[str, Report]  # by the names in FILES
@@ -106,13 +107,15 @@ def study_block(name: str) -> Callable[[Reports], str]:
 
     def block(reports: Reports) -> str:
         table, frames = name.removesuffix("_frames"), name.endswith("_frames")
+        metrics, facts = SHOWN.get(name, (("PSNR", "LPIPS_alex"), ()))
         params = StudyTableParams(
-            metrics=("PSNR", "LPIPS_alex"), compact=True, frames=frames, baseline=COMPARED_WITH.get(name, "")
+            metrics=metrics, compact=True, frames=frames, baseline=COMPARED_WITH.get(name, ""), facts=facts
         )
         results = read_results(PROJECT / STUDIES / "results" / f"{table}.json")
         tables = compared(read_study(PROJECT / STUDIES / f"{table}.toml"), results, params)[2]
         run, then = f"{STUDIES}/{table}.toml run", f"table --json {STUDIES}/results/{table}.json"
-        then += f"{' --frames' * frames} --compact --metrics PSNR LPIPS_alex"
+        then += f"{' --frames' * frames} --compact --metrics {' '.join(metrics)}"
+        then += f" --facts {' '.join(facts)}" if facts else ""
         return f"<!-- measured: python -m evaluation.study {run}, then {then} -->\n{FORMATS['markdown'](tables[-1])}\n"
 
     return block

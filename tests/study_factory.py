@@ -100,12 +100,15 @@ def write_manifest(plan: Plan, task: Task, results: dict, seconds: float = 10.0,
     path.write_text(json.dumps(content))
 
 
-def fake_results(plan: Plan, values: dict, frames: dict | None = None, protocol: Protocol | None = None) -> None:
+def fake_results(
+    plan: Plan, values: dict, frames: dict | None = None, protocol: Protocol | None = None, fit: dict | None = None
+) -> None:
     """Runs with made-up results.
 
     Parameters
     ----------
     values : {(scene, variant, seed): {view: PSNR}}. frames : {(scene, variant): PSNR of every frame}.
+    fit : {(scene, variant, seed): what the model measured}.
     """
     for (scene, variant, seed), views in values.items():
         model, made = f"views-{scene}{variant}{seed}", f"frames-{scene}{variant}"
@@ -124,7 +127,11 @@ def fake_results(plan: Plan, values: dict, frames: dict | None = None, protocol:
             found = {"black": {"per_view": {"f": {"PSNR": frames[scene, variant]}}}}
             plan.tasks[made] = Task(made, "frames", scene, None, {"steps": {}}, (), ())
             write_manifest(plan, plan.tasks[made], found, 5.0)
-        plan.runs.append(Run(scene, variant, seed, made if with_frames else "", "", model))
+        trained = f"model-{scene}{variant}{seed}" if fit is not None and (scene, variant, seed) in fit else ""
+        if fit is not None and trained:
+            plan.tasks[trained] = Task(trained, "model", scene, seed, {"steps": {}}, (), ())
+            write_manifest(plan, plan.tasks[trained], {"measured": fit[scene, variant, seed]}, 0.0)
+        plan.runs.append(Run(scene, variant, seed, made if with_frames else "", trained, model))
 
 
 if __name__ == "__main__":

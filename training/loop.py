@@ -25,7 +25,7 @@ from utils.provenance import peak_bytes
 
 @dataclass(frozen=True)
 class Measured:
-    """Mean L1 and PSNR [dB] of one group of views ("test", "train", "lr")."""
+    """Mean L1 and PSNR [dB] of one group of views ("test", "train", "frames", "lr")."""
 
     group: str
     l1: float

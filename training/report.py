@@ -25,10 +25,15 @@ TRAIN_INDICES = range(5, 30, 5)  # the training views that the original code mea
 
 @dataclass(frozen=True, eq=False)
 class Measurer:
-    """Measures a model on up to three groups of views.
+    """Measures a model on up to four groups of views.
 
-    "test" = held-out views against `truth`, "train" = a few training views against their targets, "lr" = all training
-    views, reduced, against their LR views: the LR PSNR of the model.
+    "test" = held-out views against `truth`, "train" = a few training views against their targets, "frames" = all of
+    them against their pseudo-HR frames: how far frames agree with each other in 3D, "lr" = all of them, reduced,
+    against their LR views: the LR PSNR of the model.
+
+    Parameters
+    ----------
+    frames : whether the views' targets are pseudo-HR frames.
     """
 
     views: TrainingViews
@@ -36,6 +41,7 @@ class Measurer:
     truth: ImageStore | None
     pipeline: PipelineParams
     background: Background
+    frames: bool = False
 
     def __call__(self, gaussians: Gaussians, sh_degree: int, exposures: Exposures | None = None) -> list[Measured]:
         """Mean L1 and PSNR of each group, renders clamped to 0-1; those of training views under their exposures."""
@@ -58,13 +64,15 @@ class Measurer:
             yield "test", self._render(gaussians, camera, sh_degree), target
         names = list(self.views.views)
         few = {names[i % len(names)] for i in TRAIN_INDICES}
-        for name in names if self.views.lr is not None else [n for n in names if n in few]:
+        for name in names if self.frames or self.views.lr is not None else [n for n in names if n in few]:
             view, targets = self.views.views[name], self.views.targets(name, self.background)
             rendered = self._render(gaussians, view.camera, sh_degree)
             if exposures is not None:
                 rendered = exposed(rendered, exposures.leaf(name))
             if targets.hr is not None and name in few:
                 yield "train", rendered, targets.hr
+            if targets.hr is not None and self.frames:
+                yield "frames", rendered, targets.hr
             if targets.lr is not None and view.kernel is not None:
                 yield "lr", view.kernel.down(rendered), targets.lr
 
@@ -89,4 +97,4 @@ def measurer(scene: Scene, views: TrainingViews, pipeline: PipelineParams, backg
     paths = {name: path for name in scene.test if (path := scene.hr_path(name)) is not None}
     truth = ImageStore(paths)
     cameras = {name: scene.cameras[name].resized(*truth.size(name)) for name in paths}
-    return Measurer(views, cameras, truth, pipeline, background)
+    return Measurer(views, cameras, truth, pipeline, background, frames=views.hr is not None)

@@ -10,18 +10,17 @@ from jaxtyping import UInt8
 
 from arguments.steps import LR_MODEL, STEPS
 from evaluation.frames import bicubic_upsampled
+from evaluation.logs import read_log
 from evaluation.metrics import as_tensor
 from evaluation.results import read_metrics
 from evaluation.saved import saved_settings, step_records
 from scene import Scene, load_scene
 from scene.lr_kernel import BORDERS, KERNELS, LRKernel
 from scene.sequences import FILE_NAME, Sequences, read_sequences
-from utils.atomic import parse_json, read_json
+from utils.atomic import read_json
 from utils.errors import UserError
 from utils.log import warn
 from utils.record import read_record
-
-MAX_LOG_BYTES = 64 << 20
 
 
 @dataclass
@@ -115,15 +114,6 @@ def _scene(folder: Path, model: Path, notes: dict[str, Any]) -> Scene:
     options = {k: saved[k] for k in ("images", "resolution", "allow_missing", "compat") if k in saved}
     hr_root = folder / notes["hr_root"] if notes.get("hr_root") else None
     return load_scene(saved["source_path"], eval=bool(saved.get("eval", False)), hr_root=hr_root, **options)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read log.jsonl; a torn last line (a run under way) is left out."""
-    if not path.is_file() or path.stat().st_size > MAX_LOG_BYTES:
-        return []
-    lines = path.read_bytes().decode(errors="replace").split("\n")[:-1]
-    objects = (_optional(lambda line=line: parse_json(line, str(path))) for line in lines if line.strip())
-    return [value for value in objects if isinstance(value, dict)]
 
 
 def curves(log: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:

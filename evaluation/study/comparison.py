@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from arguments.study import StudyTableParams
-from evaluation.study.results import Result
+from evaluation.study.results import FIT, Result
 from evaluation.study.spec import ALL
 from evaluation.study.statistics import (
     Interval,
@@ -150,6 +150,8 @@ class Comparison:
         splats = [r.splats for r in results if r.splats]
         protocol = results[0].protocols.get(background)
         facts: dict[str, Any] = {"splats": round(float(np.mean(splats))) if splats else None}
+        fits = {name: [r.fit[group] for r in results if group in r.fit] for name, group in FIT.items()}
+        facts |= {name: float(np.mean(f)) if len(f) == len(results) else None for name, f in fits.items()}
         facts |= {"interrupted": any(r.interrupted for r in results), "scenes": list(inside)}
         facts |= {f: getattr(protocol, f) for f in ("antialiasing", "dilation", "rasterizer") if protocol}
         frame = float(np.mean([f for f in frames if f is not None])) if None not in frames else None

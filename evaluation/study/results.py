@@ -15,6 +15,7 @@ SCHEMA = 2
 COUNTED = ("order", "upsample", "lr_model", "geometry", "train", "render", "command")  # in a variant's time
 OF_VARIANT = ("antialiasing", "dilation", "rasterizer")  # shown where variants differ in them
 SHARED = ("frames", "protocols", "code", "made_with")  # alike in many runs, so a file has each once
+FIT = {"fit_PSNR": "frames", "fit_LR_PSNR": "lr"}  # columns, and the groups of training views that they show
 Views = Mapping[str, Mapping[str, float]]  # {view: {metric: value}}
 
 
@@ -28,6 +29,8 @@ class Result:
     frame_facts : {background: {"jump_PSNR", "mean_step_deg", "worst_step_deg", "step_px", "flow_px",
         "disagreement", "confidence_pixel", "confidence_block"}}, as far as known.
     protocols : by background. splats : of the model.
+    fit : PSNR [dB] of the model's renders of the training views against "frames", those that it was trained on, and
+        against "lr", reduced; as far as measured.
     seconds, cpu_seconds : of all that leads to the renders, shared tasks counted in full; None = not recorded.
     peak_MB : of the largest process.
     interrupted : whether some time is missing, because a task was cut short and went on later.
@@ -47,6 +50,7 @@ class Result:
     cpu_seconds: float = 0.0
     peak_MB: float = 0.0
     splats: int | None = None
+    fit: Mapping[str, float] = field(default_factory=dict)
     interrupted: bool = False
     tasks: Mapping[str, str] = field(default_factory=dict)
     code: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -70,6 +74,7 @@ class Result:
             "views": _rounded(self.views),
             "frames": _rounded(self.frames),
             "frame_facts": _rounded({"all": self.frame_facts})["all"],
+            "fit": {name: round(value, 4) for name, value in self.fit.items()},
         }
 
 
@@ -108,6 +113,7 @@ def states_of(results: Sequence[Result]) -> dict[str, str]:
 def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]], states: Mapping[str, str]) -> Result:
     model = manifests[run.views]["results"] if run.views else {}
     frames = manifests[run.frames]["results"] if run.frames else {}
+    trained = manifests[run.model]["results"].get("measured", {}) if run.model else {}
     commands = [c for made in manifests.values() if made["kind"] != "scene" for c in made["commands"]]
     counted = [c for c in commands if c["name"] in COUNTED]
     made = [m for m in manifests.values() if m["kind"] != "scene"]
@@ -127,6 +133,7 @@ def _result(run: Run, manifests: Mapping[str, Mapping[str, Any]], states: Mappin
         sum(c["cpu_seconds"] for c in counted),
         max((c["peak_bytes"] or 0 for c in counted), default=0) / 1e6,
         next((measured["splats"] for measured in model.values()), None),
+        {name: trained[name] for name in FIT.values() if name in trained},
         any(m["attempts"] > 1 for m in made) or any(map(only_looked, counted)),
         {kind: getattr(run, kind) for kind in ("frames", "model", "views")},
         _gathered([m["code"] for m in made]),

@@ -12,6 +12,7 @@ from evaluation.formats import FORMATS, Table
 from evaluation.study.comparison import Comparison, Row, first
 from evaluation.study.plan import Plan
 from evaluation.study.results import (
+    FIT,
     SCHEMA,
     Result,
     check_protocols,
@@ -40,7 +41,7 @@ def layout(rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str], 
     metric, compared = comparison.metric, any(row.difference for row in rows)
     difference = [f"{metric} - {comparison.baseline}", "interval", "p (Holm)"] if compared else []
     header = ["scene", "background", "variant", *shown, "seeds", *metrics[:1], "sd of seeds", *difference]
-    header += [*metrics[1:], "frame_PSNR", "carry-over", "seconds", "cpu_seconds", "peak_MB", "splats"]
+    header += [*metrics[1:], "frame_PSNR", "carry-over", "seconds", "cpu_seconds", "peak_MB", "splats", *FIT]
     table = Table(header, [])
     for row in rows:
         d = row.difference
@@ -53,7 +54,7 @@ def layout(rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str], 
         cells += [cell_text("frame_PSNR", row.frame_PSNR), _number(row.carry, 2)]
         cost, star = row.cost or {}, "*" if (row.facts or {}).get("interrupted") else ""
         cells += [_number(cost.get("seconds"), 0) + star, _number(cost.get("cpu_seconds"), 0) + star]
-        cells += [_number(cost.get("peak_MB"), 0), cell_text("splats", (row.facts or {}).get("splats"))]
+        cells += [_number(cost.get("peak_MB"), 0), *(cell_text(f, (row.facts or {}).get(f)) for f in ("splats", *FIT))]
         table.rows.append(cells)
     return table
 
@@ -62,13 +63,18 @@ def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def compact_table(rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str]) -> Table:
-    """One row a variant; of each scene the metrics, the differences, the frames, each on all backgrounds (a / b)."""
+def compact_table(
+    rows: Sequence[Row], comparison: Comparison, metrics: Sequence[str], facts: Sequence[str] = ()
+) -> Table:
+    """One row a variant; of each scene the metrics, the differences, the frames, each on all backgrounds (a / b).
+
+    facts : of the models, also shown.
+    """
     scenes = [*([ALL] if len(comparison.scenes) > 1 else []), *comparison.scenes]
     found = {(row.scene, row.variant, row.background): row for row in rows}
     compared = any(row.difference for row in rows)
     differences = [f"- {comparison.baseline}"] if compared else []
-    columns = [*metrics[:1], *differences, *metrics[1:], "frame_PSNR"]
+    columns = [*metrics[:1], *differences, *metrics[1:], "frame_PSNR", *facts]
     header = [" ".join([scene, column]) for scene in scenes for column in columns]
     table = Table(["variant", "seeds", *header, *(["carry-over"] if compared else []), "cpu_seconds", "peak_MB"], [])
     for variant in comparison.variants:
@@ -84,6 +90,8 @@ def compact_table(rows: Sequence[Row], comparison: Comparison, metrics: Sequence
             cells += [_beside([signed(row) for row, _ in pairs])] if compared else []
             cells += [_beside([with_change(m, row, base) for row, base in pairs]) for m in metrics[1:]]
             cells.append(_beside([cell_text("frame_PSNR", row.frame_PSNR) for row, _ in pairs]))
+            of_model = (pairs[0][0].facts or {}) if pairs else {}  # alike on all backgrounds
+            cells += [cell_text(name, of_model.get(name)) for name in facts]
         wide = [row for row in own if row.scene == scenes[0]]
         cells += [_beside([_number(row.carry, 2) for row in wide])] if compared else []
         results = [r for r in comparison.results if r.variant == variant]
@@ -278,7 +286,7 @@ def compared(
     rows = comparison.rows(params.metrics, params)
     single = len(comparison.scenes) == 1
     if params.compact:
-        table = compact_table(rows, comparison, params.metrics)
+        table = compact_table(rows, comparison, params.metrics, params.facts)
     else:
         some = [r for r in rows if (r.scene == ALL) != single or params.per_scene]
         table = layout(some, comparison, params.metrics, shown)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.frame_quality import FILE_NAME as FRAMES_FILE
+from evaluation.logs import last_measured
 from evaluation.study.plan import Command, Plan, Task, digest
 from evaluation.study.sources import content, fingerprint, sources_of
 from evaluation.study.state import MANIFEST, SCHEMA, code_of, only_looked, read_manifest
@@ -267,9 +268,11 @@ def _machine(records: Iterable[Mapping[str, Any] | None]) -> dict[str, list[str]
 
 
 def _results(folder: Path, task: Task) -> dict[str, Any]:
-    """What was measured, by background."""
+    """What was measured: by background, of a model by group of views."""
     if task.kind == "frames":
         return dict(read_json(folder / FRAMES_FILE))
+    if task.kind == "model":
+        return {"measured": last_measured(folder / "log.jsonl")}
     found: dict[str, Any] = {}
     for background in task.measured:
         methods = read_json(folder / background / "metrics.json")["methods"]

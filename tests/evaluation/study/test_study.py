@@ -45,7 +45,7 @@ ordering = "file"
 iterations = 12
 init_points = "scene"
 save_iterations = [12]
-test_iterations = []
+test_iterations = [12]
 [metrics]
 no_lpips = true
 """
@@ -111,6 +111,9 @@ def test_the_table_compares_what_is_there(done, tmp_path):
     runs = read_results(tmp_path / "r.json")
     assert {r.protocols["black"].resolution for r in runs} == {"48x48"}  # LR models too: at the truth's size
     assert all(r.peak_MB > 50 and r.seconds > 0 for r in runs)
+    assert {r.variant: set(r.fit) for r in runs} == {"bicubic": {"frames", "lr"}, "mip-lr": set()}
+    assert float(cells["black", "bicubic"][header.index("fit_PSNR")]) > 5
+    assert cells["black", "mip-lr"][header.index("fit_PSNR")] == "-"
 
 
 def test_a_second_run_does_nothing_and_new_measures_train_nothing(done):
@@ -137,6 +140,7 @@ def test_manifests_say_how_results_were_made(done):
     assert model["code"]["train"]
     assert model["versions"]["torch"]
     assert model["machine"] == {"device": ["cpu"], "precision": []}
+    assert set(model["results"]["measured"]) == {"test", "train", "frames", "lr"}
     frames = next(m for m in manifests if m["kind"] == "frames")
     assert frames["machine"]["device"] == ["cpu"]
     assert frames["machine"]["precision"][0] in ("float32", "bfloat16")
