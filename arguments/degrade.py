@@ -1,4 +1,4 @@
-"""Settings of `python -m scene.degrade`."""
+"""Settings of `python -m scene.degrade`, beside those of every LR scene."""
 
 from dataclasses import dataclass, fields
 
@@ -12,11 +12,8 @@ CLASSICAL = ("blur", "blur_px", "sigma", "rotation_deg", "beta", "cutoff", "resi
 
 @dataclass(frozen=True)
 class DegradeParams:
-    """How the views of an HR scene become LR views as cameras and the web make them"""
+    """How its views become as cameras and the web make them"""
 
-    source_path: str = opt("", "HR scene: NeRF-synthetic, COLMAP or transforms.json; only read", "-s", result=False)
-    output_path: str = opt("", "folder of the degraded LR scene", "-o", result=False)
-    scale: int = opt(4, "HR px per LR px; sides that it does not divide lose their last px, right and bottom")
     preset: str = opt(
         "realesrgan",
         "realesrgan, mild (two rounds of blur, resize, noise and JPEG with drawn values), or classical (one round, as "
@@ -45,16 +42,8 @@ class DegradeParams:
     poisson: float = opt(0.0, "classical: scale of Poisson noise; 1 = that of the photons")
     grey_noise: bool = opt(False, "classical: the same noise in all three channels")
     jpeg: int = opt(0, "classical: quality of a JPEG, 1-100; 0 = none")
-    images: str = opt("images", "image folder of a COLMAP scene", "-i")
-    allow_missing: bool = opt(False, "skip images that a scene lists and the disk lacks")
-    overwrite: bool = opt(False, "replace an LR scene that was made with other settings", result=False)
-    quiet: bool = opt(False, "no progress, results and errors only", result=False)
 
     def __post_init__(self) -> None:
-        if not self.source_path or not self.output_path:
-            raise UserError("-s HR_SCENE and -o LR_FOLDER are needed")
-        if self.scale < 1:
-            raise UserError(f"--scale {self.scale}: 1 or more is expected")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: 0 or more is expected")
         own = [f.name for f in fields(self) if f.name in (*CLASSICAL, "jpeg") and getattr(self, f.name) != f.default]

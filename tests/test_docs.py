@@ -14,6 +14,7 @@ from arguments.degrade import DegradeParams
 from arguments.downscale import DownscaleParams
 from arguments.evaluation import FrameQualityParams, TableParams
 from arguments.loading import CommonParams, ModelParams
+from arguments.lr_scene import LRSceneParams
 from arguments.paper import PaperParams
 from arguments.pipeline import RunParams
 from arguments.prepare_frames import PrepareParams
@@ -55,8 +56,8 @@ FOREIGN_FILES = {
 GROUPS: dict[str, tuple[type, ...]] = {
     **{step.script: step.groups for step in STEPS.values()},
     "run.py": (RunParams, *(group for step in STEPS.values() for group in step.groups)),
-    "scene.downscale": (DownscaleParams,),
-    "scene.degrade": (DegradeParams,),
+    "scene.downscale": (LRSceneParams, DownscaleParams),
+    "scene.degrade": (LRSceneParams, DegradeParams),
     "scene.subset": (SubsetParams,),
     "evaluation.tables": (TableParams,),
     "evaluation.study": (StudyParams, ExecutorParams, StudyTableParams),

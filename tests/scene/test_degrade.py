@@ -15,13 +15,17 @@ from scene.degrade_steps import degraded, from_json
 from scene.downscale import downscale
 from scene.image_files import read_header, read_image
 from scene.lr_kernel import resolve_kernel
-from tests.scene.test_downscale import WRITERS, digest, write_scene
+from tests.scene.test_downscale import WRITERS, digest, settings_of, write_scene
 from upsampling.consistency import refuse_unknown
 from utils.errors import UserError
 
 
 def made(source, out, **flags):
-    return degrade(DegradeParams(source_path=str(source), output_path=str(out), quiet=True, **flags))
+    return degrade(*settings_of(DegradeParams, str(source), str(out), **flags))
+
+
+def made_clean(source, out, **flags):
+    return downscale(*settings_of(DownscaleParams, str(source), str(out), **flags))
 
 
 def images(folder):
@@ -68,7 +72,7 @@ def test_cameras_and_truth_are_those_of_scene_downscale(tmp_path, kind, size):
     write_scene(kind, tmp_path / "hr", size)
     before = digest(tmp_path / "hr")
     made(tmp_path / "hr", tmp_path / "lr")
-    downscale(DownscaleParams(str(tmp_path / "hr"), str(tmp_path / "clean"), quiet=True))
+    made_clean(tmp_path / "hr", tmp_path / "clean")
     assert digest(tmp_path / "hr") == before
     skipped = {"degradation.json", "lr_kernel.json", ".lock"}
     ours, theirs = (
@@ -113,10 +117,9 @@ def test_a_second_call_does_nothing_and_other_settings_need_overwrite(tmp_path):
 def test_one_folder_holds_one_kind_of_lr_scene(tmp_path):
     write_scene("blender", tmp_path / "hr", 32)
     made(tmp_path / "hr", tmp_path / "lr")
-    clean = DownscaleParams(str(tmp_path / "hr"), str(tmp_path / "lr"), quiet=True)
     with pytest.raises(UserError, match="not made by this tool"):
-        downscale(clean)
-    downscale(DownscaleParams(clean.source_path, clean.output_path, overwrite=True, quiet=True))
+        made_clean(tmp_path / "hr", tmp_path / "lr")
+    made_clean(tmp_path / "hr", tmp_path / "lr", overwrite=True)
     assert not (tmp_path / "lr/degradation.json").exists()
     made(tmp_path / "hr", tmp_path / "lr", overwrite=True)
     assert not (tmp_path / "lr/lr_kernel.json").exists()
@@ -155,7 +158,7 @@ def test_an_interrupted_call_is_continued_and_ends_the_same(tmp_path, monkeypatc
 )
 def test_settings_that_make_no_sense_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
-        DegradeParams(source_path="a", output_path="b", **flags)
+        settings_of(DegradeParams, "a", "b", **flags)
 
 
 def test_classical_values_are_those_of_the_flags(tmp_path):

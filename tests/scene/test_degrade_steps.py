@@ -183,7 +183,7 @@ def test_a_checkerboard_stays_where_it_is(preset):
 def test_classical_steps_move_no_checkerboard():
     image = checkerboard(240, 200)
     for resize in ("area", "bilinear", "bicubic", "antialiased"):
-        params = DegradeParams("a", "b", preset="classical", resize=resize, blur="aniso", sigma=(2.0, 1.0))
+        params = DegradeParams(preset="classical", resize=resize, blur="aniso", sigma=(2.0, 1.0))
         found = image
         for step in drawn_steps(params, [])[""]:
             found = applied(step, found, (240, 200), (60, 50), np.random.default_rng(0))

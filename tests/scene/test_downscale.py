@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from arguments.downscale import DownscaleParams
+from arguments.flags import make
+from arguments.lr_scene import LRSceneParams
 from scene import load_scene
 from scene.alpha import composite, premultiplied
 from scene.downscale import downscale, main
@@ -27,7 +29,13 @@ WRITERS = {"blender": write_blender, "colmap": write_colmap, "transforms": write
 
 
 def made(source, out, **flags):
-    return downscale(DownscaleParams(source_path=str(source), output_path=str(out), quiet=True, **flags))
+    return downscale(*settings_of(DownscaleParams, str(source), str(out), **flags))
+
+
+def settings_of(cls, source, out, **flags):
+    """The two groups of a tool, of flags by name."""
+    given = {"source_path": source, "output_path": out, "quiet": True} | flags
+    return make(LRSceneParams, given), make(cls, given)
 
 
 def digest(folder):
@@ -312,7 +320,7 @@ def test_too_small_an_image_is_refused(tmp_path):
 )
 def test_settings_that_make_no_sense_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
-        DownscaleParams(source_path="a", output_path="b", **flags)
+        settings_of(DownscaleParams, "a", "b", **flags)
 
 
 def test_command_line(tmp_path):
