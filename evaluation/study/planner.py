@@ -251,6 +251,7 @@ class _Builder:
                 "prepared": lambda: self._folder("prepared", self.planner.prepared(self.scene)),
                 "geometry": self._depths,
                 "frames": self._frames,
+                "seed": self._seed,
             }
         needs = self.variant.needs if self.variant else {}
         if word in needs and self.seed is not None:
@@ -281,6 +282,10 @@ class _Builder:
         fixed = self.planner.study.lr_model_seed
         seed = self.seed if fixed is None else fixed
         return self._folder("geometry", self.planner.depths(self.scene, self.variant, seed))
+
+    def _seed(self) -> str:
+        self.seeded = True
+        return str(self.seed)
 
     def _frames(self) -> str:
         return self._folder("frames", self.needs.get("frames", ""))

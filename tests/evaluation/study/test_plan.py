@@ -255,6 +255,15 @@ def test_words_of_commands_that_prepare_and_that_precede_rendering(tmp_path):
     assert words(task(p, "x", "views"), "command") == ["look", str(Path("lr").absolute())]
 
 
+def test_a_command_that_is_told_the_seed_is_one_for_each(tmp_path):
+    text = '[variants.x]\nseeds = [0, 7]\nbefore = {upsample = "draw --seed {seed}"}\n'
+    p = plan(tmp_path, text + '[variants.y]\nseeds = [0, 7]\nbefore = {upsample = "draw"}\n')
+    drawn, same = ({r.frames: p.tasks[r.frames] for r in p.runs if r.variant == v} for v in "xy")
+    assert sorted(words(t, "command")[-1] for t in drawn.values()) == ["0", "7"]
+    assert sorted(t.seed for t in drawn.values()) == [0, 7]
+    assert [t.seed for t in same.values()] == [None]
+
+
 def test_settings_of_the_truth_alone(tmp_path):
     p = make_plan(study(tmp_path, "", BASE.replace("flags = {eval = true}", 'hr_flags = {images = "images_gt"}')))
     assert "--images=images_gt" in words(task(p, "bound", "model"), "train")
