@@ -256,8 +256,8 @@ def test_words_of_commands_that_prepare_and_that_precede_rendering(tmp_path):
 
 
 def test_a_command_that_is_told_the_seed_is_one_for_each(tmp_path):
-    text = '[variants.x]\nseeds = [0, 7]\nbefore = {upsample = "draw --seed {seed}"}\n'
-    p = plan(tmp_path, text + '[variants.y]\nseeds = [0, 7]\nbefore = {upsample = "draw"}\n')
+    text = 'seeds = [0, 7]\nupsample = {upsampler = "bicubic"}\nbefore = {upsample = "draw'
+    p = plan(tmp_path, f'[variants.x]\n{text} --seed {{seed}}"}}\n[variants.y]\n{text}"}}\n')
     drawn, same = ({r.frames: p.tasks[r.frames] for r in p.runs if r.variant == v} for v in "xy")
     assert sorted(words(t, "command")[-1] for t in drawn.values()) == ["0", "7"]
     assert sorted(t.seed for t in drawn.values()) == [0, 7]
