@@ -12,6 +12,8 @@ PRIORS = (  # diffusion priors: arguments/priors.py
     *("small", "ddnm", "ddnm_sd3", "ldm_sr", "sd_x4", "diffusehigh"),
     *("stablesr", "stablesr_turbo", "diffbir", "seesr", "addsr", "resshift"),
 )
+WINDOWED = ("small", "ddnm")  # priors whose network may look at several frames: its file says at how many
+PROJECTING = ("ddnm", "ddnm_sd3")  # priors that are nothing without the operator of the LR views
 UNALIGNED = (*SINGLE_IMAGE, *PRIORS)  # to whom no view hands features
 UPSAMPLERS = ("basicvsr", *PATH_ONLY, *UNALIGNED)
 NEIGHBOUR_COSTS = ("angle",)
@@ -119,7 +121,8 @@ class UpsamplingParams:
         if not 0 <= self.internal_threshold < float("inf"):
             raise UserError(f"--internal_threshold {self.internal_threshold}: a number from 0 is expected")
         self._check_internal_weight()
-        if self.upsampler in UNALIGNED or self.propagation == "none":
+        alone = self.upsampler in UNALIGNED and self.upsampler not in WINDOWED
+        if alone or self.propagation == "none":
             refuse_both_orders(self.ensemble)
         if not self.max_memory >= 0:
             raise UserError(f"--max_memory {self.max_memory}: gigabytes, 0 or more, are expected")
@@ -131,7 +134,8 @@ class UpsamplingParams:
         if not 0 < self.occlusion_tolerance <= 1:
             raise UserError(f"--occlusion_tolerance {self.occlusion_tolerance}: more than 0, up to 1, is expected")
         if self.propagation == "graph" and self.upsampler in UNALIGNED:
-            raise UserError(f"--propagation graph: {self.upsampler} makes every frame alone; leave it out")
+            does = "makes every frame alone" if alone else "sees the neighbours in the sequence"
+            raise UserError(f"--propagation graph: {self.upsampler} {does}; leave it out")
         if self.propagation == "graph" and self.upsampler in PATH_ONLY:
             raise UserError(f"--propagation graph: {self.upsampler} propagates along a path only; leave it out")
         if self.frames and (self.flow == "geometry" or self.propagation == "graph"):

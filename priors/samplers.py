@@ -63,12 +63,16 @@ class PriorUpsampler:
         """Frames on each side that the network is told."""
         return self.maker.frames // 2
 
+    def seen(self, i: int, t: int) -> list[int]:
+        """Positions of the frames from which frame i of a clip of t is made, in order."""
+        reach = self.num_neighbours
+        return [min(max(k, 0), t - 1) for k in range(i - reach, i + reach + 1)]
+
     def upsample(self, frames: Float[Tensor, "t 3 h w"], alignment: Any = None) -> Iterator[Float[Tensor, "3 H W"]]:
         """HR frames in order; beyond the ends of the clip its first and last frame stand."""
         t, _, h, w = frames.shape
-        reach = torch.arange(-self.num_neighbours, self.num_neighbours + 1)
         for i in range(t):
-            window = frames[(reach + i).clamp(0, t - 1).to(frames.device)]
+            window = frames[self.seen(i, t)]
             known = self.known((self.scale * w, self.scale * h), (w, h), self.masks[i] if self.masks else None)
             with torch.no_grad():
                 images = [self.maker.make(window, known, self._draws(frames[i], k)) for k in range(self.samples)]

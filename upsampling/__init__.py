@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from arguments.upsampling import UpsamplingParams
+from arguments.upsampling import PRIORS, UpsamplingParams
 from scene.images import read_image, write_png
 from scene.lr_kernel import LRKernel
 from scene.sequences import Subsequence
@@ -33,7 +33,7 @@ from upsampling.alignment import Alignment, Graph, Tick
 from upsampling.alignment_report import FILE_NAME as ALIGNMENT_NAME
 from upsampling.alignment_report import view_entries, write_alignment
 from upsampling.consistency import FILE_NAME as REPORT_NAME
-from upsampling.consistency import consistency_db, projected, refuse_unknown, write_report
+from upsampling.consistency import Measured, consistency_db, consistency_errors, projected, write_report
 from upsampling.ensemble import Flip, Frames, confidence, flips, mean_over_flips
 from upsampling.fusion import fused, internal_files, internal_planes, mixed
 from upsampling.gpu import memory_bound, session, to_host
@@ -70,10 +70,8 @@ def internal_inputs(settings: UpsamplingParams, source: Source) -> dict[str, lis
 
     Raises
     ------
-    UserError : one is missing or of the wrong size, or --project asks for an LR kernel that nobody knows.
+    UserError : one is missing or of the wrong size.
     """
-    if settings.project:
-        refuse_unknown(source.kernel, source.scene.root if source.scene else None)
     if not settings.internal:
         return {}
     names = source.sequences.saved
@@ -169,7 +167,8 @@ def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
         aligned |= view_entries(job.net, job.source.views, job.aligner, call, job.device, job.folder, whole)
     progress.close()
     stamp = RANDOM if job.settings.random_weights else ""
-    reports = [write_report(job.folder, job.source.kernel, {name: values[name] for name in names}, stamp)]
+    found = {name: values[name] for name in names}
+    reports = [write_report(job.folder, job.source.kernel, found, stamp, job.source.degraded)]
     if aligned:
         reports.append(write_alignment(job.folder, job.aligner.facts(), aligned, stamp))
     notes: dict[str, Any] = {"frames": len(names), "kept_from_before": len(kept)} | job.aligner.facts()
@@ -232,10 +231,11 @@ def _passes(job: Job, call: Subsequence) -> int:
     return 2 if job.settings.alpha == "network" and job.source.views.has_alpha(call.frames[0]) else 1
 
 
-def _measured(job: Job, name: str, image: np.ndarray) -> float | None:
+def _measured(job: Job, name: str, image: np.ndarray) -> Measured:
     if job.source.kernel is None:
-        return None
-    return consistency_db(_kernel(job, name, image.shape[:2]), image, job.source.views.raw(name))
+        return Measured(None, None)
+    of = _kernel(job, name, image.shape[:2]), image, job.source.views.raw(name)
+    return Measured(consistency_db(*of), consistency_errors(*of))
 
 
 def _kernel(job: Job, name: str, shape: tuple[int, ...]) -> LRKernel:
@@ -277,7 +277,8 @@ def _images(
     names = (call.frames[0], *call.frames, call.frames[-1]) if call.padded else call.frames
     positions = frozenset(i + call.padded for i in save)
     raw = [job.source.views.raw(name) for name in names]
-    bgr = job.compat == SEQUENCE_MATTERS  # quirk Q01: the released networks see BGR
+    # Quirk Q01: the released networks see BGR. The release has no priors; these see RGB, as in their training.
+    bgr = job.compat == SEQUENCE_MATTERS and job.settings.upsampler not in PRIORS
     planes = torch.stack([colour_plane(image) for image in raw])
     colour = planes.flip(1) if bgr else planes
     has_alpha = job.source.views.has_alpha(names[0])

@@ -49,6 +49,8 @@ def view_entries(
     """
     if aligner.propagation == "none":
         return {}
+    if aligner.windowed:
+        return {call.frames[i]: _window_entry(net.seen(i, len(call.frames)), i, aligner, call) for i in call.save}
     names, raw = call.frames, [views.raw(name) for name in call.frames]
     alignment, angles = aligner.alignment(names, device, folder), aligner.angles_deg(names)
     colours = torch.stack([colour_plane(image) for image in raw]).to(device)
@@ -62,6 +64,15 @@ def view_entries(
         neighbours = [{"name": names[s], "angle_deg": angles and angles[i][s], **said[s]} for s in said]
         found[names[i]] = {"neighbours": neighbours, **entry}
     return found
+
+
+def _window_entry(seen: Sequence[int], i: int, aligner: Aligner, call: Subsequence) -> dict[str, Any]:
+    """Of frame i of a call, whose network looks at the frames `seen`: which these are, as nothing is handed on."""
+    angles, nothing = aligner.angles_deg(call.frames), {"visible": None, "flow_px": None, "weight": None}
+    others = [s for s in dict.fromkeys(seen) if s != i]
+    neighbours = [{"name": call.frames[s], "angle_deg": angles and angles[i][s], **nothing} for s in others]
+    window = [call.frames[s] for s in seen]
+    return {"neighbours": neighbours, "window": window, "flow_px": None, "disagreement": None}
 
 
 @torch.inference_mode()

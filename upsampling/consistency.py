@@ -4,6 +4,7 @@ It needs no truth, so it finds frames that went wrong (wrong network for the dat
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +13,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from arguments.upsampling import PRIORS, PROJECTING
 from scene.alpha import premultiplied
 from scene.degradation_file import FILE_NAME as DEGRADED
 from scene.lr_kernel import LRKernel, opaque_support_mask
-from utils.atomic import write_json
+from utils.atomic import read_json, write_json
 from utils.errors import UserError
 from utils.log import note, warn
 
 FILE_NAME = "consistency.json"
 WARN_DB = 35.0
 BEST_DB = 100.0  # what two equal images are given; JSON has no infinity
+LEVELS = 255
 
 
 def consistency_db(kernel: LRKernel, hr: UInt8[np.ndarray, "H W c"], lr: UInt8[np.ndarray, "h w c"]) -> float | None:
@@ -81,50 +84,85 @@ def projected(
     return torch.cat([kernel.project(x[:3], y[:3], mask), x[3:]]).float()
 
 
-def refuse_unknown(kernel: tuple[str, str] | None, root: Path | None = None) -> None:
-    """Raise UserError where frames are to be projected and nothing says how the LR views were made.
-
-    `root`: folder of the scene, where there is one; its views may be degraded, whatever --lr_kernel says.
-    """
-    if root is not None and (root / DEGRADED).is_file():
-        raise UserError(
-            f"--project: the LR views of {root} were degraded ({DEGRADED}: blur, noise, JPEG), and projecting onto "
-            "them would undo the upsampling; leave --project out"
-        )
-    if kernel is None:
-        raise UserError(
-            "--project: no LR kernel is known; say with --lr_kernel how the LR views were made: bicubic, area or a "
-            "JSON file"
-        )
+def unknown(degraded: bool) -> str:
+    """Why there is no operator from frames to LR views."""
+    if degraded:
+        return f"the LR views were degraded ({DEGRADED}: blur, noise, JPEG), no linear operator made them"
+    return "no LR kernel is known; say with --lr_kernel how the LR views were made: bicubic, area or a JSON file"
 
 
-def write_report(folder: Path, kernel: tuple[str, str] | None, values: Mapping[str, float | None], stamp: str) -> Path:
+def projecting(project: bool, upsampler: str, project_lr: str) -> str:
+    """The flag by which frames must be projected onto their LR views; "" where none asks for it."""
+    if project:
+        return "--project"
+    if upsampler in PRIORS and project_lr in ("hard", "soft"):
+        return f"--project_lr {project_lr}"
+    return f"--upsampler {upsampler}, which works by projection" if upsampler in PROJECTING else ""
+
+
+def refuse_unknown(asked: str, kernel: tuple[str, str] | None, degraded: bool) -> None:
+    """Raise UserError where a flag, `asked` ("" = none), needs the operator of the LR views and there is none."""
+    if asked and kernel is None:
+        raise UserError(f"{asked}: {unknown(degraded)}" + ("; leave it out" if degraded else ""))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a frame: PSNR in dB over all LR values, and errors where the LR view is not saturated."""
+
+    db: float | None
+    errors: ConsistencyErrors | None
+
+
+def write_report(
+    folder: Path, kernel: tuple[str, str] | None, values: Mapping[str, Measured], stamp: str, degraded: bool = False
+) -> Path:
     """Write FOLDER/consistency.json and warn about frames under 35 dB.
 
     Parameters
     ----------
-    kernel : (kernel, border) of the LR views; None = not known, nothing was measured.
-    values : dB of each frame by name; None = not measurable.
-    stamp : remark that every result must carry ("" = none).
+    kernel : (kernel, border) of the LR views; None = there is none, nothing was measured.
+    values : of each frame by name. stamp : remark that every result must carry ("" = none).
+    degraded : the LR views were, so that there is no kernel.
     """
-    measured = {name: db for name, db in values.items() if db is not None}
+    measured = {name: found.db for name, found in values.items() if found.db is not None}
+    errors = {name: found.errors for name, found in values.items() if found.errors is not None}
     low = {name: db for name, db in measured.items() if db < WARN_DB}
     worst = min(measured, key=lambda name: measured[name], default=None)
     report: dict[str, Any] = {
         "kernel": kernel[0] if kernel else None,
         "border": kernel[1] if kernel else None,
+        "not_measured": None if kernel else unknown(degraded),
         "warn_below_db": WARN_DB,
         "mean_db": sum(measured.values()) / len(measured) if measured else None,
         "worst_db": measured[worst] if worst else None,
         "worst": worst,
-        "frames": dict(values),
+        "mean_rms_levels": LEVELS * sum(e.rms for e in errors.values()) / len(errors) if errors else None,
+        "max_levels": LEVELS * max(e.max for e in errors.values()) if errors else None,
+        "frames": {name: found.db for name, found in values.items()},
+        "errors": {name: _in_levels(found.errors) for name, found in values.items()},
     }
     write_json(folder / FILE_NAME, report | ({"stamp": stamp} if stamp else {}))
     if kernel is None:
-        note("LR consistency not measured: no LR kernel is known (--lr_kernel bicubic, area or a JSON file)")
+        note(f"LR consistency not measured: {unknown(degraded)}")
     if low and worst:
         warn(
             f"{len(low)} of {len(values)} frames are under {WARN_DB:.0f} dB against their LR view, worst {worst} "
             f"with {measured[worst]:.1f} dB; does the network fit the way the LR views were made?"
         )
     return folder / FILE_NAME
+
+
+def _in_levels(errors: ConsistencyErrors | None) -> dict[str, float] | None:
+    return None if errors is None else {"rms_levels": LEVELS * errors.rms, "max_levels": LEVELS * errors.max}
+
+
+def summary(folder: Path) -> str:
+    """FOLDER/consistency.json in a few words, "" where nothing was measured."""
+    found = read_json(folder / FILE_NAME)
+    if found["mean_db"] is None:
+        return ""
+    said = f"LR consistency {found['mean_db']:.1f} dB in the mean"
+    if found["mean_rms_levels"] is None:
+        return said
+    return f"{said}, rms {found['mean_rms_levels']:.2f} and at most {found['max_levels']:.1f} of 255 levels"

@@ -53,8 +53,10 @@ def internal_planes(image: UInt8[np.ndarray, "H W c"], lr: UInt8[np.ndarray, "h 
     return joined(colour_plane(image), alpha_plane(image), alpha_plane(lr))
 
 
-def internal_files(folder: Path, names: Iterable[str], views: Views, scale: int) -> dict[str, Path]:
-    """The internal frames FOLDER/NAME.png of views; only headers are read.
+def internal_files(
+    folder: Path, names: Iterable[str], views: Views, scale: int, flag: str = "--internal"
+) -> dict[str, Path]:
+    """The internal frames FOLDER/NAME.png of views; only headers are read. `flag`: that names the folder.
 
     Raises
     ------
@@ -63,11 +65,9 @@ def internal_files(folder: Path, names: Iterable[str], views: Views, scale: int)
     files = {name: folder / f"{name}.png" for name in names}
     for name, path in files.items():
         if not path.is_file():
-            raise UserError(f"--internal {path}: no such frame; render.py --hr_frames {scale} makes them of a model")
+            raise UserError(f"{flag} {path}: no such frame; render.py --hr_frames {scale} makes them of a model")
         found, (w, h), alpha = read_header(path), views.size(name), views.has_alpha(name)
         if (found.width, found.height) != (scale * w, scale * h) or (found.channels == 4) != alpha:
             expected = f"{scale * w}x{scale * h} px with{'' if alpha else 'out'} alpha is expected"
-            raise UserError(
-                f"--internal {path}: {found.width}x{found.height} px, {found.channels} channels; {expected}"
-            )
+            raise UserError(f"{flag} {path}: {found.width}x{found.height} px, {found.channels} channels; {expected}")
     return files

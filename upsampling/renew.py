@@ -20,9 +20,10 @@ from arguments.renew import RenewParams
 from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_image, write_png
-from scene.lr_kernel import resolve_kernel
+from upsampling.consistency import projecting, refuse_unknown
 from upsampling.fusion import internal_files, internal_planes
 from upsampling.planes import alpha_plane, colour_plane, stored
+from upsampling.sources import known_kernel
 from utils import errors, record, rng
 from utils.compute import choose_device, set_threads
 from utils.errors import UserError
@@ -53,8 +54,8 @@ def renew(
 
     device = choose_device(common.device)
     out, names = Path(params.output_path), list(files)
-    known = scene.degradation is None and (model.lr_kernel or scene.kernel_file)
-    kernel = resolve_kernel(scene, model.lr_kernel) if known else None
+    kernel = known_kernel(scene, model.lr_kernel)
+    refuse_unknown(projecting(False, params.upsampler, prior.project_lr), kernel, scene.degradation is not None)
     loading = Loading(device, params.scale, params.download)
     net = load_sampler(params.upsampler, prior, loading, kernel, common.seed)
     if net.maker.renew is None:
@@ -108,7 +109,7 @@ def main() -> None:
     scene = open_scene(model, common.compat)
     out = Path(params.output_path)
     refuse_inside(out, model.source_path, scene.hr_root, params.renders)
-    files = internal_files(Path(params.renders), scene.train, scene.images, params.scale)
+    files = internal_files(Path(params.renders), scene.train, scene.images, params.scale, "--renders")
     inputs = {**scene_inputs(scene, scene.train), "renders": list(files.values()), "weights": model_files(prior.model)}
     kept = settings(common, prior, params) | {"lr_kernel": model.lr_kernel}
     if common.dry_run:

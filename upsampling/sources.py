@@ -59,7 +59,7 @@ class FolderViews:
 
 @dataclass(frozen=True)
 class Source:
-    """What is upsampled: frames, calls, the step's input files, how the LR views were made (None = not known).
+    """What is upsampled: frames, calls, the step's input files, how the LR views were made (see `known_kernel`).
 
     hr_root : folder of the HR truth, where there is one.
     scene : the scene, None for a plain folder.
@@ -75,10 +75,9 @@ class Source:
     geometry: Path | None = None
 
     @property
-    def exact_kernel(self) -> tuple[str, str] | None:
-        """`kernel` where it is all that was done to the views: onto degraded ones nothing may be projected."""
-        degraded = self.scene is not None and self.scene.degradation is not None
-        return None if degraded else self.kernel
+    def degraded(self) -> bool:
+        """Whether the views were, so that no linear operator made them."""
+        return self.scene is not None and self.scene.degradation is not None
 
 
 def folder_source(folder: str | Path, lr_kernel: str) -> Source:
@@ -109,7 +108,7 @@ def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, comp
     scene = open_scene(model, compat)
     sequences = read_sequences(path, required=scene.train, known=scene.test)
     used = dict.fromkeys(name for s in sequences.subsequences for name in s.frames)
-    kernel = resolve_kernel(scene, model.lr_kernel) if model.lr_kernel or scene.kernel_file else None
+    kernel = known_kernel(scene, model.lr_kernel)
     plugins = source_files(settings.upsampler, settings.neighbour_cost)
     inputs = {"sequences": [path], **scene_inputs(scene, used), "plugins": plugins}
     geometry = geometry_folder(settings, out, compat)
@@ -119,6 +118,17 @@ def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, comp
             if not file.is_file():
                 raise UserError(f"{file}: view {name} has no depth; make all anew with render.py --geometry")
     return Source(scene.images, sequences, inputs, kernel, scene.hr_root, scene, geometry)
+
+
+def known_kernel(scene: Scene, flag: str) -> tuple[str, str] | None:
+    """(kernel, border) of the LR views; None where nothing says how they were made, or they were degraded.
+
+    Raises
+    ------
+    UserError : --lr_kernel names none.
+    """
+    found = resolve_kernel(scene, flag) if flag or scene.kernel_file else None
+    return None if scene.degradation else found
 
 
 def geometry_folder(settings: UpsamplingParams, out: Path, compat: str) -> Path | None:

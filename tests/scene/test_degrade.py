@@ -16,7 +16,7 @@ from scene.downscale import downscale
 from scene.image_files import read_header, read_image
 from scene.lr_kernel import resolve_kernel
 from tests.scene.test_downscale import WRITERS, digest, settings_of, write_scene
-from upsampling.consistency import refuse_unknown
+from upsampling.sources import known_kernel
 from utils.errors import UserError
 
 
@@ -96,11 +96,12 @@ def test_projection_and_the_lr_kernel_are_refused(tmp_path):
     made(tmp_path / "hr", tmp_path / "lr")
     assert not (tmp_path / "lr/lr_kernel.json").exists()
     scene = load_scene(tmp_path / "lr")
-    with pytest.raises(UserError, match=r"degraded \(degradation.json.*projection is refused"):
+    with pytest.raises(UserError, match=r"degraded \(degradation.json.*no linear operator made them; for the LR loss"):
         resolve_kernel(scene, "")
     assert resolve_kernel(scene, "bicubic") == ("bicubic", "renormalise")  # an approximation, asked for
-    with pytest.raises(UserError, match="leave --project out"):
-        refuse_unknown(("bicubic", "renormalise"), scene.root)
+    assert known_kernel(scene, "bicubic") is None  # nothing is projected onto them, or measured against them
+    with pytest.raises(UserError, match="bicubic, area, or an existing JSON file"):
+        known_kernel(scene, "cubic")
 
 
 def test_a_second_call_does_nothing_and_other_settings_need_overwrite(tmp_path):

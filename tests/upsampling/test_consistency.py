@@ -1,12 +1,23 @@
 """rms and largest error of a downscaled frame against its LR view, and where projection is refused."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from scene.alpha import premultiplied
 from scene.lr_kernel import LRKernel, opaque_support_mask
-from upsampling.consistency import consistency_db, consistency_errors, refuse_unknown
+from upsampling.consistency import (
+    ConsistencyErrors,
+    Measured,
+    consistency_db,
+    consistency_errors,
+    projecting,
+    refuse_unknown,
+    summary,
+    write_report,
+)
 from utils.errors import UserError
 
 AREA = LRKernel("area", "renormalise", (48, 40), (12, 10))
@@ -67,10 +78,55 @@ def test_with_alpha_only_opaque_support_counts():
     assert consistency_errors(AREA, hr, lr) is None
 
 
-def test_projection_needs_a_known_kernel_and_views_that_were_not_degraded(tmp_path):
-    refuse_unknown(("area", "renormalise"), tmp_path)
-    with pytest.raises(UserError, match="no LR kernel is known"):
-        refuse_unknown(None, tmp_path)
-    (tmp_path / "degradation.json").write_text("{}")
-    with pytest.raises(UserError, match=r"were degraded .*leave --project out"):
-        refuse_unknown(("area", "renormalise"), tmp_path)
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ((True, "basicvsr", "auto"), "--project"),
+        ((False, "small", "hard"), "--project_lr hard"),
+        ((False, "small", "soft"), "--project_lr soft"),
+        ((False, "ddnm", "auto"), "--upsampler ddnm, which works by projection"),
+        ((False, "small", "auto"), ""),
+        ((False, "basicvsr", "hard"), ""),  # a prior's flag
+    ],
+)
+def test_projection_needs_an_operator_and_the_message_says_why_there_is_none(flags, asked):
+    found = projecting(*flags)
+    assert found == asked
+    refuse_unknown(found, ("area", "renormalise"), False)
+    if not asked:
+        refuse_unknown(found, None, True)
+        return
+    with pytest.raises(UserError, match=f"^{asked}: no LR kernel is known; say with --lr_kernel"):
+        refuse_unknown(found, None, False)
+    with pytest.raises(
+        UserError, match=f"^{asked}: the LR views were degraded .*no linear operator.*leave it out"
+    ) as e:
+        refuse_unknown(found, None, True)
+    assert "lr_kernel" not in str(e.value)  # which would not help
+
+
+def test_the_report_has_errors_in_grey_levels(tmp_path):
+    values = {
+        "a": Measured(40.0, ConsistencyErrors(1 / 255, 3 / 255, 12)),
+        "b": Measured(50.0, ConsistencyErrors(2 / 255, 2.5 / 255, 12)),
+        "c": Measured(60.0, None),
+        "d": Measured(None, None),
+    }
+    write_report(tmp_path, ("area", "renormalise"), values, "")
+    found = json.loads((tmp_path / "consistency.json").read_text())
+    assert found["errors"]["a"] == pytest.approx({"rms_levels": 1.0, "max_levels": 3.0})
+    assert (found["errors"]["c"], found["errors"]["d"], found["not_measured"]) == (None, None, None)
+    assert (found["mean_db"], found["mean_rms_levels"], found["max_levels"]) == pytest.approx((50.0, 1.5, 3.0))
+    assert summary(tmp_path) == "LR consistency 50.0 dB in the mean, rms 1.50 and at most 3.0 of 255 levels"
+
+
+@pytest.mark.parametrize(
+    ("degraded", "reason"), [(True, "degraded (degradation.json"), (False, "no LR kernel is known")]
+)
+def test_without_an_operator_the_report_says_why(tmp_path, capsys, degraded, reason):
+    write_report(tmp_path, None, {"a": Measured(None, None)}, "", degraded)
+    found = json.loads((tmp_path / "consistency.json").read_text())
+    assert reason in found["not_measured"]
+    assert reason in capsys.readouterr().err
+    assert (found["mean_db"], found["mean_rms_levels"], found["errors"]) == (None, None, {"a": None})
+    assert summary(tmp_path) == ""

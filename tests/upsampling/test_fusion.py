@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -210,8 +209,6 @@ def test_internal_frames_are_checked_before_any_work(folder):
     with pytest.raises(UserError, match=r"f2.png: no such frame; render.py --hr_frames 4"):
         internal_inputs(UpsamplingParams(internal=str(folder / "hr")), source)
     assert internal_inputs(UpsamplingParams(project=True), source) == {}
-    with pytest.raises(UserError, match=r"--project: no LR kernel is known.*--lr_kernel"):
-        internal_inputs(UpsamplingParams(project=True), replace(source, kernel=None))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])

@@ -86,12 +86,25 @@ def test_a_second_call_does_nothing_and_other_settings_do_all_anew(scene, monkey
         (["--level", "0"], {}, "--level 0.0: more than 0"),
         ([], {"model": "regression"}, "has no walk that could begin with an image"),
         (["--project_lr", "hard"], {"kernel": ""}, "no LR kernel is known"),
-        (["--scale", "4"], {}, "64x64 px without alpha is expected"),
+        (["--scale", "4"], {}, "--renders {renders}/train/r_0.png: 32x32 px, 3 channels; 64x64 px without alpha"),
+        (["--renders", "{scene}/no"], {}, "--renders {scene}/no/train/r_0.png: no such frame; render.py --hr_frames 2"),
     ],
 )
 def test_what_cannot_be_is_one_line(scene, monkeypatch, capsys, more, options, message):
+    folders = {"scene": scene, "renders": scene / "renders"}
     with pytest.raises(SystemExit) as stopped:
-        run(scene, monkeypatch, "out", *more, **options)
+        run(scene, monkeypatch, "out", *(word.format(**folders) for word in more), **options)
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert message.format(**folders) in capsys.readouterr().err.splitlines()[-1]
     assert not list((scene / "out").rglob("*.png"))
+
+
+def test_the_seed_decides_and_is_recorded(scene, monkeypatch):
+    found = [run(scene, monkeypatch, f"out{i}", "--seed", seed) for i, seed in enumerate("337")]
+    assert all((found[0][name] == found[1][name]).all() for name in found[0])
+    assert all((found[0][name] != found[2][name]).any() for name in found[0])
+    records = [json.loads((scene / f"out{i}" / "run.json").read_text())["steps"]["renew"] for i in (0, 2)]
+    assert [record["seed"] for record in records] == [3, 7]
+    run(scene, monkeypatch, "out0", "--seed", "7", "--skip_done", "--overwrite")  # another seed is another result
+    made = {p.name: p.read_bytes() for p in (scene / "out0" / "train").glob("*.png")}
+    assert made == {p.name: p.read_bytes() for p in (scene / "out2" / "train").glob("*.png")}

@@ -19,7 +19,7 @@ from scene.sequences import FILE_NAME, Sequences, Subsequence, write_sequences
 from tests.scene_factory import picture, write_blender
 from upsampling import Job, describe, load, run
 from upsampling.alignment import Alignment
-from upsampling.consistency import consistency_db
+from upsampling.consistency import consistency_db, consistency_errors
 from upsampling.planes import joined, stored
 from upsampling.sources import FolderViews, Source, folder_source
 from utils.errors import UserError
@@ -242,7 +242,13 @@ def test_the_script_on_a_scene(tmp_path, monkeypatch, capsys):
         _script(monkeypatch, *words)
     write_sequences(tmp_path / "out" / FILE_NAME, Sequences((Subsequence(names, (0, 1, 2)),)))
     _script(monkeypatch, *words)
-    assert "next: python train.py" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "next: python train.py" in said
+    report = json.loads((tmp_path / "out/hr/consistency.json").read_text())
+    assert f"hr; LR consistency {report['mean_db']:.1f} dB in the mean, rms {report['mean_rms_levels']:.2f} " in said
+    hr, lr = read_image(tmp_path / "out/hr/train/r_1.png"), read_image(scene / "train/r_1.png")
+    errors = consistency_errors(LRKernel("bicubic", "renormalise", (64, 64), (16, 16)), hr, lr)
+    assert report["errors"]["train/r_1"]["max_levels"] == pytest.approx(255 * errors.max)
     assert read_image(tmp_path / "out" / "hr" / "train" / "r_1.png").shape == (64, 64, 4)
     record = json.loads((tmp_path / "out" / "run.json").read_text())["steps"]["upsample"]
     assert set(record["outputs"]) == {f"hr/{n}.png" for n in names} | {"hr/consistency.json"}
