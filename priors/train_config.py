@@ -24,6 +24,7 @@ class DataConfig:
     limit: int
     stride: int
     hflip: bool
+    part: str
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ def _data(values: dict[str, Any], part: str) -> DataConfig:
         raise UserError(f"datasets.{part}.dataroot is missing; scripts/prepare_frames.py makes such a folder")
     if data["data_len"] < -1 or data["data_len"] == 0:
         raise UserError(f"datasets.{part}.data_len = {data['data_len']}; -1 (all) or a number of samples is expected")
+    if data["part"] and data["datatype"] != "moving":
+        raise UserError(f'datasets.{part}.part = {data["part"]!r}: only "datatype": "moving" parts its pictures')
     return DataConfig(
         kind=data["datatype"],
         root=data["dataroot"],
@@ -192,6 +195,7 @@ def _data(values: dict[str, Any], part: str) -> DataConfig:
         limit=data["data_len"],
         stride=data["stride"],
         hflip=data["hflip"] and part == "train",
+        part=data["part"] or part,
     )
 
 

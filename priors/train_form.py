@@ -30,6 +30,7 @@ _DATA: dict[str, Any] = {
     "data_len": -1,
     "stride": 1,  # own, between the frames of a window
     "hflip": True,  # own, training only
+    "part": "",  # own, of pictures with "moving": train = left three quarters, val = the rest; "" = as the name says
 }
 _SCHEDULE: dict[str, Any] = {"schedule": "cosine", "n_timestep": 2000, "linear_start": 1e-6, "linear_end": 1e-2}
 DEFAULTS: dict[str, Any] = {
@@ -108,6 +109,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "train.optimizer.schedule": ("constant", "cosine"),
     "datasets.train.datatype": ("img", "moving"),
     "datasets.val.datatype": ("img", "moving"),
+    "datasets.train.part": ("", "train", "val"),
+    "datasets.val.part": ("", "train", "val"),
 }
 _AT_LEAST: dict[str, float] = {
     **dict.fromkeys(("train.n_iter", "train.val_freq", "train.save_checkpoint_freq", "train.print_freq"), 1),

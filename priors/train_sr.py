@@ -63,11 +63,11 @@ class Run:
         return self.out / self.config.checkpoints
 
 
-def open_data(data: DataConfig, split: str, frames: int, seed: int) -> Samples:
+def open_data(data: DataConfig, frames: int, seed: int) -> Samples:
     """The samples of one part. Raises UserError where they are not there."""
     if data.kind == "moving":
         limits = {"stride": data.stride, "limit": data.limit, "seed": seed}
-        return MovingCrops(data.root, split, data.lr_px, data.hr_px, frames, **limits)
+        return MovingCrops(data.root, data.part, data.lr_px, data.hr_px, frames, **limits)
     return FolderSamples(data.root, data.lr_px, data.hr_px, frames, data.stride, data.limit)
 
 
@@ -83,7 +83,7 @@ def train(config: TrainConfig, out: Path, device: torch.device, stop: Stop | Non
     UserError : data, disk, a checkpoint of another configuration, or a loss that is not finite.
     Interrupted : `stop` was set; the iteration was finished and a checkpoint written.
     """
-    data = open_data(config.train, "train", config.network.frames, config.seed)
+    data = open_data(config.train, config.network.frames, config.seed)
     levels = None if config.objective == "regression" else levels_of(config.process.make())
     run = Run(config, out, device, data, levels, train_state.facts(config, data.digest()))
     with locked(out):
@@ -203,7 +203,7 @@ def _prior(run: Run, weights: dict[str, Tensor]) -> TinyPrior:
 
 def _validate(run: Run, prior: TinyPrior, count: int) -> dict[str, Score]:
     config = run.config
-    data = open_data(config.val, "val", config.network.frames, config.seed)
+    data = open_data(config.val, config.network.frames, config.seed)
     return evaluate(prior, data, count, config.validation, config.seed)
 
 
@@ -215,7 +215,7 @@ def validate(config: TrainConfig, out: Path, device: torch.device) -> dict[str, 
     UserError : neither is there, or it was made with another configuration.
     """
     prior = _trained(config, out, device)
-    data = open_data(config.val, "val", config.network.frames, config.seed)
+    data = open_data(config.val, config.network.frames, config.seed)
     folder = out / config.results
 
     def save(batch: Batch, images: Tensor) -> None:

@@ -137,6 +137,8 @@ def test_comments_keep_line_numbers(tmp_path):
         ("datasets.val.r_resolution", 64, "other resolutions"),
         ("datasets.train.dataroot", "", "prepare_frames.py"),
         ("datasets.train.data_len", 0, "data_len"),
+        ("datasets.val.part", "train", '"moving" parts its pictures'),
+        ("datasets.val.part", "right", "train, val"),
         ("model.diffusion.image_size", 64, "image_size = 64"),
         ("model.unet.dropout", "0.2", "a number is expected"),
         ("model.unet.channel_multiplier", [1, -2], "a list is expected"),

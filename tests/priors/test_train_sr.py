@@ -328,11 +328,11 @@ def test_regression_beats_bicubic_on_held_out_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_sr3_that_predicts_x0_learns_eight_patches(tmp_path):
-    config = slow_config("sr3_f3", tmp_path)
-    config = replace(config, train=replace(config.train, limit=8, hflip=False))
-    prior = load_prior(train(config, tmp_path / "out", CPU))
-    data = MovingCrops("skimage", "train", 16, 64, 3, limit=8)
-    scores = evaluate(prior, data, 8, replace(config.validation, draws=1, project=False), 0)
+    config = slow_config("sr3_overfit", tmp_path)
+    assert config.train.limit == config.val.limit == 8
+    assert config.train.part == config.val.part == "train"
+    train(config, tmp_path / "out", CPU)
+    scores = validate(config, tmp_path / "out", CPU)
     assert scores["sample"].psnr >= 34
 
 
