@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +45,7 @@ class PriorUpsampler:
     kernel : (kernel, border) of the LR views where frames shall say what these say, else None.
     tolerance : up to which they say it. samples : walks a frame, whose mean it is. shared : noise of all frames.
     masks : of each frame, where its LR view says nothing; () = they say all.
+    wanted : positions of a clip whose frames are made, None = all.
     """
 
     maker: Maker
@@ -55,6 +56,7 @@ class PriorUpsampler:
     shared: bool
     seed: int
     masks: tuple[Bool[Tensor, "h w"], ...] = ()
+    wanted: frozenset[int] | None = None
 
     colour_only = True  # what generates details of colour has none for an alpha channel
 
@@ -69,15 +71,22 @@ class PriorUpsampler:
         return [min(max(k, 0), t - 1) for k in range(i - reach, i + reach + 1)]
 
     def upsample(self, frames: Float[Tensor, "t 3 h w"], alignment: Any = None) -> Iterator[Float[Tensor, "3 H W"]]:
-        """HR frames in order; beyond the ends of the clip its first and last frame stand."""
+        """HR frames in order, black where they are not wanted; beyond a clip's ends its first and last frame stand."""
         t, _, h, w = frames.shape
         for i in range(t):
+            if self.wanted is not None and i not in self.wanted:
+                yield frames.new_zeros(()).expand(3, self.scale * h, self.scale * w)
+                continue
             window = frames[self.seen(i, t)]
             known = self.known((self.scale * w, self.scale * h), (w, h), self.masks[i] if self.masks else None)
             with torch.no_grad():
                 images = [self.maker.make(window, known, self._draws(frames[i], k)) for k in range(self.samples)]
                 image = torch.stack(images).mean(0)
                 yield (image if known is None else known.settled(image, frames[i])).float()
+
+    def only(self, wanted: frozenset[int]) -> "PriorUpsampler":
+        """For a clip of which only the frames at these positions are looked at."""
+        return replace(self, wanted=wanted)
 
     def masked(self, alphas: Sequence[Float[Tensor, "h w"]]) -> "PriorUpsampler":
         """For a clip whose frames have these alphas: consistency holds only where alpha is 0 or 1 all around."""
@@ -156,11 +165,22 @@ class Clamped:
         return self.prior.x0(x_t, t, cond).clamp(-1, 1)
 
 
+def _in_tiles(prior: tiny.TinyPrior, params: PriorParams, loading: Loading) -> ScorePrior:
+    """Its estimates of tiles of --prior_tile, cut between LR px; 0 = of the whole frame, which such networks can hold.
+
+    Whatever is projected is projected over the whole frame, so that no border of a tile is seen in the LR view.
+    """
+    seen, side = cast(ScorePrior, Clamped(prior)), max(params.prior_tile // loading.scale, 1)  # LR px
+    if not params.prior_tile:
+        return seen
+    return cast(ScorePrior, Tiled(seen, loading.scale * side, loading.scale * (side // 4), loading.scale))
+
+
 @sampler("small")
 def _small(params: PriorParams, loading: Loading) -> Maker:
     """A network of `priors.train_sr`: a regressor answers in one step, SR3 and ResShift walk."""
     prior = _small_prior(params, loading)
-    config, process, seen = prior.net.config, prior.process, Clamped(prior)
+    config, process, seen = prior.net.config, prior.process, _in_tiles(prior, params, loading)
     own = round(process.last - process.clean) if process.uses_up else 20
     steps = (params.prior_steps or own) if config.noisy else 1
     eta = max(params.prior_eta, 0.0)
@@ -185,12 +205,13 @@ def _ddnm(params: PriorParams, loading: Loading) -> Maker:
     prior = _small_prior(params, loading)
     if prior.process.uses_up or not prior.net.config.noisy:
         raise UserError(f"--model {params.model}: ddnm walks from noise to images; give an SR3 network")
+    seen = _in_tiles(prior, params, loading)
     settings = DDNMSettings(steps=params.prior_steps or 100, eta=0.85 if params.prior_eta < 0 else params.prior_eta)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         up = enlarged(window[len(window) // 2][None], *size_of(window, loading.scale))
         said, cond = _said(known), Cond(lr=window[None], up=up)
-        of = (Clamped(prior), cond, said.kernel, draws, settings)
+        of = (seen, cond, said.kernel, draws, settings)
         return ddnm(*of, tolerance=said.tolerance, mask=said.mask)[0]
 
     return Maker(make, prior.net.config.scale, prior.net.config.frames, prior)

@@ -44,7 +44,8 @@ class Upsampler(Protocol):
     `multiple`: tiles begin at LR px that are multiples of it. `graph_bytes(t, h, w, in_file, learned)` (memory that a
     graph needs, its features in memory or in a file, its flow learned or known): the network takes a `Graph` for
     `alignment` too. `visits`: how often `alignment.tick` is called for each frame along a path (in a graph: for each of
-    its visits), so that the time that is left is known before the first frame is there.
+    its visits), so that the time that is left is known before the first frame is there. `only(wanted)`: the same for a
+    clip of which only the frames at these positions are looked at; what it yields elsewhere is dropped.
     """
 
     scale: int

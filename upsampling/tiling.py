@@ -177,8 +177,10 @@ def _upsample(
         if not wanted & set(range(kept, end)):
             continue
         clip, part = frames[first:last], alignment.part(first, last)
+        only: Any = getattr(net, "only", None)
+        made = only(frozenset(i - first for i in wanted)) if only else net
         outputs = (
-            _finished(net, clip, part) if cut.tiles == (1, 1) else _tiled(net, clip, part, kept - first, cut.tiles)
+            _finished(made, clip, part) if cut.tiles == (1, 1) else _tiled(made, clip, part, kept - first, cut.tiles)
         )
         for position, frame in enumerate(outputs, first):
             if kept <= position < end and position in wanted:

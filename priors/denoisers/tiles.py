@@ -18,19 +18,23 @@ class Tiled:
     Parameters
     ----------
     tile, overlap : side of a tile and what neighbours share, in elements of the space: StableSR 64, 32; SeeSR 96, 4.
+    step : tiles begin and end at multiples of it, as the sides of x_t, tile and overlap do: elements per LR px.
 
     Raises
     ------
-    UserError : not 0 <= overlap < tile.
+    UserError : not 0 <= overlap < tile, or one of them is no multiple of step.
     """
 
     prior: ScorePrior
     tile: int
     overlap: int
+    step: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.tile:
             raise UserError(f"tiles of {self.tile} that share {self.overlap}: 0 <= overlap < tile is expected")
+        if self.tile % self.step or self.overlap % self.step:
+            raise UserError(f"tiles of {self.tile} that share {self.overlap}: multiples of {self.step} are expected")
 
     @property
     def process(self) -> Process:
@@ -43,7 +47,7 @@ class Tiled:
     def x0(self, x_t: Float[Tensor, "B C h w"], t: float, cond: Cond) -> Float[Tensor, "B C h w"]:
         """See ScorePrior. Every image of `cond` is cut like x_t, also those of Cond.extra; embeddings are not."""
         height, width = x_t.shape[-2:]
-        rows, columns = (spans(size, self.tile, self.overlap) for size in (height, width))
+        rows, columns = (spans(size, self.tile, self.overlap, self.step) for size in (height, width))
         if len(rows) == len(columns) == 1:
             return self.prior.x0(x_t, t, cond)
         prepared = getattr(self.prior, "prepared", None)  # what must be drawn for the whole image
