@@ -18,8 +18,7 @@ def main() -> None:
     common, model, flags, prior = parse("upsample")
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
-    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run, weight_files
-    from upsampling.consistency import projecting, refuse_unknown, summary
+    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run, summary, weight_files
     from upsampling.precision import precision
     from upsampling.sources import folder_source, scene_source
     from utils.compute import choose_device, device_facts, set_threads, use_device, use_fixed_order
@@ -32,9 +31,8 @@ def main() -> None:
         folder = out / "hr"
         source = scene_source(model, flags, out, common.compat)
     refuse_inside(folder, flags.frames or model.source_path, source.hr_root, flags.internal)
-    refuse_unknown(projecting(flags.project, flags.upsampler, prior.project_lr), source.kernel, source.degraded)
     weights, device = resolve_weights(flags), choose_device(common.device)
-    inputs = {**source.inputs, **internal_inputs(flags, source), "weights": weight_files(flags, weights, prior)}
+    inputs = {**source.inputs, **internal_inputs(flags, prior, source), "weights": weight_files(flags, weights, prior)}
     net = partial(load, flags, weights, device, common.seed, prior, source.kernel)
     set_threads(common.threads)
     if flags.deterministic and device.type == "cuda":

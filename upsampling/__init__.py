@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from arguments.priors import PriorParams
 from arguments.upsampling import PRIORS, UpsamplingParams
 from scene.images import read_image, write_png
 from scene.lr_kernel import LRKernel
@@ -33,7 +34,16 @@ from upsampling.alignment import Alignment, Graph, Tick
 from upsampling.alignment_report import FILE_NAME as ALIGNMENT_NAME
 from upsampling.alignment_report import view_entries, write_alignment
 from upsampling.consistency import FILE_NAME as REPORT_NAME
-from upsampling.consistency import Measured, consistency_db, consistency_errors, projected, write_report
+from upsampling.consistency import (
+    Measured,
+    consistency_db,
+    consistency_errors,
+    projected,
+    projecting,
+    refuse_unknown,
+    summary,
+    write_report,
+)
 from upsampling.ensemble import Flip, Frames, confidence, flips, mean_over_flips
 from upsampling.fusion import fused, internal_files, internal_planes, mixed
 from upsampling.gpu import memory_bound, session, to_host
@@ -45,7 +55,7 @@ from upsampling.tiling import Plan, plan, upsample, work
 from utils.errors import UserError
 from utils.log import Progress, note, warn
 
-__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run", "weight_files"]
+__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run", "summary", "weight_files"]
 
 SEQUENCE_MATTERS = "sequence_matters"
 CONFIDENCE = "confidence"  # folders beside the frames: how far several estimates agree,
@@ -65,13 +75,15 @@ def clear(folder: Path, source: Source) -> None:
         path.unlink(missing_ok=True)
 
 
-def internal_inputs(settings: UpsamplingParams, source: Source) -> dict[str, list[Path]]:
+def internal_inputs(settings: UpsamplingParams, prior: PriorParams, source: Source) -> dict[str, list[Path]]:
     """Files of --internal as inputs of the step.
 
     Raises
     ------
-    UserError : one is missing or of the wrong size.
+    UserError : one is missing or of the wrong size, or a flag asks for projection and no operator made the LR views.
     """
+    asked = projecting(settings.project, settings.upsampler, prior.project_lr)
+    refuse_unknown(asked, source.kernel, source.degraded)
     if not settings.internal:
         return {}
     names = source.sequences.saved

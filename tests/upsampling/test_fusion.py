@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vsr_upsample
+from arguments.priors import PriorParams
 from arguments.upsampling import UpsamplingParams
 from scene.alpha import premultiplied
 from scene.image_files import read_image, write_png
@@ -207,8 +209,10 @@ def test_internal_frames_are_checked_before_any_work(folder):
         internal_files(folder / "hr", ["f0"], source.views, 2)
     (folder / "hr" / "f2.png").unlink()
     with pytest.raises(UserError, match=r"f2.png: no such frame; render.py --hr_frames 4"):
-        internal_inputs(UpsamplingParams(internal=str(folder / "hr")), source)
-    assert internal_inputs(UpsamplingParams(project=True), source) == {}
+        internal_inputs(UpsamplingParams(internal=str(folder / "hr")), PriorParams(), source)
+    assert internal_inputs(UpsamplingParams(project=True), PriorParams(), source) == {}
+    with pytest.raises(UserError, match=r"--project: no LR kernel is known.*--lr_kernel"):
+        internal_inputs(UpsamplingParams(project=True), PriorParams(), replace(source, kernel=None))
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
