@@ -138,14 +138,20 @@ def checked(table: Mapping[str, Any], groups: Sequence[type], where: str) -> dic
     Raises
     ------
     UserError : unknown key (naming the nearest) or wrong type.
+
+    Notes
+    -----
+    A flag that may stand alone (`const` in its metadata) may be true.
     """
     known = {f.name: f for cls in groups for f in fields(cls)}
+    alone = {name: f.metadata["const"] for name, f in known.items() if "const" in f.metadata}
+    table = {name: alone.get(name, value) if value is True else value for name, value in table.items()}
     for name, value in table.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(f"{where}: unknown key {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         _check_type(known[name], value, where)
-    return dict(table)
+    return table
 
 
 def _check_type(f: Field, value: Any, where: str) -> None:

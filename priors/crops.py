@@ -51,9 +51,9 @@ def random_box(view: tuple[int, int], side: int, multiple: int, generator: torch
     Parameters
     ----------
     view : width, height of the LR view. side : sides longer than the view's become the view's.
-    multiple : of LR px, to which corners and sides are rounded down, unless a side is the view's own.
+    multiple : of LR px, to which corners and sides are rounded down.
     """
-    sides = [length if side >= length else max(side // multiple, 1) * multiple for length in view]
+    sides = [max(min(side, length) // multiple, 1) * multiple for length in view]
     places = [(length - size) // multiple + 1 for length, size in zip(view, sides, strict=True)]
     left, top = (multiple * int(torch.randint(count, (), generator=generator)) for count in places)
     return Box(left, top, sides[0], sides[1], view)
@@ -66,8 +66,8 @@ def cropped_cond(cond: Cond, box: Box, image_size: tuple[int, int]) -> Cond:
     """
 
     def part(value: Tensor) -> Tensor:
-        size = (value.shape[-1], value.shape[-2]) if value.ndim >= 3 else None
-        return box.of(value) if size in (box.view, image_size) else value
+        size = (value.shape[-1], value.shape[-2])
+        return box.of(value) if value.ndim == 4 and size in (box.view, image_size) else value
 
     return replace(
         cond,

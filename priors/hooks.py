@@ -6,6 +6,7 @@ autoencoder's space that way is not exact: what must hold of the result is done 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +20,7 @@ from scene.lr_kernel import LRKernel
 
 DIFFBIR_UNIT = 3000.0  # factor of the guidance scale in DiffBIR's release, whose loss is a mean over all elements
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+P = TypeVar("P", "ProjectLR", "ProjectLRLatent")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +55,19 @@ class ProjectLR:
         ------
         UserError : the HR size is no whole multiple of the LR size.
         """
-        kernel, inside = cropped_kernel(self.kernel, box)
-        mask = inside if self.mask is None else inside & box.of(self.mask)
-        return replace(self, kernel=kernel, lr=None if self.lr is None else box.of(self.lr), mask=mask)
+        return _cropped(self, box)
 
 
 @dataclass(frozen=True, eq=False)
 class ProjectLRLatent:
     """`ProjectLR` for latents, as guidance: z0 <- g(A^+ y) + strength (z0 - g(A^+ A g'(z0))), g the encoder.
 
-    Exact only where decoding and encoding undo each other and strength = 1 (DDNM for flow matching).
+    Exact only where decoding and encoding undo each other and strength = 1 (DDNM for flow matching). With strength 1 an
+    estimate that says what y says stays as it is, whatever the autoencoder loses on the way there and back.
 
     Parameters
     ----------
-    kernel, lr : as in `ProjectLR`. strength : 0 = g(A^+ y) alone, 0.7-0.9 with 1-8 steps, above 1 noisy.
+    kernel, lr, mask : as in `ProjectLR`. strength : 0 = g(A^+ y) alone, 0.7-0.9 with 1-8 steps, above 1 noisy.
     lr_latent : g(A^+ y) where it is known (`lr_latent_of`); None = encoded at every step.
     """
 
@@ -74,14 +75,20 @@ class ProjectLRLatent:
     lr: Float[Tensor, "B 3 h w"] | None = None
     strength: float = 0.8
     lr_latent: Float[Tensor, "B C k l"] | None = None
+    mask: Bool[Tensor, "h w"] | None = None
 
     def __call__(self, x0: Float[Tensor, "B C k l"], context: StepContext) -> Float[Tensor, "B C k l"]:
-        space = context.prior.space
-        start = self.lr_latent
+        space, start = context.prior.space, self.lr_latent
+        seen = self.kernel.down(space.decode(x0))
         if start is None:
-            start = space.encode(self.kernel.pinv(lr_view(self.lr, context.cond).to(x0)))
-        seen = space.encode(self.kernel.pinv(self.kernel.down(space.decode(x0))))
-        return start + self.strength * (x0 - seen)
+            lr = lr_view(self.lr, context.cond).to(x0)
+            lr = lr if self.mask is None else torch.where(self.mask.to(lr.device), lr, seen)
+            start = space.encode(self.kernel.pinv(lr))
+        return start + self.strength * (x0 - space.encode(self.kernel.pinv(seen)))
+
+    def cropped(self, box: Box) -> "ProjectLRLatent":
+        """See `ProjectLR.cropped`; g(A^+ y) is encoded anew."""
+        return replace(_cropped(self, box), lr_latent=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +232,13 @@ def cropped_kernel(kernel: LRKernel, box: Box) -> tuple[LRKernel, Bool[Tensor, "
         ours = slice(scale * first, scale * (first + size))
         inside.append(torch.from_numpy(used[:, ours].sum(1) == used.sum(1)))
     return cut, inside[0][:, None] & inside[1]
+
+
+def _cropped(hook: P, box: Box) -> P:
+    """Kernel, LR views and mask of a projection's part."""
+    kernel, inside = cropped_kernel(hook.kernel, box)
+    mask = inside if hook.mask is None else inside & box.of(hook.mask)
+    return replace(hook, kernel=kernel, lr=None if hook.lr is None else box.of(hook.lr), mask=mask)
 
 
 def flatness(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:

@@ -4,7 +4,7 @@ A *maker* turns one window of LR views into one HR image. A system is made by th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from arguments.priors import PriorParams
 from priors import post
 from priors.hooks import ProjectLR
-from priors.interfaces import ScorePrior
+from priors.interfaces import Cond, ScorePrior
 from scene.lr_kernel import LRKernel
 
 ROUNDS = 10  # of the last projection and clipping
@@ -45,6 +45,14 @@ class Known:
         return post.project(image[None], self.kernel, lr[None], self.tolerance, ROUNDS, self.mask)[0]
 
 
+def saying(**said: Any) -> Callable[[Cond], Cond]:
+    """What adds these to what a prior is told."""
+    return lambda cond: replace(cond, **said)
+
+
+AS_IT_IS = saying()
+
+
 @dataclass(frozen=True, eq=False)
 class Maker:
     """A system that is ready.
@@ -55,7 +63,7 @@ class Maker:
     scale : magnification, 0 = any. frames : F of its windows. prior : what it is made of, for score distillation.
     renew : (window, image, level, what the LR view says, draws) -> image: noised to `level` of the walk, 0-1, and
         denoised from there; None where the system has no such walk.
-    noise_level : of `Cond`, that the prior is told.
+    told : what the prior is told of (`lr`, `up`): with guidance, texts, noise. Also for score distillation.
     """
 
     make: Make
@@ -63,7 +71,7 @@ class Maker:
     frames: int
     prior: ScorePrior
     renew: "Renew | None" = None
-    noise_level: float = 0.0
+    told: Callable[[Cond], Cond] = AS_IT_IS
 
 
 Renew = Callable[[Window, Float[Tensor, "3 H W"], float, "Known | None", torch.Generator], Float[Tensor, "3 H W"]]

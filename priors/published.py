@@ -16,13 +16,13 @@ from priors import checkpoints, diffusehigh, post
 from priors.denoisers import addsr, sd2
 from priors.denoisers.controlnet_sr import DiffBIR
 from priors.denoisers.resshift import ResShiftSR
-from priors.denoisers.seesr import IMAGE, TAGS, SeeSR, TagPrompter
+from priors.denoisers.seesr import IMAGE, SeeSR, TagPrompter
 from priors.denoisers.stablesr import StableSR
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.hooks import RefineCondition, RestorationGuidance
 from priors.interfaces import Cond, ScorePrior
-from priors.making import Known, Loading, Maker, Window, sampler, size_of
+from priors.making import Known, Loading, Maker, Window, sampler, saying, size_of
 from priors.sampler import HookCall, sample
 from priors.spaces import padded
 from priors.verify import LOADERS, Options
@@ -86,36 +86,37 @@ def released(name: str, params: PriorParams, loading: Loading) -> Any:
         raise UserError(f"--release {found.name}: is not one of --upsampler {name}")
     found.accepted(params.accept_licence)
     options = Options(
-        *(params.model, params.base, loading.trust, params.accept_licence),
-        *(loading.download, str(loading.device), params.texts),
+        *(params.model, params.base, loading.trust, params.accept_licence, loading.download, str(loading.device)),
+        *(params.texts, params.prompt, params.negative_prompt),
     )
     return LOADERS[found.family](found, options)[0]
 
 
 def diffusehigh_maker(prior: ScorePrior, params: PriorParams, loading: Loading) -> Maker:
     """The LR view enlarged in one go; its low band is kept for the first steps."""
-    scale = params.guidance_scale
+    guidance = diffusehigh.Settings.diffusehigh_guidance_scale if params.guidance_scale < 0 else params.guidance_scale
+    chosen = diffusehigh.settings(
+        num_inference_steps=params.prior_steps or diffusehigh.Settings.num_inference_steps,
+        noising_steps=params.noising_steps,
+        diffusehigh_guidance_scale=guidance,
+        enable_dwt=params.dwt_steps > 0,
+        dwt_steps=params.dwt_steps,
+        dwt_level=params.dwt_level,
+        dwt_wave=params.dwt_wave,
+        dwt_mode=params.dwt_mode,
+        enable_sharpening=params.sharpening_alpha > 0,
+        sharpening_alpha=params.sharpening_alpha,
+        sharpening_kernel_size=params.sharpening_kernel_size,
+        sharpening_sigma=(params.sharpening_sigma[0], params.sharpening_sigma[-1]),
+    )
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         width, height = size_of(window, loading.scale)
-        chosen = diffusehigh.settings(
-            target_width=width,
-            target_height=height,
-            num_inference_steps=params.prior_steps or diffusehigh.Settings.num_inference_steps,
-            noising_steps=params.noising_steps,
-            diffusehigh_guidance_scale=diffusehigh.Settings.diffusehigh_guidance_scale if scale < 0 else scale,
-            enable_dwt=params.dwt_steps > 0,
-            dwt_steps=params.dwt_steps,
-            dwt_level=params.dwt_level,
-            dwt_wave=params.dwt_wave,
-            dwt_mode=params.dwt_mode,
-            enable_sharpening=params.sharpening_alpha > 0,
-            sharpening_alpha=params.sharpening_alpha,
-        )
         lr = window[len(window) // 2][None]
-        return diffusehigh.enlarged_to(prior, Cond(lr=lr[:, None]), lr, draws, chosen)[0]
+        sized = replace(chosen, target_width=(width,), target_height=(height,))
+        return diffusehigh.enlarged_to(prior, Cond(lr=lr[:, None]), lr, draws, sized)[0]
 
-    return Maker(make, 0, 1, prior)
+    return Maker(make, 0, 1, prior, told=saying(guidance=guidance))
 
 
 def stablesr_maker(prior: StableSR, params: PriorParams, loading: Loading, steps: int = 200) -> Maker:
@@ -123,12 +124,11 @@ def stablesr_maker(prior: StableSR, params: PriorParams, loading: Loading, steps
     walk = _Walk(prior, params, loading, steps, tile=TILE_PX, overlap=TILE_PX // 2, guidance=1.0, eta=1.0)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        cond = walk.told(window)
-        z, ready = walk.from_lr(cond, draws)
+        z, ready = walk.from_lr(walk.told(walk.view(window)), draws)
         assert ready.up is not None
         return walk.finished(prior.image(z, ready.up, WRAP), window, known)
 
-    return Maker(make, 0, 1, prior)
+    return Maker(make, 0, 1, prior, told=walk.told)
 
 
 def diffbir_maker(prior: DiffBIR, params: PriorParams, loading: Loading) -> Maker:
@@ -136,7 +136,7 @@ def diffbir_maker(prior: DiffBIR, params: PriorParams, loading: Loading) -> Make
     walk = _Walk(prior, params, loading, 50, tile=TILE_PX, overlap=TILE_PX // 2, guidance=4.0, eta=1.0)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        cond = walk.told(window)
+        cond = walk.told(walk.view(window))
         assert cond.up is not None
         if prior.restore is not None:
             first = prior.restore(window[len(window) // 2][None], *size_of(window, loading.scale))
@@ -151,31 +151,37 @@ def diffbir_maker(prior: DiffBIR, params: PriorParams, loading: Loading) -> Make
         z = sample(walk.seen, cond, times, draws, hooks=hooks, eta=walk.eta, shape=shape)
         return walk.finished(prior.space.decode(z), window, known)
 
-    return Maker(make, 0, 1, prior)
+    return Maker(make, 0, 1, prior, told=walk.told)
 
 
 def seesr_maker(prior: SeeSR, params: PriorParams, loading: Loading, tagger: TagPrompter) -> Maker:
     """50 steps from the noised LR latent, told the tags of the LR view."""
     walk = _Walk(prior, params, loading, 50, tile=768, overlap=32, guidance=5.5, eta=1.0)
 
+    def told(cond: Cond) -> Cond:
+        return prior.tagged(walk.told(cond), tagger)
+
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        z, _ = walk.from_lr(_tagged(walk.told(window), tagger), draws)
+        z, _ = walk.from_lr(told(walk.view(window)), draws)
         return walk.finished(prior.space.decode(z), window, known)
 
-    return Maker(make, 0, 1, prior)
+    return Maker(make, 0, 1, prior, told=told)
 
 
 def addsr_maker(prior: SeeSR, params: PriorParams, loading: Loading, tagger: TagPrompter) -> Maker:
     """The student's four steps; from the second on it is led by its own prediction mixed with the LR view."""
     walk = _Walk(prior, params, loading, 4, tile=768, overlap=32, guidance=1.0, eta=1.0)
-    hooks = (RefineCondition(addsr.REFINEMENT, IMAGE), addsr.RefineTags(tagger))
+    hooks = (RefineCondition(params.psr_weight, IMAGE), addsr.RefineTags(tagger))
+
+    def told(cond: Cond) -> Cond:
+        return prior.tagged(walk.told(cond), tagger)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        cond = _tagged(walk.told(window), tagger)
-        z, _ = walk.from_lr(cond, draws, (*addsr.STUDENT_TIMES, prior.process.clean), hooks)
+        times = (*addsr.STUDENT_TIMES, prior.process.clean)
+        z, _ = walk.from_lr(told(walk.view(window)), draws, times, hooks)
         return walk.finished(prior.space.decode(z), window, known)
 
-    return Maker(make, 0, 1, prior)
+    return Maker(make, 0, 1, prior, told=told)
 
 
 def resshift_maker(prior: ResShiftSR, params: PriorParams) -> Maker:
@@ -216,11 +222,15 @@ class _Walk:
         self.overlap = min(overlap // factor, self.tile - 1)
         self.seen = Tiled(prior, self.tile, self.overlap)
 
-    def told(self, window: Window) -> Cond:
+    def view(self, window: Window) -> Cond:
         """The view, and its enlargement with sides that are whole latents."""
         middle = window[len(window) // 2][None]
         up = enlarged(middle, *size_of(window, self.scale)).clamp(0, 1)
-        return Cond(lr=middle[:, None], up=padded(up, self.prior.space.factor), guidance=self.guidance)
+        return Cond(lr=middle[:, None], up=padded(up, self.prior.space.factor))
+
+    def told(self, cond: Cond) -> Cond:
+        """See `Maker`."""
+        return replace(cond, guidance=self.guidance)
 
     def from_lr(
         self,
@@ -247,11 +257,6 @@ class _Walk:
         elif kind == "wavelet":
             image = post.color_wavelet(image, up)
         return image[0]
-
-
-def _tagged(cond: Cond, tagger: TagPrompter) -> Cond:
-    assert cond.lr is not None
-    return replace(cond, extra={**cond.extra, TAGS: tagger.embeddings(cond.lr[:, 0])})
 
 
 def _tagger(params: PriorParams, loading: Loading) -> TagPrompter:

@@ -5,7 +5,7 @@ imported when asked for: they need optional packages.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,16 +24,13 @@ from priors.denoisers import tiny
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.interfaces import Cond, Process, ScorePrior, Space
-from priors.making import SAMPLERS, Known, Loading, Maker, Window, sampler, size_of
+from priors.making import AS_IT_IS, SAMPLERS, Known, Loading, Maker, Window, sampler, saying, size_of
 from priors.sampler import HookCall, sample
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils import rng
 from utils.errors import UserError
 
 HALF_LEVEL = 0.5 / 255  # what rounding to 8 bit leaves open
-
-
-GUIDES = ("small", "ldm_sr", "sd_x4")  # whose prior needs no more than the LR view
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,28 +114,29 @@ def walked(
     draws: torch.Generator,
     hooks: tuple[HookCall, ...] = (),
     begin: tuple[Float[Tensor, "3 H W"], float] | None = None,
-    **cond: Any,
+    told: Callable[[Cond], Cond] = AS_IT_IS,
 ) -> Float[Tensor, "3 H W"]:
     """One walk to the image of a window: from noise, or from an image that is noised to a level of the walk.
 
     Parameters
     ----------
     size : width and height of the image. begin : image 0-1 and level, 0-1 of all times; None = from noise.
+        told : see `Maker`.
     """
     width, height = size
     up = enlarged(window[len(window) // 2][None], width, height)
     space = prior.space
     shape = (1, space.channels, height // space.factor, width // space.factor)
-    told = Cond(lr=window[None], up=up, **cond)
+    cond = told(Cond(lr=window[None], up=up))
     if begin is None:
-        x = sample(prior, told, prior.process.times(steps), draws, hooks=hooks, eta=eta, shape=shape)
+        x = sample(prior, cond, prior.process.times(steps), draws, hooks=hooks, eta=eta, shape=shape)
     else:
         image, level = begin
         process = prior.process
         span = process.last - process.clean
         least = 1.0 if span > 2 else 0.0  # counted times: one step above clean
         times = process.times(max(round(steps * level), 1), process.clean + max(level * span, least))
-        x = sample(prior, told, times, draws, hooks=hooks, eta=eta, begin=space.encode(image[None]))
+        x = sample(prior, cond, times, draws, hooks=hooks, eta=eta, begin=space.encode(image[None]))
     return space.decode(x)[0]
 
 
@@ -224,12 +222,12 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
 
     prior = sd3.load_sd3(params.model or sd3.MODEL, **loading.options(params))
     tile = (params.prior_tile or prior.side) // prior.space.factor
-    guidance = 1.0 if params.guidance_scale < 0 else params.guidance_scale
+    told = saying(guidance=1.0 if params.guidance_scale < 0 else params.guidance_scale)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         return ddnm_flow(
             prior,
-            Cond(lr=window[None], guidance=guidance),
+            told(Cond(lr=window[None])),
             _said(known).kernel,
             draws,
             steps=params.prior_steps or 8,
@@ -237,7 +235,7 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
             tile=tile,
         )[0]
 
-    return Maker(make, 0, 1, prior)
+    return Maker(make, 0, 1, prior, told=told)
 
 
 @sampler("ldm_sr")
@@ -260,26 +258,26 @@ def _sd_x4(params: PriorParams, loading: Loading) -> Maker:
     return _latent(prior, params, loading, steps=75, tile=512, noise_level=float(level))
 
 
-def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int, tile: int, **cond: Any) -> Maker:
+def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int, tile: int, **said: Any) -> Maker:
     """A latent prior that is told the LR view, in tiles of `tile` image px."""
     factor = prior.space.factor
     side = (params.prior_tile or tile) // factor
     seen = Tiled(prior, side, max(side // 4, 1))
-    guidance = 1.0 if params.guidance_scale < 0 else params.guidance_scale
+    told = saying(guidance=1.0 if params.guidance_scale < 0 else params.guidance_scale, **said)
     eta = max(params.prior_eta, 0.0)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         # Projecting in each step would go through the autoencoder twice a step; the end is projected by PriorUpsampler.
         count = params.prior_steps or steps
-        return walked(seen, window, size_of(window, factor), count, eta, draws, guidance=guidance, **cond)
+        return walked(seen, window, size_of(window, factor), count, eta, draws, told=told)
 
     def renew(
         window: Window, image: Tensor, level: float, known: Known | None, draws: torch.Generator
     ) -> Float[Tensor, "3 H W"]:
         count, size = params.prior_steps or steps, size_of(window, factor)
-        return walked(seen, window, size, count, eta, draws, begin=(image, level), guidance=guidance, **cond)
+        return walked(seen, window, size, count, eta, draws, begin=(image, level), told=told)
 
-    return Maker(make, factor, 1, prior, renew, cond.get("noise_level", 0.0))
+    return Maker(make, factor, 1, prior, renew, told)
 
 
 def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
@@ -336,15 +334,3 @@ def load_sampler(
     return PriorUpsampler(
         maker, loading.scale, kernel if projects else None, tolerance, params.prior_samples, shared, seed
     )
-
-
-def load_guiding(name: str, model: str, device: torch.device | str) -> Maker:
-    """A system whose prior is wanted for score distillation.
-
-    Raises
-    ------
-    UserError : an unknown name, or see `load_sampler`.
-    """
-    if name not in GUIDES:
-        raise UserError(f"--sds {name}: unknown; there are {', '.join(GUIDES)}")
-    return SAMPLERS[name](PriorParams(model=model), Loading(torch.device(device)))

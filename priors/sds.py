@@ -48,8 +48,8 @@ class SDSGuidance:
     anneal : N, iterations after which the lower bound falls by one level (GaussianSR's annealing); 0 = off.
     weight : w, of the coefficients at t.
     hooks : on the clean estimate. With crops each must be `Croppable`, or work on a part as on the whole.
-    crop : side of the random part of each image that the prior sees, HR px; 0 = all. Parts lie on the LR grid and on
-        that of the latents. Needs `cond.lr`.
+    crop : side of the random part of each image that the prior sees, HR px; 0 = all, or the largest part that is whole
+        latents. Parts lie on the LR grid and on that of the latents. Needs `cond.lr`.
 
     Raises
     ------
@@ -140,7 +140,7 @@ class SDSGuidance:
         ValueError : crops without cond.lr.
         """
         hooks = self.hooks if hooks is None else hooks
-        if self.crop:
+        if self.crop or any(side % self.prior.space.factor for side in image.shape[-2:]):
             box = self._box(image, cond, generator)
             cond = cropped_cond(cond, box, (image.shape[-1], image.shape[-2]))
             image = box.of(image)
@@ -158,7 +158,8 @@ class SDSGuidance:
         # LR px after which HR px are multiples of the latents' factor, along both axes
         factor = self.prior.space.factor
         multiple = math.lcm(*(factor // math.gcd(factor, s) for s in scale))
-        return random_box(view, self.crop // max(scale), multiple, generator)
+        side = self.crop // max(scale) if self.crop else max(view)
+        return random_box(view, side, multiple, generator)
 
 
 def _on(hook: HookCall, box: Box) -> HookCall:

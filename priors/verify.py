@@ -32,7 +32,7 @@ class Options:
     ----------
     model : folder or hub id of a model; folder (or single file) of a system's files; "" = where they are looked for.
     base : folder or hub id of Stable Diffusion 2, "" = the table's. trust : SHA-256 that the user vouches for, of each
-        file in the table's order. texts : file of embeddings.
+        file in the table's order. texts : file of embeddings. prompt, negative : "" = the system's own.
     """
 
     model: str = ""
@@ -42,6 +42,8 @@ class Options:
     download: bool = False
     device: str = "cpu"
     texts: str = ""
+    prompt: str = ""
+    negative: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,9 @@ def _on_base(found: Checkpoint, options: Options) -> dict[str, Any]:
     base = options.base or found.base
     if not base:
         raise UserError(f"{found.name}: {found.notice}")
-    return {"base": base, "texts": options.texts or None, "download": options.download, "device": options.device}
+    given = {"texts": options.texts, "prompt": options.prompt, "negative": options.negative}
+    told: dict[str, Any] = {name: value for name, value in given.items() if value}
+    return {"base": base, "download": options.download, "device": options.device} | told
 
 
 def _files(found: Checkpoint, options: Options) -> list[Path]:

@@ -6,6 +6,7 @@ of the iteration, and that view enlarged. Draws depend on seed and iteration alo
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +16,19 @@ from torch import Tensor
 
 from arguments.guidance import GuidanceParams
 from priors.enlarge import enlarged
-from priors.hooks import ProjectLR
-from priors.interfaces import Cond, Process, ScorePrior
+from priors.hooks import ProjectLR, ProjectLRLatent
+from priors.interfaces import Cond, Process, ScorePrior, Space
+from priors.making import AS_IT_IS, Loading
 from priors.processes import VP, ResShift
+from priors.sampler import HookCall
 from priors.sds import SDSGuidance
+from priors.spaces import PixelSpace
+from scene.lr_kernel import LRKernel
 from training.step import Guide
 from training.views import Targets, View
 from utils import rng
 from utils.errors import UserError
+from utils.plugins import source_files
 
 LEVELS = 1000
 
@@ -36,7 +42,7 @@ class Guidance:
     sds : times, annealing and crop; its hooks are set for each view.
     frames : LR views that the prior is told; where it wants several, all are the view itself.
     weight : of the gradient, which is a mean over what the prior sees. every : iterations between two guided ones.
-    project : whether clean estimates are moved onto the LR view. noise_level : that the prior is told.
+    project : whether clean estimates are moved onto the LR view. told : see `priors.making.Maker`.
     """
 
     sds: SDSGuidance
@@ -45,20 +51,34 @@ class Guidance:
     every: int
     project: bool
     seed: int
-    noise_level: float = 0.0
+    told: Callable[[Cond], Cond] = AS_IT_IS
 
     @classmethod
     def of(
-        cls, prior: ScorePrior, frames: int, settings: GuidanceParams, seed: int, noise_level: float = 0.0
+        cls,
+        prior: ScorePrior,
+        frames: int,
+        settings: GuidanceParams,
+        seed: int,
+        told: Callable[[Cond], Cond] = AS_IT_IS,
+        degraded: bool = False,
     ) -> "Guidance":
-        """Guidance as the flags say; their levels are of 1000, of which a process with fewer times has as many."""
+        """Guidance as the flags say; their levels are of 1000, of which a process with fewer times has as many.
+
+        Parameters
+        ----------
+        degraded : whether the LR views have no linear LR operator. --sds_project auto is off there and in latents,
+            where projection costs a decoding and two encodings and is not exact.
+        """
         levels = levels_of(prior.process)
         lowest, highest = (
             round(level * (levels - 1) / (LEVELS - 1)) for level in (settings.sds_tmin, settings.sds_tmax)
         )
         anneal = math.ceil(settings.sds_anneal * LEVELS / levels)
         sds = SDSGuidance(prior, lowest, highest, levels, anneal, crop=settings.sds_crop)
-        return cls(sds, frames, settings.sds_lambda, settings.sds_every, settings.sds_project, seed, noise_level)
+        automatic = not degraded and isinstance(prior.space, PixelSpace)
+        project = automatic if settings.sds_project == "auto" else settings.sds_project == "on"
+        return cls(sds, frames, settings.sds_lambda, settings.sds_every, project, seed, told)
 
     def guide(self, iteration: int, view: View, targets: Targets) -> Guide | None:
         """What pulls on the render of `view` in this iteration; None where nothing does."""
@@ -67,9 +87,9 @@ class Guidance:
         assert targets.lr is not None, "see `check`"
         assert view.kernel is not None, "an LR target comes with its kernel"
         sds, lr = self.sds, targets.lr[None]
-        hooks = (ProjectLR(view.kernel),) if self.project else ()
+        hooks = (_projection(sds.prior.space, view.kernel),) if self.project else ()
         up = enlarged(lr, view.camera.width, view.camera.height)
-        cond = Cond(lr[:, None].expand(-1, self.frames, -1, -1, -1), up, noise_level=self.noise_level)
+        cond = self.told(Cond(lr[:, None].expand(-1, self.frames, -1, -1, -1), up))
         draws = rng.generator(self.seed, "sds", iteration)
 
         def pull(image: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, ""]]:
@@ -86,6 +106,10 @@ class Guidance:
         return pull
 
 
+def _projection(space: Space, kernel: LRKernel) -> HookCall:
+    return ProjectLR(kernel) if isinstance(space, PixelSpace) else ProjectLRLatent(kernel, strength=1.0)
+
+
 def levels_of(process: Process) -> int:
     """1000, or the number of the process's own times where these are counted and fewer."""
     return min(LEVELS, round(process.last - process.clean)) if isinstance(process, VP | ResShift) else LEVELS
@@ -98,7 +122,7 @@ def check(settings: GuidanceParams, uses_lr: bool, degraded: bool = False) -> No
     ------
     UserError : no LR views take part in the objective, or projection onto degraded ones.
     """
-    if settings.sds_project and degraded:
+    if settings.sds_project == "on" and degraded:
         raise UserError("--sds_project: the LR views were degraded (scene.degrade), nothing is projected onto them")
     if settings.sds and not uses_lr:
         raise UserError(
@@ -107,25 +131,28 @@ def check(settings: GuidanceParams, uses_lr: bool, degraded: bool = False) -> No
         )
 
 
-def load_guidance(settings: GuidanceParams, seed: int, device: str) -> Guidance | None:
-    """The guidance that --sds names; None without it.
+def load_guidance(settings: GuidanceParams, seed: int, device: str, degraded: bool = False) -> Guidance | None:
+    """The guidance that --sds names; None without it. degraded : see `Guidance.of`.
 
     Raises
     ------
-    UserError : an unknown name, or its model is not there.
+    UserError : its model is not there, not vouched for, or its licence not accepted.
     """
     if not settings.sds:
         return None
-    from priors.samplers import load_guiding
+    from priors.samplers import SAMPLERS
 
-    maker = load_guiding(settings.sds, settings.sds_model, device)
-    return Guidance.of(maker.prior, maker.frames, settings, seed, maker.noise_level)
+    trust = tuple(filter(None, settings.sds_trust_weights.split(",")))
+    loading = Loading(torch.device(device), download=settings.sds_download, trust=trust)
+    maker = SAMPLERS[settings.sds](settings.prior, loading)
+    return Guidance.of(maker.prior, maker.frames, settings, seed, maker.told, degraded)
 
 
 def prior_files(settings: GuidanceParams) -> list[Path]:
-    """Files of --sds_model as inputs of the step."""
+    """Files that --sds_model, --sds_base and --sds_tagger name, as inputs of the step."""
     if not settings.sds:
         return []
     from priors.samplers import model_files
 
-    return model_files(settings.sds_model)
+    files = [path for name in (settings.sds_model, settings.sds_base) for path in model_files(name)]
+    return [*files, *source_files(settings.sds_tagger)]

@@ -92,7 +92,8 @@ class Job:
         engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad, self.extended)
         state = TrainState.start(self.gaussians())
         generators = Generators.seeded(settings.common.seed)
-        guidance = load_guidance(settings.guidance, settings.common.seed, self.device)
+        degraded = self.scene.degradation is not None
+        guidance = load_guidance(settings.guidance, settings.common.seed, self.device, degraded)
         return Trainer(self.views, engine, state, settings.optimisation, world, generators, guidance)
 
     def inputs(self) -> dict[str, list[Path]]:

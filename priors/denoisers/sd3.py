@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from priors.denoisers import conditioning, loading
-from priors.denoisers.text import Embeddings, embeddings
+from priors.denoisers import conditioning
+from priors.denoisers.parts import load_parts
+from priors.denoisers.text import Embeddings
 from priors.interfaces import Cond, Process, Space
-from priors.processes import Flow, from_scheduler, x0_from_flow
+from priors.processes import Flow, x0_from_flow
 from utils.errors import UserError
 
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
-TILE_PX, OVERLAP_PX = 768, 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,36 +60,20 @@ class SD3:
         return x0_from_flow(x_t, output, t)
 
 
-def load_sd3(
-    model: str | Path = MODEL,
-    *,
-    prompt: str = "",
-    negative: str = "",
-    texts: str | Path | None = None,
-    download: bool = False,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> SD3:
+def load_sd3(model: str | Path = MODEL, **options: Any) -> SD3:
     """The prior of a folder or hub id in the layout of StableDiffusion3Pipeline.
 
     Parameters
     ----------
-    prompt, negative : embedded once, then the text encoders are let go. texts : file that keeps the embeddings (a few
-        MB, where the encoders take 11 GB).
-    dtype : of the transformer; the autoencoder stays float32, else latent DDNM misses the LR view.
+    options : see `parts.load_parts`.
 
     Raises
     ------
     UserError : something is missing, gated, broken or of another family.
     """
-    options: dict[str, Any] = {"download": download, "device": device}
-    transformer = loading.component(model, "SD3Transformer2DModel", "transformer", dtype=dtype, **options)
-    vae = loading.component(model, "AutoencoderKL", "vae", **options)
-    process = from_scheduler(loading.config(model, "scheduler", download=download))
-    if not isinstance(process, Flow):
+    found = load_parts(model, "sd3", "SD3Transformer2DModel", "transformer", **options)
+    if not isinstance(found.process, Flow):
         raise UserError(f"{model}: its scheduler is of no straight path; it is no Stable Diffusion 3 model")
-    found = embeddings(model, "sd3", prompt, negative, file=texts, download=download).to(device)
-    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-    space = loading.latent_space(vae, scale, shift, TILE_PX, OVERLAP_PX)
-    side = int(transformer.config.sample_size) * space.factor
-    return SD3(transformer, space, process, found, int(transformer.config.patch_size), side)
+    config = found.network.config
+    side = int(config.sample_size) * found.space.factor
+    return SD3(found.network, found.space, found.process, found.texts, int(config.patch_size), side)

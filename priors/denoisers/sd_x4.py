@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from priors.denoisers import conditioning, loading
-from priors.denoisers.text import Embeddings, embeddings
+from priors.denoisers.parts import load_parts, multiple_of
+from priors.denoisers.text import Embeddings
 from priors.interfaces import Cond, Process, Space
 from priors.processes import VP, from_scheduler
 from priors.sampler import noised
@@ -21,7 +22,6 @@ from utils.errors import UserError
 
 MODEL = "stabilityai/stable-diffusion-x4-upscaler"
 NOISE_LEVEL = 20  # of 350
-TILE_PX, OVERLAP_PX = 768, 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,38 +89,22 @@ class SDx4:
         return noised(self.lr_process, 2 * lr.to(x_t) - 1, cond.noise_level, noise)
 
 
-def load_sd_x4(
-    model: str | Path = MODEL,
-    *,
-    prompt: str = "",
-    negative: str = "",
-    texts: str | Path | None = None,
-    download: bool = False,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> SDx4:
+def load_sd_x4(model: str | Path = MODEL, *, download: bool = False, **options: Any) -> SDx4:
     """The prior of a folder or hub id in the layout of StableDiffusionUpscalePipeline.
 
     Parameters
     ----------
-    prompt, negative : embedded once, then the text encoder is let go. texts : file that keeps the embeddings.
-    dtype : of the network; the autoencoder stays float32.
+    options : see `parts.load_parts`.
 
     Raises
     ------
     UserError : something is missing, broken or of another family.
     """
-    options: dict[str, Any] = {"download": download, "device": device}
-    unet = loading.component(model, "UNet2DConditionModel", "unet", dtype=dtype, **options)
-    vae = loading.component(model, "AutoencoderKL", "vae", **options)
-    config = loading.config(model, "scheduler", download=download)
+    found = load_parts(model, "clip", "UNet2DConditionModel", download=download, **options)
     lr_process = from_scheduler(loading.config(model, "low_res_scheduler", download=download))
-    if not isinstance(lr_process, VP) or unet.config.num_class_embeds is None:
+    if not isinstance(lr_process, VP) or found.network.config.num_class_embeds is None:
         raise UserError(f"{model}: its network is told no noise level; it is no x4 upscaler")
-    found = embeddings(model, "clip", prompt, negative, file=texts, download=download).to(device)
     # Most noise that the network was trained with; model_index.json of the release has it, diffusers' default is 350.
     most = int(loading.config(model, "", "model_index.json", download=download).get("max_noise_level", 350))
-    space = loading.latent_space(vae, vae.config.scaling_factor, 0.0, TILE_PX, OVERLAP_PX)
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
-    prediction = conditioning.prediction_of(config, str(model))
-    return SDx4(unet, space, from_scheduler(config), found, lr_process, prediction, most, multiple)
+    told = (found.space, found.process, found.texts, lr_process, found.prediction, most)
+    return SDx4(found.network, *told, multiple_of(found.network))

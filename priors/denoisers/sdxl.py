@@ -6,20 +6,19 @@ x_t = x0 + sigma eps.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from priors.denoisers import conditioning, loading
-from priors.denoisers.text import Embeddings, embeddings
+from priors.denoisers import conditioning
+from priors.denoisers.parts import load_parts, multiple_of
+from priors.denoisers.text import Embeddings
 from priors.interfaces import Cond, Process, Space
-from priors.processes import EDM, VP, from_scheduler
+from priors.processes import EDM, VP
 from utils.errors import UserError
 
 MODEL = "stabilityai/stable-diffusion-xl-base-1.0"
-TILE_PX, OVERLAP_PX = 768, 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,42 +60,27 @@ class SDXL:
         return conditioning.clean(x_t, output, self.process.coefficients(t), self.prediction)
 
 
-def load_sdxl(
-    model: str | Path = MODEL,
-    *,
-    prompt: str = "",
-    negative: str = "",
-    texts: str | Path | None = None,
-    download: bool = False,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> SDXL:
+def load_sdxl(model: str | Path = MODEL, **options: Any) -> SDXL:
     """The prior of a folder or hub id in the layout of StableDiffusionXLPipeline.
 
     Parameters
     ----------
-    prompt, negative : embedded once, then the text encoders are let go. texts : file that keeps the embeddings.
-    dtype : of the network; the autoencoder stays float32 (in half precision it overflows).
+    options : see `parts.load_parts`.
 
     Raises
     ------
     UserError : something is missing, broken or of another family.
     """
-    options: dict[str, Any] = {"download": download, "device": device}
-    unet = loading.component(model, "UNet2DConditionModel", "unet", dtype=dtype, **options)
-    if unet.config.addition_embed_type != "text_time":
+    found = load_parts(model, "sdxl", "UNet2DConditionModel", **options)
+    config, process = found.network.config, found.process
+    if config.addition_embed_type != "text_time":
         raise UserError(f"{model}: its network is told no sizes; it is no SDXL model")
-    vae = loading.component(model, "AutoencoderKL", "vae", **options)
-    config = loading.config(model, "scheduler", download=download)
-    process = from_scheduler(config)
-    found = embeddings(model, "sdxl", prompt, negative, file=texts, download=download).to(device)
-    space = loading.latent_space(vae, vae.config.scaling_factor, 0.0, TILE_PX, OVERLAP_PX)
     return SDXL(
-        unet,
-        space,
-        cast(Process, EDM(process)) if isinstance(process, VP) else process,
-        found,
-        conditioning.prediction_of(config, str(model)),
-        int(unet.config.sample_size) * space.factor,
-        2 ** (len(unet.config.block_out_channels) - 1),
+        found.network,
+        found.space,
+        EDM(process) if isinstance(process, VP) else process,
+        found.texts,
+        found.prediction,
+        int(config.sample_size) * found.space.factor,
+        multiple_of(found.network),
     )

@@ -9,8 +9,8 @@ Official folders are in the layout of diffusers with `image_attentions` beside `
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from priors import key_maps
 from priors.checkpoints import read_tensors
 from priors.denoisers import conditioning, sd2
-from priors.denoisers.text import Embeddings
+from priors.denoisers.parts import load_parts, multiple_of
+from priors.denoisers.text import Embeddings, clip
 from priors.extra import needed
 from priors.interfaces import Cond, Process, Space
 from utils.errors import UserError
@@ -105,7 +106,8 @@ class SeeSR:
     Parameters
     ----------
     unet, control : with the second attention, which read `seen_unet` and `seen_control`.
-    strength : factor of what the ControlNet adds.
+    strength : factor of what the ControlNet adds. positive : what follows the tags in a prompt. encode : embeddings of
+        a text; None = there is no text encoder.
     """
 
     unet: nn.Module
@@ -118,6 +120,30 @@ class SeeSR:
     prediction: conditioning.Prediction = "epsilon"
     multiple: int = 8
     strength: float = 1.0
+    positive: str = POSITIVE
+    encode: Callable[[str], Tensor] | None = None
+
+    def tagged(self, cond: Cond, tagger: TagPrompter) -> Cond:
+        """With what a tagger sees in the LR view: its words in the prompt, its embeddings for the second attention.
+
+        Raises
+        ------
+        UserError : there are words and no text encoder.
+        """
+        assert cond.lr is not None
+        image = conditioning.view(cond, len(cond.lr), "SeeSR")
+        prompts = [self._embedded(words) for words in tagger.words(image)]
+        return replace(cond, prompt=torch.cat(prompts), extra={**cond.extra, TAGS: tagger.embeddings(image)})
+
+    def _embedded(self, words: Sequence[str]) -> Float[Tensor, "1 tokens width"]:
+        if not words:
+            return self.texts.prompt
+        if self.encode is None:
+            raise UserError(
+                f"tags of a view ({', '.join(words)[:80]}) need the text encoder, and a file of embeddings took its "
+                "place; leave the file (--texts) away"
+            )
+        return self.encode(prompt_of(words, self.positive)).to(self.texts.prompt)
 
     def x0(self, x_t: Float[Tensor, "B C h w"], t: float, cond: Cond) -> Float[Tensor, "B C h w"]:
         """See ScorePrior. Raises UserError: the image or the tags are missing."""
@@ -158,7 +184,7 @@ def load_seesr(
 
     Parameters
     ----------
-    prompt : `prompt_of` the tags; for other prompts per image give their embeddings in Cond.
+    prompt : what follows the tags. texts : file that keeps its embeddings; then no tags can become a prompt.
     download : for the base alone; the folder must be there.
 
     Raises
@@ -167,8 +193,8 @@ def load_seesr(
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; unpack the official one there (unet/, controlnet/)")
-    options: dict[str, Any] = {"prompt": prompt, "negative": negative, "texts": texts}
-    found = sd2.load_base(base, download=download, device=device, **options)
+    of_text: dict[str, Any] = {"prompt": prompt, "negative": negative, "texts": texts}
+    found = load_parts(base, "clip", download=download, device=device, **of_text)
     (unet, of_unet), (control, of_control) = (
         _load(folder, kind, part, tag_width)
         for kind, part in (("UNet2DConditionModel", "unet"), ("ControlNetModel", "controlnet"))
@@ -182,7 +208,9 @@ def load_seesr(
         found.process,
         found.texts,
         found.prediction,
-        found.multiple,
+        multiple_of(unet),
+        positive=prompt,
+        encode=None if texts else clip(base, download=download),
     )
 
 

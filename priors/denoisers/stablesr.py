@@ -19,9 +19,11 @@ from priors import key_maps, spaces
 from priors.checkpoints import load_into, read_tensors
 from priors.denoisers import conditioning, sd2
 from priors.denoisers.cfw import CFW
+from priors.denoisers.parts import Parts, load_parts, multiple_of
 from priors.denoisers.text import Embeddings
 from priors.denoisers.time_aware import Features, TimeAwareEncoder, modulate
 from priors.interfaces import Cond, Process, Space
+from priors.processes import VP
 from utils.errors import UserError
 
 STEPS, TILE, OVERLAP, WRAP = 200, 64, 32, 0.5
@@ -103,13 +105,11 @@ def load_stablesr(
     cfw: str | Path | None = None,
     *,
     base: str | Path = sd2.MODEL,
-    prompt: str = "",
-    negative: str = "",
-    texts: str | Path | None = None,
     download: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     encoder: Mapping[str, Any] | None = None,
+    **texts: Any,
 ) -> StableSR:
     """The prior of an official checkpoint on Stable Diffusion 2.1.
 
@@ -117,13 +117,14 @@ def load_stablesr(
     ----------
     checkpoint, cfw : files whose bytes were vouched for (`checkpoints.located`); cfw None = the plain decoder.
     base : folder or hub id of Stable Diffusion 2.1. encoder : arguments of TimeAwareEncoder other than the release's.
+    texts : prompt (the release has none), negative, texts; see `parts.load_parts`.
 
     Raises
     ------
     UserError : something is missing or does not fit.
     """
-    options: dict[str, Any] = {"prompt": prompt, "negative": negative, "texts": texts}
-    found = sd2.load_base(base, spacing="linspace", download=download, device=device, **options)
+    found = load_parts(base, "clip", download=download, device=device, **texts)
+    process = found.process
     with torch.device("meta"):
         lr_encoder = TimeAwareEncoder(**(encoder or {}))
     state, where = _read(Path(checkpoint)), str(checkpoint)
@@ -141,10 +142,10 @@ def load_stablesr(
         sd2.placed(lr_encoder, device, dtype),
         kept[0],
         found.space,
-        found.process,
+        replace(process, spacing="linspace") if isinstance(process, VP) else process,
         found.texts,
         found.prediction,
-        found.multiple,
+        multiple_of(unet),
         _load_cfw(cfw, found, device) if cfw else None,
     )
 
@@ -157,7 +158,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load_cfw(path: str | Path, base: sd2.Base, device: torch.device | str) -> CFW:
+def _load_cfw(path: str | Path, base: Parts, device: torch.device | str) -> CFW:
     """Of the official file, which holds a whole autoencoder; its decoder is frozen in training and is the base's."""
     config = base.space.vae.config  # type: ignore[attr-defined]
     with torch.device("meta"):

@@ -93,6 +93,33 @@ def test_wrong_configuration(tmp_path, text, message):
         parsed("--config", str(tmp_path / "c.toml"))
 
 
+@dataclass(frozen=True)
+class Alone:
+    """A choice whose flag may stand alone"""
+
+    mode: str = opt("auto", "a choice", choices=("auto", "on", "off"), nargs="?", const="on")
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [([], "auto"), (["--mode"], "on"), (["--mode", "off"], "off"), (["--mode=auto"], "auto")],
+)
+def test_a_choice_may_stand_alone(words, mode):
+    found = parse_groups("x.py", "Alone.", [Alone], words, section="x")[0]
+    assert found.mode == mode
+    assert parse_groups("x.py", "Alone.", [Alone], as_flags({"mode": found.mode}), section="x")[0] == found
+
+
+def test_a_choice_that_may_stand_alone_may_be_true_in_a_file(tmp_path):
+    config = tmp_path / "c.toml"
+    for text, mode in (("true", "on"), ('"off"', "off")):
+        config.write_text(f"[x]\nmode = {text}\n")
+        assert parse_groups("x.py", "Alone.", [Alone], ["--config", str(config)], section="x")[0].mode == mode
+    config.write_text("[x]\nmode = false\n")
+    with pytest.raises(UserError, match="mode = False; one of auto, on, off is expected"):
+        parse_groups("x.py", "Alone.", [Alone], ["--config", str(config)], section="x")
+
+
 def test_cfg_args_round_trip_and_refusals(tmp_path):
     model = ModelParams(source_path=str(tmp_path), white_background=True, eval=True)
     write_cfg_args(tmp_path, model)

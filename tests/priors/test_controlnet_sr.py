@@ -245,7 +245,7 @@ def test_the_prediction_refines_image_and_tags(seesr):
     cond, x0 = _seen(), _noise(1, 4, 8, 8)
     told = context(seesr, cond)
     with torch.no_grad():
-        for hook in (RefineCondition(addsr.REFINEMENT, "image"), addsr.RefineTags(Tagger())):
+        for hook in (RefineCondition(0.5, "image"), addsr.RefineTags(Tagger())):
             assert hook(x0, told) is x0
         mixed = 0.5 * seesr.space.decode(x0).clamp(0, 1) + 0.5 * cond.up
     assert torch.allclose(told.cond.extra["image"], mixed)
@@ -253,7 +253,7 @@ def test_the_prediction_refines_image_and_tags(seesr):
 
 
 def test_four_steps_of_the_student(seesr):
-    hooks = (RefineCondition(addsr.REFINEMENT, "image"), addsr.RefineTags(Tagger()))
+    hooks = (RefineCondition(0.5, "image"), addsr.RefineTags(Tagger()))
     times = [*addsr.STUDENT_TIMES, -1.0]
     z, _ = walk_from_lr(seesr, _seen(), times, torch.Generator().manual_seed(0), hooks=hooks)
     assert z.shape == (1, 4, 8, 8)

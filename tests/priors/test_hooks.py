@@ -240,7 +240,7 @@ def test_boxes_lie_on_the_grid_and_reach_every_place():
         assert box.top + 4 <= 8
         seen.add((box.left, box.top))
     assert len(seen) == 5 * 3
-    assert random_box((13, 8), 20, 2, rng) == Box(0, 0, 13, 8, (13, 8))
+    assert random_box((13, 8), 20, 2, rng) == Box(0, 0, 12, 8, (13, 8))
 
 
 def test_what_the_prior_is_told_is_cut_alike():

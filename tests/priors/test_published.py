@@ -10,10 +10,18 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from arguments.flags import parse_groups
 from arguments.priors import PriorParams
 from priors import post
+from priors.checkpoints import checkpoint, sha256_of
+from priors.denoisers import controlnet_sr
+from priors.denoisers.controlnet_sr import load_diffbir
 from priors.denoisers.resshift import VQ_F4, load_resshift
+from priors.denoisers.seesr import NEGATIVE, POSITIVE, load_seesr
+from priors.denoisers.stablesr import load_stablesr
+from priors.denoisers.text import clip
 from priors.enlarge import enlarged
+from priors.interfaces import Cond
 from priors.making import Known, Loading, Maker
 from priors.published import (
     addsr_maker,
@@ -24,6 +32,7 @@ from priors.published import (
     stablesr_maker,
 )
 from priors.samplers import SAMPLERS
+from priors.verify import Options, _on_base
 from scene.lr_kernel import LRKernel
 from tests.priors import tiny_models as tiny
 from tests.priors.test_controlnet_sr import (  # noqa: F401 (fixtures)
@@ -38,7 +47,7 @@ from tests.priors.test_controlnet_sr import (  # noqa: F401 (fixtures)
 )
 from tests.priors.test_resshift_net import SMALL
 from tests.priors.test_sdxl import folder as sdxl_folder  # noqa: F401 (a fixture)
-from tests.priors.test_stablesr import files, networks  # noqa: F401 (fixtures)
+from tests.priors.test_stablesr import ENCODER, files, networks  # noqa: F401 (fixtures)
 from tests.priors.test_stablesr import prior as stablesr  # noqa: F401 (a fixture)
 from utils.errors import UserError
 from utils.rng import generator
@@ -116,6 +125,96 @@ def test_diffbir_has_two_stages(priors):
     assert not torch.equal(led, plain)
     pulled = made(maker(restored, "diffbir", replace(PARAMS, restoration_scale=0.05)))
     assert not torch.equal(pulled, led)
+
+
+@pytest.mark.parametrize("name", ["stablesr", "diffbir_v2", "seesr", "addsr"])
+def test_texts_reach_every_system_on_stable_diffusion_2(name, base, files, diffbir_file, seesr_folder, tmp_path):  # noqa: F811
+    """Those that are given, else the system's own."""
+    load = {
+        "stablesr": lambda **given: load_stablesr(files[1], encoder=ENCODER, **given),
+        "diffbir_v2": lambda **given: load_diffbir(diffbir_file, **given),
+    }.get(name, lambda **given: load_seesr(seesr_folder[0], tag_width=6, **given))
+    own = {"stablesr": ("", ""), "diffbir_v2": ("", controlnet_sr.NEGATIVE)}
+    encode = clip(base)
+    for options, texts in (
+        (Options(base=str(base)), own.get(name, (POSITIVE, NEGATIVE))),
+        (Options(base=str(base), prompt="a cab", negative="bad"), ("a cab", "bad")),
+    ):
+        found = load(**_on_base(checkpoint(name), options)).texts
+        assert torch.equal(found.prompt, encode(texts[0]))
+        assert torch.equal(found.negative, encode(texts[1]))
+
+
+def test_texts_of_the_flags_through_the_official_files(base, diffbir_file):  # noqa: F811
+    params = PriorParams(model=str(diffbir_file), base=str(base), prompt="a cab", negative_prompt="bad")
+    found = SAMPLERS["diffbir"](params, replace(LOADING, trust=(sha256_of(diffbir_file),))).prior.texts
+    assert torch.equal(found.prompt, clip(base)("a cab"))
+    assert torch.equal(found.negative, clip(base)("bad"))
+    assert not torch.equal(found.prompt, found.negative)
+
+
+class Words(Tagger):
+    """Says the same of every view."""
+
+    def __init__(self, *words: str) -> None:
+        self.said = list(words)
+
+    def words(self, image):
+        return [self.said for _ in image]
+
+
+@pytest.mark.parametrize("make", [seesr_maker, addsr_maker])
+def test_tags_become_the_prompt(seesr, base, make):  # noqa: F811
+    encode, cond = clip(base), Cond(lr=window()[None])
+    for positive, wanted in (("clean, high-resolution, 8k",) * 2, ("bad", "bad")):
+        prior = replace(seesr, positive=positive)
+        told = make(prior, PARAMS, LOADING, Words("cab", "bed")).told(cond)
+        assert torch.equal(told.prompt, encode(f"cab, bed, {wanted}"))
+        assert torch.equal(told.extra["tags"], Tagger().embeddings(window()))
+        assert torch.equal(make(prior, PARAMS, LOADING, Words()).told(cond).prompt, seesr.texts.prompt)
+    several = Cond(lr=torch.cat([window(), 1 - window()])[:, None])
+    assert make(seesr, PARAMS, LOADING, Words("cab")).told(several).prompt.shape == (2, 6, 8)
+    images = [made(make(seesr, PARAMS, LOADING, Words(word))) for word in ("cab", "bed")]
+    assert not torch.equal(*images)
+
+
+def test_each_text_is_encoded_once(base):  # noqa: F811
+    encode = clip(base)
+    assert encode("cab") is encode("cab")
+
+
+def test_tags_need_the_text_encoder(base, seesr_folder, tmp_path):  # noqa: F811
+    file = tmp_path / "texts.safetensors"
+    for _ in "ab":  # whether the file was made just now or before
+        prior = load_seesr(seesr_folder[0], base=base, tag_width=6, texts=file)
+        with pytest.raises(UserError, match=r"tags of a view \(cab\) need the text encoder.*leave the file"):
+            made(seesr_maker(prior, PARAMS, LOADING, Words("cab")))
+        assert made(seesr_maker(prior, PARAMS, LOADING, Words())).shape == (3, 52, 68)
+
+
+def test_the_weight_of_addsrs_own_estimate(priors):
+    images = [made(maker(priors, "addsr", replace(PARAMS, psr_weight=weight))) for weight in (0.0, 0.5)]
+    assert torch.equal(images[1], made(maker(priors, "addsr")))
+    assert not torch.equal(*images)
+    with pytest.raises(UserError, match=r"--psr_weight 1\.5: a number from 0 to 1"):
+        PriorParams(psr_weight=1.5)
+
+
+def test_diffusehighs_sharpening(priors):
+    def of(**flags):
+        return made(maker(priors, "diffusehigh", replace(PARAMS, **flags)))
+
+    plain = of()
+    assert torch.equal(plain, of(sharpening_kernel_size=3, sharpening_sigma=(0.1, 2.0)))
+    assert torch.equal(of(sharpening_sigma=(0.7,)), of(sharpening_sigma=(0.7, 0.7)))
+    changed = [{"sharpening_kernel_size": 5}, {"sharpening_sigma": (0.7,)}, {"sharpening_alpha": 0.0}]
+    assert all(not torch.equal(plain, of(**flags)) for flags in changed)
+    for wrong in ({"sharpening_kernel_size": 4}, {"sharpening_sigma": (2.0, 0.1)}):  # before the first view
+        with pytest.raises(UserError, match="sharpening_sigma"):
+            maker(priors, "diffusehigh", replace(PARAMS, **wrong))
+    with pytest.raises(UserError, match="--sharpening_sigma"):
+        PriorParams(sharpening_sigma=(1.0, 2.0, 3.0))
+    assert parse_groups("x", "", [PriorParams], ["--sharpness_factor", "2"])[0].sharpening_alpha == 2.0
 
 
 def test_restoration_through_the_upsamplers_registry(tmp_path):

@@ -12,9 +12,10 @@ pytest.importorskip("diffusers")
 
 import vsr_upsample
 from arguments.priors import PriorParams
+from arguments.upsampling import PRIORS
 from priors.denoisers.tiny import ProcessSpec, TinyConfig, TinyNet, save_prior
 from priors.enlarge import enlarged
-from priors.samplers import SAMPLERS, Loading, PriorUpsampler, load_guiding, load_sampler, sampler
+from priors.samplers import SAMPLERS, Loading, PriorUpsampler, load_sampler, sampler
 from scene.lr_kernel import LRKernel
 from tests.priors_factory import smooth_picture
 from utils import errors
@@ -182,9 +183,7 @@ def test_what_cannot_be_is_one_line(models, tmp_path, monkeypatch, capsys, words
     assert not list(Path(tmp_path / "out").glob("*.png"))
 
 
-def test_names_are_taken_once_and_guidance_knows_them(models):
+def test_names_are_taken_once_and_the_flags_know_them():
     with pytest.raises(ValueError, match="registered twice"):
         sampler("small")(SAMPLERS["small"])
-    assert load_guiding("small", models["sr3"], "cpu").frames == 3
-    with pytest.raises(UserError, match="--sds nothing: unknown; there are small, ldm_sr"):
-        load_guiding("nothing", "", "cpu")
+    assert set(SAMPLERS) == set(PRIORS)

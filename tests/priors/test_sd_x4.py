@@ -7,6 +7,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from priors.denoisers.sd_x4 import load_sd_x4
@@ -107,9 +108,26 @@ def test_embeddings_in_a_file_need_no_text_encoder(folder, prior, tmp_path):
     bare.mkdir()
     for part in ("unet", "vae", "scheduler", "low_res_scheduler", "model_index.json"):
         (bare / part).symlink_to(folder / part)
-    assert torch.equal(load_sd_x4(bare, texts=file).texts.prompt, prior.texts.prompt)
+    kept = load_sd_x4(bare, prompt="a cab", negative="bad", texts=file).texts
+    assert torch.equal(kept.prompt, prior.texts.prompt)
+    assert torch.equal(kept.negative, prior.texts.negative)
     with pytest.raises(UserError, match="text_encoder"):
         load_sd_x4(bare)
+
+
+def test_embeddings_in_a_file_are_of_their_texts_alone(folder, tmp_path):
+    file = tmp_path / "texts.safetensors"
+    load_sd_x4(folder, prompt="a cab", negative="bad", texts=file)
+    before = file.read_bytes()
+    held = "holds embeddings of prompt 'a cab', negative 'bad', not of prompt"
+    for wanted in ({}, {"prompt": "a bed", "negative": "bad"}, {"prompt": "a cab"}):
+        with pytest.raises(UserError, match=held) as found:
+            load_sd_x4(folder, texts=file, **wanted)
+        assert "\n" not in str(found.value)
+    assert file.read_bytes() == before
+    save_file({"prompt": torch.zeros(1, 6, 8), "negative": torch.zeros(1, 6, 8)}, file)
+    with pytest.raises(UserError, match="holds embeddings of unknown texts"):
+        load_sd_x4(folder, texts=file)
 
 
 def test_tiles_see_one_noise(prior):

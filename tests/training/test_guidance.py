@@ -11,6 +11,7 @@ from priors.interfaces import Cond
 from priors.processes import EDM, VP, Flow, ResShift
 from priors.spaces import PixelSpace
 from scene import load_scene
+from tests.priors.exact_priors import sd3_space
 from tests.training_factory import SCALE, settings, whole_and_resumed, write_scene
 from training.guidance import Guidance, check
 from training.job import Job
@@ -62,7 +63,7 @@ def pulled(run: Trainer, guide: Guidance, image: torch.Tensor, iteration: int = 
 
 
 def test_the_gradient_is_the_definition(scene_root):
-    run, guide = trainer(scene_root), guidance(sds_lambda=0.7)
+    run, guide = trainer(scene_root), guidance(sds_lambda=0.7, sds_project="off")
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     (gradient, size), _, targets = pulled(run, guide, image)
     draws = rng.generator(0, "sds", 4)
@@ -88,11 +89,26 @@ def test_projected_guidance_leaves_the_lr_view_alone(scene_root):
     name, view = next(iter(run.views.views.items()))
     lr = run.views.targets(name, (0.2, 0.4, 0.6)).lr
     agrees = view.kernel.project(image, lr)
-    for project, bound in ((True, 1e-8), (False, None)):
+    for project, bound in (("auto", 1e-8), ("on", 1e-8), ("off", None)):
         (gradient, _), _, _ = pulled(run, guidance(sds_project=project), agrees)
         seen = view.kernel.down(gradient).abs().max()
         assert gradient.abs().max() > 1e-5
         assert seen < bound if bound else seen > 1e-5
+
+
+def test_projection_is_automatic_where_it_is_exact(scene_root):
+    """In pixels, unless the LR views were degraded; never by itself in latents."""
+    latent = Grey()
+    latent.space = sd3_space()
+    for prior, flag, degraded, wanted in (
+        (Grey(), "auto", False, True),
+        (Grey(), "auto", True, False),
+        (Grey(), "off", False, False),
+        (latent, "auto", False, False),
+        (latent, "on", False, True),
+    ):
+        settings = GuidanceParams(sds="small", sds_project=flag)
+        assert Guidance.of(prior, 3, settings, 0, degraded=degraded).project is wanted
 
 
 def test_draws_depend_on_the_iteration_alone(scene_root):
@@ -129,7 +145,7 @@ def test_engines_agree(scene_root):
 
 
 def test_a_resumed_run_ends_with_the_same_bits(scene_root, tmp_path):
-    guide = guidance(sds_lambda=1.0, sds_crop=16, sds_anneal=1, sds_project=True)
+    guide = guidance(sds_lambda=1.0, sds_crop=16, sds_anneal=1, sds_project="on")
     whole, resumed, _ = whole_and_resumed(lambda: trainer(scene_root, "native", guide), tmp_path)
     state = resumed.state.tensors()
     assert all(torch.equal(value, state[name]) for name, value in whole.state.tensors().items())
@@ -156,7 +172,12 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="--sds small: the prior is told the LR views, and none are used"):
         check(GuidanceParams(sds="small"), False)
     with pytest.raises(UserError, match="--sds_project: the LR views were degraded"):
-        check(GuidanceParams(sds="small", sds_project=True), True, True)
+        check(GuidanceParams(sds="small", sds_project="on"), True, True)
+    check(GuidanceParams(sds="small"), True, True)
+    with pytest.raises(UserError, match="--sds smal: unknown; there are small, ddnm, ddnm_sd3"):
+        GuidanceParams(sds="smal")
+    with pytest.raises(UserError, match=r"--sds_guidance -0\.5: a number from 0, or -1"):
+        GuidanceParams(sds="small", sds_guidance=-0.5)
     with pytest.raises(UserError, match="--sds_lambda: there is no guidance without --sds NAME"):
         GuidanceParams(sds_lambda=0.5)
     for wrong in ({"sds_every": 0}, {"sds_crop": -1}, {"sds_tmin": 980}, {"sds_tmax": 1000}, {"sds_lambda": -1.0}):
@@ -184,7 +205,7 @@ def test_through_the_script(tmp_path, monkeypatch, capsys):
     assert [line["iteration"] for line in lines if "sds" in line] == [3, 6, 9, 12]
     record = json.loads((tmp_path / "guided" / "run.json").read_text())["steps"]["train"]
     assert record["inputs"]["prior"]["files"] == 1
-    assert record["settings"]["sds_project"] is True
+    assert record["settings"]["sds_project"] == "on"
     wrong = command(tmp_path, tmp_path / "wrong", **flags, sds="smal", sds_model=model)
     monkeypatch.setattr("sys.argv", ["train.py", *wrong])
     with pytest.raises(SystemExit) as stopped:
