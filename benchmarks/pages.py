@@ -8,7 +8,8 @@
     python -m evaluation.study studies/NAME.toml table --json studies/results/NAME.json
     python -m benchmarks.pages
 
-What a GPU gave comes from benchmarks/results/gpu, see benchmarks.gpu_pages.
+What a GPU gave comes from benchmarks/results/gpu, see benchmarks.gpu_pages; the table of published diffusion models is
+their registry, see benchmarks.models.
 
 What stands between `<!-- numbers: NAME -->` and `<!-- end of numbers -->` in a page is replaced. A test holds that
 pages and files agree.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments.study import StudyTableParams
-from benchmarks import alignment, gpu_pages, levers, report, training_step
+from benchmarks import alignment, gpu_pages, levers, models, report, training_step
 from benchmarks.chart import chart
 from benchmarks.goals import Finding, goals_table
 from evaluation.formats import FORMATS
@@ -35,7 +36,7 @@ from utils.provenance import PROJECT
 RESULTS = PROJECT / report.RESULTS
 CHART = PROJECT / "docs/images/rasterizer.svg"
 PACKAGE = "submodules/diff-gaussian-rasterization/README.md"
-PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md")
+PAGES = (PACKAGE, "docs/rasterizer.md", "docs/experiments.md", "docs/priors.md")
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", re.S)
 STUDIES = "studies"
 STUDY_BLOCKS = (
@@ -129,6 +130,7 @@ BLOCKS: dict[str, Callable[[Reports], str]] = {
     "picture": picture_block,
     "alignment": alignment_block,
     "gpu": gpu_block,
+    "published_models": lambda reports: models.table(),
     "carry_over": levers_block(levers.carry_over),
     "no_gain": levers_block(levers.no_gain),
     **{f"study_{name}": study_block(name) for name in STUDY_BLOCKS},
