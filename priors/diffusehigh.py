@@ -8,7 +8,7 @@ of growing sizes. The first image is made by the base generator, or is given: as
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 
 from priors.ddnm import Fitted, InSpace
 from priors.hooks import SwapLowBand
-from priors.interfaces import Cond, ScorePrior, Space
+from priors.interfaces import Cond, ScorePrior
 from priors.sampler import HookCall, sample
 from scene.image_files import read_image, write_png
 from utils.command_line import Parser
@@ -173,8 +173,8 @@ def img2img(
 ) -> Float[Tensor, "B 3 H W"]:
     """The image noised to where the last `noising_steps` of a walk begin, and denoised; not clamped."""
     height, width = image.shape[-2:]
-    space = cast(Space, Fitted(prior.space, width, height, getattr(prior, "multiple", 1)))
-    seen = cast(ScorePrior, InSpace(prior, space))
+    space = Fitted(prior.space, width, height, getattr(prior, "multiple", 1))
+    seen = InSpace(prior, space)
     times = prior.process.times(chosen.num_inference_steps)[-chosen.noising_steps - 1 :]
     with torch.no_grad():
         begin = space.encode(image)
@@ -251,14 +251,14 @@ def _run(args: dict[str, Any], chosen: Settings) -> Float[Tensor, "1 3 H W"]:
         device=device,
         dtype=torch.float16 if device.type == "cuda" else torch.float32,
     )
-    seen, generator = cast(ScorePrior, prior), torch.Generator().manual_seed(args["seed"])
+    generator = torch.Generator().manual_seed(args["seed"])
     # An empty LR view tells the walk which device it is on.
     here = Cond(lr=torch.zeros(1, 1, 3, 1, 1, device=device))
     if not args["guidance_image"]:
-        return text_to_image(seen, here, prior.side, prior.side, generator, chosen)
+        return text_to_image(prior, here, prior.side, prior.side, generator, chosen)
     pixels = torch.from_numpy(read_image(args["guidance_image"])[..., :3].astype(np.float32) / 255)
     begin = pixels.permute(2, 0, 1)[None].to(device)
-    return enlarged_to(seen, here, begin, generator, chosen)
+    return enlarged_to(prior, here, begin, generator, chosen)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ All numbers here are Python floats or float64, so that a step is as exact as its
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -325,13 +325,13 @@ def from_scheduler(config: Mapping[str, Any]) -> Process:
         unknown = [key for key in _FLOW_VARIANTS if config.get(key)]
         if unknown:
             raise UserError(f"scheduler {name}: {', '.join(unknown)} is not known here")
-        return cast(Process, Flow(float(config.get("shift", 1.0)), int(config.get("num_train_timesteps", 1000))))
+        return Flow(float(config.get("shift", 1.0)), int(config.get("num_train_timesteps", 1000)))
     if name not in _VP_SCHEDULERS + _EDM_SCHEDULERS:
         known = ", ".join((*_VP_SCHEDULERS, *_EDM_SCHEDULERS, "FlowMatchEulerDiscreteScheduler"))
         raise UserError(f"scheduler {name or 'without _class_name'}: one of {known} is expected")
     spacing = str(config.get("timestep_spacing", _DEFAULT_SPACING.get(name, "linspace")))
     vp = VP(_betas(config, name), spacing, int(config.get("steps_offset", 0)))
-    return cast(Process, EDM(vp) if name in _EDM_SCHEDULERS else vp)
+    return EDM(vp) if name in _EDM_SCHEDULERS else vp
 
 
 _VP_SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def _model(load: Callable[..., Any], texts: bool = True) -> Load:
         more: dict[str, Any] = {"texts": options.texts or None} if texts else {}
         model = options.model or found.model
         prior = load(model, download=options.download, device=options.device, **more)
-        return cast(ScorePrior, prior), _weights(model)
+        return prior, _weights(model)
 
     return loaded
 
@@ -162,7 +162,7 @@ def _stablesr(found: Checkpoint, options: Options) -> Loaded:
     from priors.denoisers.stablesr import load_stablesr
 
     files = _files(found, options)
-    return cast(ScorePrior, load_stablesr(*files, **_on_base(found, options))), files
+    return load_stablesr(*files, **_on_base(found, options)), files
 
 
 def _diffbir(found: Checkpoint, options: Options) -> Loaded:
@@ -170,7 +170,7 @@ def _diffbir(found: Checkpoint, options: Options) -> Loaded:
 
     base = _on_base(found, options)
     files = _files(found, options)
-    return cast(ScorePrior, load_diffbir(files[0], **base)), files
+    return load_diffbir(files[0], **base), files
 
 
 def _seesr(found: Checkpoint, options: Options) -> Loaded:
@@ -181,14 +181,14 @@ def _seesr(found: Checkpoint, options: Options) -> Loaded:
             f"{found.name}: is published as a folder, {found.folder}, linked on {found.source}; give --model"
         )
     prior = load_seesr(options.model, **_on_base(found, options))
-    return cast(ScorePrior, prior), sorted(Path(options.model).glob("*/diffusion_pytorch_model.*"))
+    return prior, sorted(Path(options.model).glob("*/diffusion_pytorch_model.*"))
 
 
 def _resshift(found: Checkpoint, options: Options) -> Loaded:
     from priors.denoisers.resshift import load_resshift
 
     files, steps = _files(found, options), 15 if "_s15" in found.name else 4
-    return cast(ScorePrior, load_resshift(files[0], files[1], steps, device=options.device)), files
+    return load_resshift(files[0], files[1], steps, device=options.device), files
 
 
 LOADERS: dict[str, Load] = {

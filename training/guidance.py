@@ -89,7 +89,8 @@ class Guidance:
         sds, lr = self.sds, targets.lr[None]
         hooks = (_projection(sds.prior.space, view.kernel),) if self.project else ()
         up = enlarged(lr, view.camera.width, view.camera.height)
-        cond = self.told(Cond(lr[:, None].expand(-1, self.frames, -1, -1, -1), up))
+        with torch.no_grad():  # a tagger may have weights
+            cond = self.told(Cond(lr[:, None].expand(-1, self.frames, -1, -1, -1), up))
         draws = rng.generator(self.seed, "sds", iteration)
 
         def pull(image: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, ""]]:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,7 +80,7 @@ def component(
 
 def latent_space(vae: Any, scale: float, shift: float, tile_px: int, overlap_px: int) -> Space:
     """The space of an autoencoder, in tiles where an image is larger than one."""
-    return cast(Space, LatentSpace(vae, scale, shift, tile_px=tile_px, overlap_px=overlap_px))
+    return LatentSpace(vae, scale, shift, tile_px=tile_px, overlap_px=overlap_px)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ The network (`swin_unet`) sees the LR view itself, which has the latent's size, 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -92,4 +92,4 @@ def load_resshift(
     vae.load_state_dict(key_maps.renamed(read_tensors(Path(autoencoder)), names, wanted, str(autoencoder)), assign=True)
     space = loading.latent_space(sd2.placed(vae, device, torch.float32), 1.0, 0.0, TILE_PX, OVERLAP_PX)
     process = ResShift(steps, KAPPA, POWER, LEAST_NOISE[steps])
-    return ResShiftSR(sd2.placed(network, device, dtype), space, cast(Process, process), network.shape.multiple)
+    return ResShiftSR(sd2.placed(network, device, dtype), space, process, network.shape.multiple)

@@ -6,7 +6,7 @@ The maker of Stable Diffusion 2 withdrew it from the hub in November 2025; mirro
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -70,7 +70,7 @@ def walk_from_lr(
     assert cond.up is not None
     ready = getattr(prior, "prepared", lambda told: told)(cond)
     ready = replace(ready, lr=None)  # of another size than whole latents, it could not be cut into tiles
-    seen = cast(ScorePrior, Tiled(prior, tile, overlap)) if tile else prior
+    seen = Tiled(prior, tile, overlap) if tile else prior
     with torch.no_grad():
         begin = prior.space.encode(cond.up)
     return sample(seen, ready, times, generator, hooks=hooks, eta=eta, begin=begin), ready

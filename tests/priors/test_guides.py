@@ -130,6 +130,18 @@ def test_guidance_by_text_is_that_of_the_walk_unless_it_is_given(priors, models,
     assert GuidanceParams(sds=name).prior.guidance_scale == -1.0
 
 
+def test_taggers_work_without_a_graph(priors, models, camera):  # noqa: F811
+    found, seen = made("seesr", priors, models), []
+
+    def told(cond):
+        seen.append(torch.is_grad_enabled())
+        return found.told(cond)
+
+    with torch.enable_grad():
+        pull(replace(found, told=told), SETTINGS, camera)
+    assert seen == [False]
+
+
 def test_the_upscaler_is_told_its_level_of_noise(priors, models):  # noqa: F811
     assert made("sd_x4", priors, models).told(Cond()).noise_level == 20.0
 
