@@ -12,8 +12,8 @@ class PriorParams:
 
     model: str = opt(
         "",
-        "of --upsampler: small: the file that python -m priors.train_sr wrote; else a local folder in diffusers' layout"
-        " or an id of the hub; default: the published model",
+        "of --upsampler: small, ddnm: a file that python -m priors.train_sr wrote, or .pth of the public SR3 code; else a"
+        " local folder in diffusers' layout or an id of the hub; default: the published model",
     )
     prior_steps: int = opt(0, "steps of a walk from noise to an image; 0 = the prior's own number")
     prior_eta: float = opt(-1.0, "fresh noise in each step, 0-1; -1 = the prior's own")

@@ -20,7 +20,7 @@ from priors import (
 )
 from priors.ddnm import Settings as DDNMSettings
 from priors.ddnm import ddnm, ddnm_flow
-from priors.denoisers import tiny
+from priors.denoisers import sr3_unet, tiny
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.interfaces import Cond, Process, ScorePrior, Space
@@ -283,6 +283,8 @@ def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int
 def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
     if not params.model:
         raise UserError("--model FILE: which network? `python -m priors.train_sr --config F train` makes one")
+    if params.model.endswith(sr3_unet.SUFFIX):
+        return sr3_unet.load_sr3(params.model, loading.trust[0] if loading.trust else "", loading.device)
     return tiny.load_prior(params.model, loading.device)
 
 

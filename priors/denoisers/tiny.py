@@ -137,11 +137,17 @@ class TinyNet(nn.Module):
     Parameters
     ----------
     config : its shape. seed : of its weights; the global generators stay as they were.
+    unet : another U-Net of that shape, with its weights: (what the stem makes, 1000 a) -> something with `sample`.
     """
 
-    def __init__(self, config: TinyConfig, seed: int = 0) -> None:
+    unet: Any
+
+    def __init__(self, config: TinyConfig, seed: int = 0, unet: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
+        if unet is not None:
+            self.unet = unet
+            return
         heads = [w for w, has in zip(config.widths, config.attention, strict=True) if has] + [config.widths[-1]]
         kinds = ["Attn" if has else "" for has in config.attention]
         diffusers = needed("diffusers")
