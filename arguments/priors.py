@@ -12,7 +12,7 @@ class PriorParams:
 
     model: str = opt(
         "",
-        "of --upsampler: small, ddnm: a file that python -m priors.train_sr wrote, or .pth of the public SR3 code; else a"
+        "of --upsampler: small, ddnm: a file of python -m priors.train_sr, or a .pth of the public SR3 code; else a"
         " local folder in diffusers' layout or an id of the hub; default: the published model",
     )
     prior_steps: int = opt(0, "steps of a walk from noise to an image; 0 = the prior's own number")
