@@ -1,54 +1,14 @@
-"""A study file becomes runs and shared tasks; what is wrong in it is one line before anything runs."""
+"""A study file becomes runs and shared tasks."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from evaluation.study.executors import wanted_tasks
-from evaluation.study.plan import Plan, Task
 from evaluation.study.planner import make_plan
-from evaluation.study.spec import read_study, restrict, with_overrides
+from evaluation.study.spec import restrict, with_overrides
+from tests.plan_factory import BASE, plan, study, task, words
 from utils.errors import UserError
-
-BASE = """
-out = "OUT"
-seeds = [0, 1]
-baseline = "single"
-[scenes.toy]
-source = "lr"
-hr = "hr"
-flags = {eval = true}
-[variants.single]
-order = {ordering = "file"}
-upsample = {propagation = "none"}
-[variants.low]
-order = {ordering = "file"}
-upsample = {propagation = "none"}
-train = {lambda_tex = 0.2}
-[variants.bound]
-source = "hr"
-"""
-
-
-def study(tmp_path: Path, text: str, base: str = BASE):
-    path = tmp_path / "s.toml"
-    path.write_text(base.replace("OUT", str(tmp_path / "out")) + text)
-    return read_study(path)
-
-
-def plan(tmp_path: Path, text: str = "", base: str = BASE, **options: str) -> Plan:
-    return make_plan(study(tmp_path, text, base), **options)
-
-
-def task(plan: Plan, variant: str, kind: str, seed: int = 0) -> Task:
-    run = next(r for r in plan.runs if (r.variant, r.seed) == (variant, seed))
-    return plan.tasks[getattr(run, kind)]
-
-
-def words(task: Task, name: str) -> list[str]:
-    return list(next(c.words for c in task.commands if c.name == name))
 
 
 def test_variants_that_differ_in_training_share_their_frames(tmp_path):
@@ -322,67 +282,9 @@ def test_variables_and_included_files(tmp_path, monkeypatch):
         make_plan(study(tmp_path, text, ""))
 
 
-WRONG = {
-    "[variants.x]\nupsmaple = {scale = 2}": "did you mean 'upsample'",
-    "[variants.x.train]\niteratoins = 2": "did you mean 'iterations'",
-    "[variants.x.train]\niterations = 'many'": "a whole number is expected",
-    "[variants.x.train]\niterations = 0": "variant x, scene toy, step train: .* 1 or more is expected",
-    "[variants.x.train]\nseed = 3": "seed is decided by the study itself",
-    "[variants.x]\nflags = {model_path = 'here'}": "decided by the study itself",
-    "[variants.x]\nsource = 'lo'": "did you mean 'lr'|there are lr, hr",
-    "[variants.x]\nsteps = ['upsample']": "order and upsample go together",
-    "[variants.x]\nneeds = {a = 'singel'}": "did you mean 'single'",
-    "[variants.x]\nscenes = ['tyo']": "did you mean 'toy'",
-    "[variants.x]\nbefore = {train = 'a \"b'}": "No closing quotation",
-    "[variants.x]\nbefore = {trian = 'a'}": "did you mean 'train'",
-    "[variants.x]\nmethod = 'seqsplt'": "did you mean 'seqsplat'",
-    "[variants.'a/b']\nsource = 'lr'": "make a name",
-    "[scenes.b]\nhr = 'x'": "source = FOLDER",
-    "[scenes.all]\nsource = 'x'": "choose another name",
-    "[scenes.b]\nsource = 'x'\nprepare = 'make {task}/lr'": "scene b: prepare would not run",
-    "[scenes.b]\nsource = 'x'\nhr = 'x'\nbackgrounds = ['green']": "'green' is not known",
-    "[scenes.b]\nsource = '{nothing}'\nhr = 'x'": "means nothing here",
-    "[variants.x]\nneeds = {y = 'y'}\ntrain = {init_ply = '{y}'}\n"
-    "[variants.y]\nneeds = {x = 'x'}\ntrain = {init_ply = '{x}'}": "circle: x -> y -> x",
-    "[variants.x]\nneeds = {frames = 'single'}": "has a meaning already",
-    "[use]\nvariants = ['singel']": "did you mean 'single'",
-    "[variants.x\n": "Expected ']'",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", WRONG, ids=[m[:40] for m in WRONG.values()])
-def test_what_is_wrong_is_said(tmp_path, text):
-    with pytest.raises(UserError, match=WRONG[text]):
-        plan(tmp_path, text)
-
-
 def test_one_scene_in_place_of_the_file_s_is_not_called_as_the_mean_is(tmp_path):
     with pytest.raises(UserError, match="/all: a scene 'all': tables call the mean over scenes so"):
         plan(tmp_path, source=str(tmp_path / "all"))
-
-
-@pytest.mark.parametrize(
-    "use",
-    ["hr = '{prepared}/hr'", "flags = {hr_root = '{prepared}/hr'}", "[variants.v]\nflags = {hr_root = '{prepared}'}"],
-)
-def test_what_is_prepared_may_be_named_anywhere(tmp_path, use):
-    assert study(tmp_path, f"[scenes.b]\nsource = 'x'\nprepare = 'make {{task}}/hr'\n{use}\n").scenes[1].prepare
-
-
-def test_wrong_values_of_the_whole_study(tmp_path):
-    for text, message in {
-        "seeds = [0.5]": "numbers from 0",
-        "baseline = 'b'": "'b' is not known",
-        "sedes = []": "seeds",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            study(tmp_path, "[scenes.a]\nsource = 'x'\n[variants.v]\nsource = 'lr'\n", text + "\n")
-    with pytest.raises(UserError, match="includes itself"):
-        study(tmp_path, "", 'include = ["s.toml"]\n')
-    with pytest.raises(UserError, match="did you mean --iterations"):
-        with_overrides(study(tmp_path, ""), ["--iteratons", "3"], "x")
-    with pytest.raises(UserError, match=r"no .variants.NAME."):
-        study(tmp_path, "", "")
 
 
 def test_one_run_of_the_plan_with_what_it_needs(tmp_path):
@@ -391,19 +293,3 @@ def test_one_run_of_the_plan_with_what_it_needs(tmp_path):
     assert set(wanted_tasks(p, 3)) == {run.frames, run.model, run.views}
     assert sorted(t.kind for t in p.closure(wanted_tasks(p, 3))) == ["frames", "lr", "model", "views"]
     assert {t.id for t in p.closure(wanted_tasks(p, -1))} == set(p.tasks)
-
-
-def test_a_bad_file_ends_with_one_line_and_code_2(tmp_path):
-    path = tmp_path / "bad.toml"
-    path.write_text(BASE.replace("OUT", str(tmp_path / "out")) + "[variants.x.train]\niterations = 0\n")
-    for action in ("plan", "run", "status", "table"):
-        command = [sys.executable, "-m", "evaluation.study", str(path), action]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert done.stderr.startswith("error: ")
-    assert not (tmp_path / "out").exists()
-    path.write_text(BASE.replace("OUT", str(tmp_path / "out")))
-    command = [sys.executable, "-m", "evaluation.study", str(path), "run", "--index", "6"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: --index 6: the plan has runs 0 to 5\n")
