@@ -341,7 +341,8 @@ def resolve_kernel(scene: HasKernelFile, flag: str) -> tuple[str, str]:
     if scene.kernel_file is None and (scene.root / DEGRADED).is_file():
         raise UserError(
             f"{scene.root}: its LR views were degraded ({DEGRADED}: blur, noise, JPEG), no linear operator made them; "
-            "for the LR loss of training --lr_kernel bicubic is an approximation, --lambda_tex 1 --lambda_tex_final -1 leave it out"
+            "for the LR loss of training --lr_kernel bicubic is an approximation, --lambda_tex 1 --lambda_tex_final -1 "
+            "leave it out"
         )
     if scene.kernel_file is None:
         raise UserError(
