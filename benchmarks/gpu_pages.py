@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_run, kernel_times, vsr
+from benchmarks import gpu_run, kernel_times, priors, vsr
 from utils import errors
 from utils.atomic import read_json, write_text
 from utils.command_line import Parser
@@ -59,6 +59,10 @@ def networks(found: Found) -> str:
     return vsr.table(found["rows"])
 
 
+def small_priors(found: Found) -> str:
+    return priors.table(found["rows"])
+
+
 def scene(found: Found) -> str:
     quality = ", ".join(f"{name} {value:.4f}" for name, value in sorted(found["quality"].items()))
     minutes = ", ".join(f"{step} {value:.1f}" for step, value in found["minutes"].items())
@@ -80,6 +84,7 @@ PARTS: dict[str, tuple[str, Callable[[Found], str]]] = {
     "knn": ("simple-knn", knn),
     "vsr": ("Networks", networks),
     "vsr-others": ("Networks, with random weights", networks),
+    "priors": ("Small diffusion priors, with random weights", small_priors),
     "lego100": ("lego, 100 LR views, 200 -> 800", scene),
     "hr25": ("lego, 25 HR views", scene),
 }

@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PARTS=(build gsplat gpu-tests suite-native suite-training suite-rest agreement memcheck racecheck rasterizer determinism
-  knn vsr vsr-others lego100 hr25 report)
+  knn vsr vsr-others priors lego100 hr25 report)
 GSPLAT=1.5.3
 RESUMABLE=" determinism lego100 hr25 " # they go on where they were cut short
 UNFINISHED=75
@@ -62,6 +62,13 @@ part_vsr() { limited "$python" -m benchmarks.vsr --device cuda --json "$folder/r
 part_vsr_others() { # their weights are not carried; values do not change the time
   limited "$python" -m benchmarks.vsr --device cuda --upsampler iconvsr basicvsr_pp psrt --random_weights \
     --json "$folder/result.json"
+}
+part_priors() {
+  if ! "$python" -c 'import diffusers' > /dev/null 2>&1; then
+    echo "diffusers is not installed: no prior runs here (requirements-priors.txt)"
+    return
+  fi
+  limited "$python" -m benchmarks.priors --device cuda --size 100x100 200x200 --json "$folder/result.json"
 }
 
 part_determinism() {

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import gpu_pages, gpu_parts, knn, report, vsr
+from benchmarks import gpu_pages, gpu_parts, knn, priors, report, vsr
 from utils.errors import UserError
 
 GPU = {"name": "A GPU", "driver": "1.2", "torch": "2.11", "cuda": "13.0"}
@@ -116,3 +116,15 @@ def test_networks_are_timed():
     assert vsr.size_of("618x411") == (618, 411)
     with pytest.raises(UserError, match="--size 618: WxH in pixels"):
         vsr.size_of("618")
+
+
+def test_every_small_prior_is_timed(tmp_path):
+    pytest.importorskip("diffusers")
+    found = priors.pipelines((6, 4), tmp_path, torch.device("cpu"))
+    assert set(found) == {*priors.CASES, priors.SDS}
+    (frame,) = found["ResShift, 15 steps"]()
+    assert frame.shape == (3, 16, 24)
+    assert found[priors.SDS]()[0].shape == (1, 3, 16, 24)
+    assert len(priors.milliseconds(found["regression, 3 frames"], 2, torch.device("cpu"))) == 2
+    row = {"pipeline": "SR3", "width": 6, "height": 4, "median_ms": 2.04, "min_ms": 1.5}
+    assert "| SR3 | 6x4 | 2.0 | 1.5 |" in priors.table([row])

@@ -85,11 +85,11 @@ def made(name: str, priors, models) -> Maker:  # noqa: F811
     return SAMPLERS[name](models[name], Loading(torch.device("cpu"), 4))
 
 
-def pull(found: Maker, settings: GuidanceParams, camera, degraded: bool = False):
+def pull(found: Maker, settings: GuidanceParams, camera, degraded: bool = False, device: torch.device | str = "cpu"):
     guide = Guidance.of(found.prior, found.frames, settings, 0, found.told, degraded)
     view = View(camera, LRKernel("bicubic", "renormalise", SIZE, LR_SIZE), 4)
-    lr = torch.rand((3, LR_SIZE[1], LR_SIZE[0]), generator=generator(0, "lr"))
-    render = torch.rand((3, SIZE[1], SIZE[0]), generator=generator(0, "render"))
+    lr = torch.rand((3, LR_SIZE[1], LR_SIZE[0]), generator=generator(0, "lr")).to(device)
+    render = torch.rand((3, SIZE[1], SIZE[0]), generator=generator(0, "render")).to(device)
     pulling = guide.guide(1, view, Targets(None, lr))
     assert pulling is not None
     return pulling(render)
