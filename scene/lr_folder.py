@@ -6,7 +6,7 @@ and an interrupted one is continued.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,10 +105,10 @@ def make_lr_scene(tool: str, scene: Scene, lr: LRSceneParams, sizes: Sizes, plan
     UserError : the folder holds something else, or a file cannot be written.
     """
     out = Path(lr.output_path)
-    started, file = out / f".{tool}.started.json", out / FILES[tool]
+    started, file = _started(out, tool), out / FILES[tool]
     _check_ours(out, lr.overwrite, {started.name, file.name})
     with locked(out):
-        if _is_made(plan, file, sizes):
+        if _is_made(plan, file, [path for name in sizes for path, _ in outputs(name)]):
             note(f"{out}: up to date")
             return plan.read(file)
         resume = _begin(_lasting(plan).made, file, started, lr.overwrite)
@@ -133,6 +133,11 @@ def say_made(lr: LRSceneParams, made: Plan, how: str, **given: Any) -> None:
     say(next_step("order", "OUT", {"source_path": lr.output_path, "eval": True} | given))
 
 
+def _started(out: Path, tool: str) -> Path:
+    """The mark of a folder that the tool has begun and not finished."""
+    return out / f".{tool}.started.json"
+
+
 def _check_ours(out: Path, overwrite: bool, marks: set[str]) -> None:
     """Refuse a folder with files and none of the tool's marks among them, before anything is written to it."""
     found = set(os.listdir(out)) - {LOCK_NAME} if out.is_dir() else set()
@@ -152,9 +157,9 @@ def _lasting(plan: Plan) -> Plan:
     return replace(plan, made={k: v for k, v in plan.made.items() if k != "versions"})
 
 
-def _is_made(plan: Plan, file: Path, sizes: Sizes) -> bool:
+def _is_made(plan: Plan, file: Path, paths: Iterable[Path]) -> bool:
     same = file.is_file() and _lasting(plan.read(file)) == _lasting(plan)
-    return same and all((file.parent / f"{name}.png").is_file() for name in sizes)
+    return same and all(path.is_file() for path in paths)
 
 
 def _begin(key: dict[str, Any], file: Path, started: Path, overwrite: bool) -> bool:
@@ -170,7 +175,9 @@ def _begin(key: dict[str, Any], file: Path, started: Path, overwrite: bool) -> b
             f"{file.parent} holds an LR scene made with other settings or from another source, or parts of it are "
             "missing; --overwrite makes it anew"
         )
-    for name in FILES.values():  # whichever tool made it before
+    for tool, name in FILES.items():  # whichever made it before, or began: it must not take our views for its own
         (file.parent / name).unlink(missing_ok=True)
+        if (mark := _started(file.parent, tool)) != started:
+            mark.unlink(missing_ok=True)
     write_json(started, key)
     return unfinished == key

@@ -126,6 +126,24 @@ def test_one_folder_holds_one_kind_of_lr_scene(tmp_path):
     assert not (tmp_path / "lr/lr_kernel.json").exists()
 
 
+def test_an_interrupted_call_of_the_other_tool_is_not_continued_over_ours(tmp_path, monkeypatch):
+    """Degraded views must never pass for those that a kernel made."""
+    write_scene("blender", tmp_path / "hr", 32)
+
+    def dies(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scene.downscale.lr_image", dies)
+        with pytest.raises(KeyboardInterrupt):
+            made_clean(tmp_path / "hr", tmp_path / "lr")
+    made(tmp_path / "hr", tmp_path / "lr", overwrite=True)
+    written = digest(tmp_path / "lr")
+    with pytest.raises(UserError, match="not made by this tool"):
+        made_clean(tmp_path / "hr", tmp_path / "lr")
+    assert digest(tmp_path / "lr") == written
+
+
 def test_an_interrupted_call_is_continued_and_ends_the_same(tmp_path, monkeypatch):
     write_scene("blender", tmp_path / "hr", 32)
     made(tmp_path / "hr", tmp_path / "whole")

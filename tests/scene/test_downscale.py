@@ -370,6 +370,9 @@ def test_release_sizes_on_mip_nerf_360(tmp_path):
     truth = lr.hr_path(lr.train[0])
     assert truth == tmp_path / "lr/images_gt" / f"{Path(lr.train[0]).name}.png"
     assert (read_header(truth).width, read_header(truth).height) == (24, 16)
+    truth.unlink()
+    with pytest.raises(UserError, match="parts of it are missing"):
+        made(tmp_path / "hr", tmp_path / "lr", compat="sequence_matters")
 
 
 def test_release_knows_no_transforms_json(tmp_path):
