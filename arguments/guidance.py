@@ -17,7 +17,7 @@ class GuidanceParams:
     )
     sds_model: str = opt("", "its folder, checkpoint or hub id; default: the prior's own")
     sds_release: str = opt("", "which of its published files, as --release of vsr_upsample.py")
-    sds_base: str = opt("", "folder or hub id of Stable Diffusion 2, on which some priors stand", result=False)
+    sds_base: str = opt("", "folder or hub id of Stable Diffusion 2, on which some priors stand")
     sds_prompt: str = opt("", "text that it is told; default: its own")
     sds_negative_prompt: str = opt("", "what is not wanted, where there is guidance by text; default: its own")
     sds_guidance: float = opt(-1.0, "scale of its classifier-free guidance, 1 = none; -1 = that of its walks")

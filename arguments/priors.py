@@ -15,7 +15,7 @@ class PriorParams:
         "of --upsampler: small, ddnm: a file of python -m priors.train_sr, or a .pth of the public SR3 code; else a"
         " local folder in diffusers' layout or an id of the hub; default: the published model",
     )
-    prior_steps: int = opt(0, "steps of a walk from noise to an image; 0 = the prior's own number")
+    prior_steps: int = opt(0, "steps of a walk from noise to an image; 0 = the prior's own number; addsr: always four")
     prior_eta: float = opt(-1.0, "fresh noise in each step, 0-1; -1 = the prior's own")
     prior_samples: int = opt(1, "walks a frame, whose mean it is")
     prior_noise: str = opt(
@@ -34,7 +34,7 @@ class PriorParams:
     negative_prompt: str = opt("", "what is not wanted, where there is guidance")
     guidance_scale: float = opt(-1.0, "of classifier-free guidance, 1 = none")
     release: str = opt("", "which of a system's published files (python -m priors list), such as diffbir_v2.1")
-    base: str = opt("", "folder or hub id of Stable Diffusion 2, on which some systems stand", result=False)
+    base: str = opt("", "folder or hub id of Stable Diffusion 2, on which some systems stand")
     accept_licence: bool = opt(False, "you obey a licence that allows no commercial use", result=False)
     tagger: str = opt("", "seesr, addsr: MODULE:NAME of a tagger of your own (priors/denoisers/seesr.py)")
     psr_weight: float = opt(0.5, "addsr: share of its own estimate in the image that leads its next step, 0-1")
@@ -44,7 +44,8 @@ class PriorParams:
     restoration_scale: float = opt(0.0, "diffbir: pull of each estimate towards the first stage; 0 = none")
     color_fix: str = opt(
         "auto",
-        "colours of the LR view at the end: wavelet, adain, none; auto = wavelet where nothing is projected",
+        "stablesr, diffbir, seesr, addsr: colours of the LR view at the end: wavelet, adain, none; auto = wavelet where"
+        " nothing is projected",
         choices=("auto", "wavelet", "adain", "none"),
     )
     texts: str = opt("", "file that keeps the embeddings of these texts: later runs need no text encoder", result=False)
@@ -60,10 +61,8 @@ class PriorParams:
     sharpening_sigma: tuple[float, ...] = opt((0.1, 2.0), "diffusehigh: its deviation, px, or bounds to draw it from")
 
     def __post_init__(self) -> None:
-        for name, low in (("prior_steps", 0), ("prior_samples", 1), ("prior_tile", 0), ("noising_steps", 1)):
-            if getattr(self, name) < low:
-                raise UserError(f"--{name} {getattr(self, name)}: {low} or more is expected")
-        for name, low in (("dwt_steps", 0), ("dwt_level", 1)):
+        least = {"prior_steps": 0, "prior_samples": 1, "prior_tile": 0}
+        for name, low in (least | {"noising_steps": 1, "dwt_steps": 0, "dwt_level": 1}).items():
             if getattr(self, name) < low:
                 raise UserError(f"--{name} {getattr(self, name)}: {low} or more is expected")
         if not (self.prior_eta == -1 or 0 <= self.prior_eta <= 1):

@@ -28,8 +28,6 @@ from utils.command_line import Parser
 from utils.errors import UserError, run
 from utils.log import Progress
 
-ROUNDS = 10  # of the last projection and clipping
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -98,7 +96,7 @@ def ddnm(
             if coming.fresh:
                 x = x + coming.fresh * standard_noise(x, generator)
         image = prior.space.decode(x)
-        return image.clamp(0, 1) if settings.noise else post.project(image, kernel, y, tolerance, ROUNDS, mask)
+        return image.clamp(0, 1) if settings.noise else post.project(image, kernel, y, tolerance, mask=mask)
 
 
 def visits(steps: int, length: int, repeats: int) -> list[tuple[int, int | None]]:
@@ -229,7 +227,7 @@ def ddnm_flow(
     y = lr_view(lr, cond)
     z, space = flow_latent(prior, cond, kernel, generator, y, steps, strength, tile, overlap, tick)
     with torch.no_grad():
-        return post.project(space.decode(z), kernel, y, rounds=ROUNDS)
+        return post.project(space.decode(z), kernel, y)
 
 
 def flow_latent(

@@ -14,10 +14,10 @@ from torch import Tensor
 from arguments.priors import PriorParams
 from priors import post
 from priors.hooks import ProjectLR
-from priors.interfaces import Cond, ScorePrior
+from priors.interfaces import Cond, ScorePrior, Space
 from scene.lr_kernel import LRKernel
+from utils.errors import UserError
 
-ROUNDS = 10  # of the last projection and clipping
 Window = Float[Tensor, "F 3 h w"]  # of LR views 0-1, the middle one is the view itself
 Make = Callable[[Window, "Known | None", torch.Generator], Float[Tensor, "3 H W"]]
 
@@ -42,7 +42,7 @@ class Known:
 
     def settled(self, image: Float[Tensor, "3 H W"], lr: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
         """The image, clipped and saying it."""
-        return post.project(image[None], self.kernel, lr[None], self.tolerance, ROUNDS, self.mask)[0]
+        return post.project(image[None], self.kernel, lr[None], self.tolerance, mask=self.mask)[0]
 
 
 def saying(**said: Any) -> Callable[[Cond], Cond]:
@@ -85,7 +85,7 @@ class Loading:
     Parameters
     ----------
     scale : that is wanted. trust : SHA-256 of files that the user vouches for.
-    dtype : of the networks of whole models of the hub; autoencoders and networks of our own stay float32.
+    dtype : of published networks; autoencoders and networks of our own stay float32.
     restore : (LR views, width, height) -> images, of a system that has a first stage; None = the enlarged LR view.
     """
 
@@ -103,6 +103,11 @@ class Loading:
             "negative": params.negative_prompt,
             "texts": params.texts or None,
         }
+
+
+def listed(words: str) -> tuple[str, ...]:
+    """The SHA-256 of --trust_weights, which commas part."""
+    return tuple(filter(None, words.split(",")))
 
 
 SAMPLERS: dict[str, Build] = {}
@@ -123,3 +128,20 @@ def sampler(name: str) -> Callable[[Build], Build]:
 def size_of(window: Window, scale: int) -> tuple[int, int]:
     """Width and height of the image of a window."""
     return scale * window.shape[-1], scale * window.shape[-2]
+
+
+def tiles_of(space: Space, wanted_px: int, own_px: int, overlap_px: int) -> tuple[int, int]:
+    """Side of a system's tiles and what neighbours share, in elements of the space.
+
+    Parameters
+    ----------
+    wanted_px : --prior_tile, 0 = `own_px`. overlap_px : what tiles of `own_px` share; others share as large a part.
+
+    Raises
+    ------
+    UserError : a tile of less than one element.
+    """
+    tile = (wanted_px or own_px) // space.factor
+    if not tile:
+        raise UserError(f"--prior_tile {wanted_px}: {space.factor} px or more are expected")
+    return tile, min(max(tile * overlap_px // own_px, 1), tile - 1)

@@ -22,14 +22,13 @@ from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.hooks import RefineCondition, RestorationGuidance
 from priors.interfaces import Cond, ScorePrior
-from priors.making import Known, Loading, Maker, Window, sampler, saying, size_of
+from priors.making import Known, Loading, Maker, Window, sampler, saying, size_of, tiles_of
 from priors.sampler import HookCall, sample
 from priors.spaces import padded
 from priors.verify import LOADERS, Options
 from utils.errors import UserError
 from utils.plugins import imported
 
-WRAP = 0.5  # StableSR's w
 TILE_PX = 512
 RELEASES = {"diffbir": "diffbir_v2", "resshift": "resshift_bicsrx4_s4"}  # of several, unless --release names one
 
@@ -82,12 +81,12 @@ def released(name: str, params: PriorParams, loading: Loading) -> Any:
     UserError : unknown release, licence not accepted, files missing, not vouched for, or not fitting.
     """
     found = checkpoints.checkpoint(params.release or RELEASES.get(name, name))
-    if not found.name.startswith(name):
+    if found.name != name and not (name in RELEASES and found.name.startswith(f"{name}_")):
         raise UserError(f"--release {found.name}: is not one of --upsampler {name}")
     found.accepted(params.accept_licence)
     options = Options(
         *(params.model, params.base, loading.trust, params.accept_licence, loading.download, str(loading.device)),
-        *(params.texts, params.prompt, params.negative_prompt),
+        *(params.texts, params.prompt, params.negative_prompt, loading.dtype),
     )
     return LOADERS[found.family](found, options)[0]
 
@@ -126,7 +125,7 @@ def stablesr_maker(prior: StableSR, params: PriorParams, loading: Loading, steps
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         z, ready = walk.from_lr(walk.told(walk.view(window)), draws)
         assert ready.up is not None
-        return walk.finished(prior.image(z, ready.up, WRAP), window, known)
+        return walk.finished(prior.image(z, ready.up), window, known)
 
     return Maker(make, 0, 1, prior, told=walk.told)
 
@@ -186,7 +185,7 @@ def addsr_maker(prior: SeeSR, params: PriorParams, loading: Loading, tagger: Tag
 
 def resshift_maker(prior: ResShiftSR, params: PriorParams) -> Maker:
     """The steps that it was trained for, in the latents of its own autoencoder."""
-    seen = Tiled(prior, (params.prior_tile or TILE_PX) // prior.space.factor, 64 // prior.space.factor)
+    seen = Tiled(prior, *tiles_of(prior.space, params.prior_tile, TILE_PX, 64))
     eta = 1.0 if params.prior_eta < 0 else params.prior_eta
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
@@ -213,13 +212,11 @@ class _Walk:
         guidance: float,
         eta: float,
     ) -> None:
-        factor = prior.space.factor
         self.prior, self.scale, self.color_fix = prior, loading.scale, params.color_fix
         self.steps = params.prior_steps or steps
         self.guidance = guidance if params.guidance_scale < 0 else params.guidance_scale
         self.eta = eta if params.prior_eta < 0 else params.prior_eta
-        self.tile = (params.prior_tile or tile) // factor
-        self.overlap = min(overlap // factor, self.tile - 1)
+        self.tile, self.overlap = tiles_of(prior.space, params.prior_tile, tile, overlap)
         self.seen = Tiled(prior, self.tile, self.overlap)
 
     def view(self, window: Window) -> Cond:

@@ -15,16 +15,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from arguments.priors import PriorParams
-from priors import (
-    published,  # noqa: F401 (registers its systems)
-)
+from priors import published  # noqa: F401 (registers its systems)
 from priors.ddnm import Settings as DDNMSettings
 from priors.ddnm import ddnm, ddnm_flow
 from priors.denoisers import sr3_unet, tiny
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.interfaces import Cond, Process, ScorePrior, Space
-from priors.making import AS_IT_IS, SAMPLERS, Known, Loading, Maker, Window, sampler, saying, size_of
+from priors.making import AS_IT_IS, SAMPLERS, Known, Loading, Maker, Window, sampler, saying, size_of, tiles_of
 from priors.sampler import HookCall, sample
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils import rng
@@ -221,7 +219,7 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
     from priors.denoisers import sd3
 
     prior = sd3.load_sd3(params.model or sd3.MODEL, **loading.options(params))
-    tile = (params.prior_tile or prior.side) // prior.space.factor
+    tile, overlap = tiles_of(prior.space, params.prior_tile, prior.side, prior.side // 8)
     told = saying(guidance=1.0 if params.guidance_scale < 0 else params.guidance_scale)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
@@ -233,6 +231,7 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
             steps=params.prior_steps or 8,
             strength=params.ddnm_lambda,
             tile=tile,
+            overlap=overlap,
         )[0]
 
     return Maker(make, 0, 1, prior, told=told)
@@ -261,8 +260,7 @@ def _sd_x4(params: PriorParams, loading: Loading) -> Maker:
 def _latent(prior: ScorePrior, params: PriorParams, loading: Loading, steps: int, tile: int, **said: Any) -> Maker:
     """A latent prior that is told the LR view, in tiles of `tile` image px."""
     factor = prior.space.factor
-    side = (params.prior_tile or tile) // factor
-    seen = Tiled(prior, side, max(side // 4, 1))
+    seen = Tiled(prior, *tiles_of(prior.space, params.prior_tile, tile, tile // 4))
     told = saying(guidance=1.0 if params.guidance_scale < 0 else params.guidance_scale, **said)
     eta = max(params.prior_eta, 0.0)
 

@@ -33,6 +33,7 @@ class Options:
     model : folder or hub id of a model; folder (or single file) of a system's files; "" = where they are looked for.
     base : folder or hub id of Stable Diffusion 2, "" = the table's. trust : SHA-256 that the user vouches for, of each
         file in the table's order. texts : file of embeddings. prompt, negative : "" = the system's own.
+    dtype : of a published system's own networks.
     """
 
     model: str = ""
@@ -44,6 +45,7 @@ class Options:
     texts: str = ""
     prompt: str = ""
     negative: str = ""
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _on_base(found: Checkpoint, options: Options) -> dict[str, Any]:
         raise UserError(f"{found.name}: {found.notice}")
     given = {"texts": options.texts, "prompt": options.prompt, "negative": options.negative}
     told: dict[str, Any] = {name: value for name, value in given.items() if value}
-    return {"base": base, "download": options.download, "device": options.device} | told
+    return {"base": base, "download": options.download, "device": options.device, "dtype": options.dtype} | told
 
 
 def _files(found: Checkpoint, options: Options) -> list[Path]:
@@ -188,7 +190,7 @@ def _resshift(found: Checkpoint, options: Options) -> Loaded:
     from priors.denoisers.resshift import load_resshift
 
     files, steps = _files(found, options), 15 if "_s15" in found.name else 4
-    return load_resshift(files[0], files[1], steps, device=options.device), files
+    return load_resshift(files[0], files[1], steps, device=options.device, dtype=options.dtype), files
 
 
 LOADERS: dict[str, Load] = {

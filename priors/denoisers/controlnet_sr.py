@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from priors import key_maps
-from priors.checkpoints import read_tensors
+from priors.checkpoints import SD2, read_tensors
 from priors.denoisers import conditioning, sd2
 from priors.denoisers.parts import load_parts, multiple_of
 from priors.denoisers.text import Embeddings
@@ -26,7 +26,6 @@ from priors.extra import needed
 from priors.interfaces import Cond, Process, Space
 from utils.errors import UserError
 
-STEPS, GUIDANCE = 50, 4.0
 NEGATIVE = "low quality, blurry, low-resolution, noisy, unsharp, weird textures"
 IMAGE = "image"  # in Cond.extra: what the ControlNet sees, 0-1, of the size of the result
 LATENT = "image_latent"
@@ -124,7 +123,7 @@ class DiffBIR:
 def load_diffbir(
     checkpoint: str | Path,
     *,
-    base: str | Path = sd2.MODEL,
+    base: str | Path = SD2,
     negative: str = NEGATIVE,
     restore: RestorationModule | None = None,
     device: torch.device | str = "cpu",

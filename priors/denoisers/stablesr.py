@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from priors import key_maps, spaces
-from priors.checkpoints import load_into, read_tensors
+from priors.checkpoints import SD2, load_into, read_tensors
 from priors.denoisers import conditioning, sd2
 from priors.denoisers.cfw import CFW
 from priors.denoisers.parts import Parts, load_parts, multiple_of
@@ -26,7 +26,7 @@ from priors.interfaces import Cond, Process, Space
 from priors.processes import VP
 from utils.errors import UserError
 
-STEPS, TILE, OVERLAP, WRAP = 200, 64, 32, 0.5
+WRAP = 0.5
 LATENT = "lr_latent"  # in Cond.extra
 # Of the official file: the network, the encoder of the LR view; what is read from the base instead, or is of training.
 UNET, ENCODER = "model.diffusion_model.", "structcond_stage_model."
@@ -104,7 +104,7 @@ def load_stablesr(
     checkpoint: str | Path,
     cfw: str | Path | None = None,
     *,
-    base: str | Path = sd2.MODEL,
+    base: str | Path = SD2,
     download: bool = False,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,

@@ -10,7 +10,8 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from arguments.flags import parse_groups
+from arguments.flags import parse_groups, settings
+from arguments.guidance import GuidanceParams
 from arguments.priors import PriorParams
 from priors import post
 from priors.checkpoints import checkpoint, sha256_of
@@ -22,7 +23,7 @@ from priors.denoisers.stablesr import load_stablesr
 from priors.denoisers.text import clip
 from priors.enlarge import enlarged
 from priors.interfaces import Cond
-from priors.making import Known, Loading, Maker
+from priors.making import Known, Loading, Maker, tiles_of
 from priors.published import (
     addsr_maker,
     diffbir_maker,
@@ -32,6 +33,7 @@ from priors.published import (
     stablesr_maker,
 )
 from priors.samplers import SAMPLERS
+from priors.spaces import LatentSpace
 from priors.verify import Options, _on_base
 from scene.lr_kernel import LRKernel
 from tests.priors import tiny_models as tiny
@@ -101,6 +103,36 @@ def test_images_have_their_size_and_the_seed_decides(priors, name):
     assert found.scale == (4 if name == "resshift" else 0)
 
 
+@pytest.mark.parametrize("name", ["stablesr", "seesr", "resshift"])
+def test_tiles_of_ones_own_share_what_those_of_the_release_do(priors, name):
+    prior = priors[name]
+    network = prior.network if name == "resshift" else prior.unet
+    sides, calls = [], maker(priors, name, replace(PARAMS, prior_tile=32, prior_steps=1, guidance_scale=1.0))
+    handle = network.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    image = made(calls)
+    handle.remove()
+    assert image.shape == (3, 52, 68)
+    tiles = {"stablesr": 4 * 3, "seesr": 3 * 2, "resshift": 3 * 2}  # of 9 x 7 latents, or of 17 x 13
+    assert len(sides) == tiles[name]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "overlap", "tiles"),
+    [
+        (0, 512, 256, (64, 32)),  # StableSR, DiffBIR
+        (0, 768, 32, (96, 4)),  # SeeSR, AddSR
+        (256, 512, 256, (32, 16)),
+        (64, 512, 64, (8, 1)),
+        (8, 512, 256, (1, 0)),
+    ],
+)
+def test_overlaps_grow_with_tiles(wanted, own, overlap, tiles):
+    space = LatentSpace(None, channels=4, factor=8)
+    assert tiles_of(space, wanted, own, overlap) == tiles
+    with pytest.raises(UserError, match="--prior_tile 7: 8 px or more"):
+        tiles_of(space, 7, own, overlap)
+
+
 @pytest.mark.parametrize("name", ["stablesr", "diffbir", "seesr", "addsr"])
 def test_colours_are_those_of_the_lr_view_where_nothing_is_projected(priors, name):
     up = enlarged(window(), 68, 52)
@@ -151,6 +183,19 @@ def test_texts_of_the_flags_through_the_official_files(base, diffbir_file):  # n
     assert torch.equal(found.prompt, clip(base)("a cab"))
     assert torch.equal(found.negative, clip(base)("bad"))
     assert not torch.equal(found.prompt, found.negative)
+
+
+def test_networks_of_the_official_files_compute_in_the_precision_that_is_asked_for(base, diffbir_file):  # noqa: F811
+    loading = replace(LOADING, trust=(sha256_of(diffbir_file),), dtype=torch.bfloat16)
+    prior = SAMPLERS["diffbir"](PriorParams(model=str(diffbir_file), base=str(base)), loading).prior
+    dtypes = [next(part.parameters()).dtype for part in (prior.unet, prior.control, prior.space.vae)]
+    assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+def test_another_base_is_another_result():
+    """An id of the hub is no file, whose bytes would say so."""
+    assert settings(PriorParams(base="a/b")) != settings(PriorParams(base="a/c"))
+    assert settings(GuidanceParams(sds="diffbir", sds_base="a/b")) != settings(GuidanceParams(sds="diffbir"))
 
 
 class Words(Tagger):
@@ -236,6 +281,7 @@ def test_restoration_through_the_upsamplers_registry(tmp_path):
         ("stablesr", PriorParams(), "allows no commercial use.*--accept_licence"),
         ("resshift", PriorParams(release="resshift_nothing"), "no published model named 'resshift_nothing'"),
         ("diffbir", PriorParams(release="seesr"), "--release seesr: is not one of --upsampler diffbir"),
+        ("stablesr", PriorParams(release="stablesr_turbo"), "--release stablesr_turbo: is not one of"),
         ("seesr", PriorParams(), "is published as a folder"),
         ("diffusehigh", PriorParams(model="/nowhere"), "/nowhere"),
         ("sd_x4", PriorParams(model="stabilityai/stable-diffusion-2-1"), "withdrawn by its maker.*mirror"),
