@@ -17,6 +17,7 @@ class RenewParams:
     level: float = opt(0.3, "how far each render is noised, 0-1 of the whole walk")
     scale: int = opt(4, "HR size over LR size")
     download: bool = opt(False, "fetch missing models", result=False)
+    trust_weights: str = opt("", "SHA-256 of a weight file whose source publishes none", result=False)
 
     def __post_init__(self) -> None:
         if not self.renders or not self.output_path:

@@ -140,9 +140,10 @@ def load(
     if ":" in settings.upsampler:
         upsampler = _imported(settings, device)
     elif settings.upsampler in PRIORS:
-        from priors.samplers import Loading, load_sampler
+        from priors.making import Loading, listed
+        from priors.samplers import load_sampler
 
-        trust = tuple(filter(None, settings.trust_weights.split(",")))
+        trust = listed(settings.trust_weights)
         restore = _restoring(settings, prior, device) if prior and prior.restoration else None
         dtype = precision(settings.precision, device)
         loading = Loading(device, settings.scale, settings.download, trust, restore, dtype)

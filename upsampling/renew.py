@@ -17,6 +17,8 @@ from arguments.flags import parse_groups, settings
 from arguments.loading import CommonParams, ModelParams
 from arguments.priors import PriorParams
 from arguments.renew import RenewParams
+from priors.making import Loading, listed
+from priors.samplers import PriorUpsampler, load_sampler, model_files
 from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_image, write_png
@@ -50,13 +52,11 @@ def renew(
     ------
     UserError : the prior has no such walk, files of it are missing, or projection without a kernel.
     """
-    from priors.samplers import Loading, load_sampler
-
     device = choose_device(common.device)
     out, names = Path(params.output_path), list(files)
     kernel = known_kernel(scene, model.lr_kernel)
     refuse_unknown(projecting(False, params.upsampler, prior.project_lr), kernel, scene.degradation is not None)
-    loading = Loading(device, params.scale, params.download)
+    loading = Loading(device, params.scale, params.download, listed(params.trust_weights))
     net = load_sampler(params.upsampler, prior, loading, kernel, common.seed)
     if net.maker.renew is None:
         raise UserError(f"--upsampler {params.upsampler}: has no walk that could begin with an image")
@@ -64,11 +64,10 @@ def renew(
     for done, name in enumerate(names, 1):
         path = out / f"{name}.png"
         if not (resume and path.is_file()):
-            planes = internal_planes(read_image(files[name]), scene.images.raw(name))
             raw = scene.images.raw(name)
+            planes = internal_planes(read_image(files[name]), raw)
             lr, alpha = colour_plane(raw).to(device), alpha_plane(raw) if raw.shape[2] == 4 else None
-            draws = rng.generator(common.seed, "renew", *(() if prior.prior_noise == "shared" else (name,)))
-            colour = _one(net, lr, alpha, planes[:3].to(device), params.level, draws).cpu()
+            colour = _one(net, lr, alpha, planes[:3].to(device), params.level, "" if net.shared else name).cpu()
             write_png(path, stored(torch.cat([colour, planes[3:]])))
         progress.update(done)
     progress.close()
@@ -76,16 +75,14 @@ def renew(
 
 
 def _one(
-    net: "object",
+    net: PriorUpsampler,
     lr: Float[Tensor, "3 h w"],
     alpha: Float[Tensor, "h w"] | None,
     render: Float[Tensor, "3 H W"],
     level: float,
-    draws: torch.Generator,
+    own: str,
 ) -> Float[Tensor, "3 H W"]:
-    from priors.samplers import PriorUpsampler
-
-    assert isinstance(net, PriorUpsampler)
+    """Mean of the walks from a render. own : whose noise alone it is, "" = that of all views."""
     assert net.maker.renew is not None
     window = lr.expand(net.maker.frames, -1, -1, -1)  # neighbours' renders are in the model already
     height, width = render.shape[-2:]
@@ -94,14 +91,13 @@ def _one(
         net = net.masked([alpha])
     known = net.known((width, height), (lr.shape[-1], lr.shape[-2]), net.masks[0] if net.masks else None)
     with torch.no_grad():
-        image = renew_one(window, render, level, known, draws)
+        draws = [rng.generator(net.seed, "renew", *filter(None, (own, walk))) for walk in range(net.samples)]
+        image = torch.stack([renew_one(window, render, level, known, of) for of in draws]).mean(0)
         return (image if known is None else known.settled(image, lr)).float()
 
 
 def main() -> None:
     """Renew the frames of a scene."""
-    from priors.samplers import model_files
-
     groups = (CommonParams, ModelParams, PriorParams, RenewParams)
     common, model, prior, params = parse_groups("upsampling.renew", __doc__.partition("\n\n")[2], groups)
     set_quiet(common.quiet)

@@ -58,6 +58,16 @@ def test_frames_begin_with_the_renders(scene, monkeypatch):
     assert far[0] < 0.3 * far[1]
 
 
+def test_several_walks_are_averaged(scene, monkeypatch):
+    """Of a network that sees no noise half of it is left in the mean of four walks."""
+    options = ("--level", "0.5", "--project_lr", "off", "--prior_noise", "own")
+    found = [
+        run(scene, monkeypatch, f"out{count}", *options, "--prior_samples", count, model="blind") for count in "148"
+    ]
+    rest = [np.mean([np.abs(some[name] - found[2][name].astype(float)).mean() for name in some]) for some in found[:2]]
+    assert rest[1] < 0.7 * rest[0]
+
+
 def test_frames_say_what_the_lr_views_say(scene, monkeypatch):
     found = run(scene, monkeypatch)
     kernel = LRKernel("bicubic", "renormalise", (2 * SIZE, 2 * SIZE), (SIZE, SIZE))
