@@ -45,6 +45,12 @@ class Croppable(Protocol):
     def cropped(self, box: Box) -> "Croppable": ...
 
 
+def box_size(view: tuple[int, int], side: int, multiple: int) -> tuple[int, int]:
+    """Width and height of `random_box`."""
+    width, height = (max(min(side, length) // multiple, 1) * multiple for length in view)
+    return width, height
+
+
 def random_box(view: tuple[int, int], side: int, multiple: int, generator: torch.Generator) -> Box:
     """A box of about `side` LR px, anywhere in the view.
 
@@ -53,10 +59,10 @@ def random_box(view: tuple[int, int], side: int, multiple: int, generator: torch
     view : width, height of the LR view. side : sides longer than the view's become the view's.
     multiple : of LR px, to which corners and sides are rounded down.
     """
-    sides = [max(min(side, length) // multiple, 1) * multiple for length in view]
+    sides = box_size(view, side, multiple)
     places = [(length - size) // multiple + 1 for length, size in zip(view, sides, strict=True)]
     left, top = (multiple * int(torch.randint(count, (), generator=generator)) for count in places)
-    return Box(left, top, sides[0], sides[1], view)
+    return Box(left, top, *sides, view)
 
 
 def cropped_cond(cond: Cond, box: Box, image_size: tuple[int, int]) -> Cond:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from priors.crops import Box, Croppable, cropped_cond, random_box
+from priors.crops import Box, Croppable, box_size, cropped_cond, random_box
 from priors.interfaces import Coefficients, Cond, ScorePrior, StepContext
 from priors.sampler import HookCall, noised, standard_noise, up_coordinates
 from utils.errors import UserError
@@ -139,10 +139,13 @@ class SDSGuidance:
         UserError : the image is no whole multiple of its LR view, or a crop's latents would be no whole ones.
         ValueError : crops without cond.lr.
         """
-        hooks = self.hooks if hooks is None else hooks
-        if self.crop or any(side % self.prior.space.factor for side in image.shape[-2:]):
-            box = self._box(image, cond, generator)
-            cond = cropped_cond(cond, box, (image.shape[-1], image.shape[-2]))
+        hooks, size = self.hooks if hooks is None else hooks, (image.shape[-1], image.shape[-2])
+        if not self._sees_all(size):
+            if cond.lr is None:
+                raise ValueError("crops need cond.lr")
+            view = (cond.lr.shape[-1], cond.lr.shape[-2])
+            box = random_box(view, *self._side(size, view), generator)
+            cond = cropped_cond(cond, box, size)
             image = box.of(image)
             hooks = [_on(hook, box) for hook in hooks]
         x = self.prior.space.encode(image)
@@ -150,16 +153,23 @@ class SDSGuidance:
         noise = standard_noise(x, generator)
         return (self.gradient(x.detach(), cond, t, noise, names, hooks) * x).sum() / len(x)
 
-    def _box(self, image: Tensor, cond: Cond, generator: torch.Generator) -> Box:
-        if cond.lr is None:
-            raise ValueError("crops need cond.lr")
-        view = (cond.lr.shape[-1], cond.lr.shape[-2])
-        scale = Box(0, 0, *view, view).scale(image.shape[-1], image.shape[-2])
+    def seen(self, size: tuple[int, int], view: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of what the prior sees of an image of `size`, whose LR view has the size `view`; px."""
+        if self._sees_all(size):
+            return size
+        width, height = box_size(view, *self._side(size, view))
+        return width * (size[0] // view[0]), height * (size[1] // view[1])
+
+    def _sees_all(self, size: tuple[int, int]) -> bool:
+        return not self.crop and not any(side % self.prior.space.factor for side in size)
+
+    def _side(self, size: tuple[int, int], view: tuple[int, int]) -> tuple[int, int]:
+        """Side of a part and of what it is a multiple, LR px."""
+        scale = Box(0, 0, *view, view).scale(*size)
         # LR px after which HR px are multiples of the latents' factor, along both axes
         factor = self.prior.space.factor
         multiple = math.lcm(*(factor // math.gcd(factor, s) for s in scale))
-        side = self.crop // max(scale) if self.crop else max(view)
-        return random_box(view, side, multiple, generator)
+        return self.crop // max(scale) if self.crop else max(view), multiple
 
 
 def _on(hook: HookCall, box: Box) -> HookCall:

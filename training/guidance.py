@@ -18,7 +18,7 @@ from arguments.guidance import GuidanceParams
 from priors.enlarge import enlarged
 from priors.hooks import ProjectLR, ProjectLRLatent
 from priors.interfaces import Cond, Process, ScorePrior, Space
-from priors.making import AS_IT_IS, Loading
+from priors.making import AS_IT_IS, Loading, listed
 from priors.processes import VP, ResShift
 from priors.sampler import HookCall
 from priors.sds import SDSGuidance
@@ -86,23 +86,20 @@ class Guidance:
             return None
         assert targets.lr is not None, "see `check`"
         assert view.kernel is not None, "an LR target comes with its kernel"
-        sds, lr = self.sds, targets.lr[None]
+        sds, lr, camera = self.sds, targets.lr[None], view.camera
         hooks = (_projection(sds.prior.space, view.kernel),) if self.project else ()
-        up = enlarged(lr, view.camera.width, view.camera.height)
+        up = enlarged(lr, camera.width, camera.height)
         with torch.no_grad():  # a tagger may have weights
             cond = self.told(Cond(lr[:, None].expand(-1, self.frames, -1, -1, -1), up))
         draws = rng.generator(self.seed, "sds", iteration)
+        elements = 3 * math.prod(sds.seen((camera.width, camera.height), (lr.shape[-1], lr.shape[-2])))
 
         def pull(image: Float[Tensor, "3 H W"]) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, ""]]:
             with torch.enable_grad():
                 leaf = image.detach()[None].requires_grad_()
-                (gradient,) = torch.autograd.grad(
-                    sds.loss(leaf, cond, iteration, draws, [view.camera.name], hooks), leaf
-                )
-            _, _, height, width = gradient.shape
-            seen = min(sds.crop or height, height) * min(sds.crop or width, width)
-            size = (gradient.square().sum() / (3 * seen)).sqrt()
-            return (gradient[0] * (self.weight / (3 * seen))).contiguous(), size
+                (gradient,) = torch.autograd.grad(sds.loss(leaf, cond, iteration, draws, [camera.name], hooks), leaf)
+            size = (gradient.square().sum() / elements).sqrt()
+            return (gradient[0] * (self.weight / elements)).contiguous(), size
 
         return pull
 
@@ -143,7 +140,7 @@ def load_guidance(settings: GuidanceParams, seed: int, device: str, degraded: bo
         return None
     from priors.samplers import SAMPLERS
 
-    trust = tuple(filter(None, settings.sds_trust_weights.split(",")))
+    trust = listed(settings.sds_trust_weights)
     loading = Loading(torch.device(device), download=settings.sds_download, trust=trust)
     maker = SAMPLERS[settings.sds](settings.prior, loading)
     return Guidance.of(maker.prior, maker.frames, settings, seed, maker.told, degraded)

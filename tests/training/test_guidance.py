@@ -36,6 +36,15 @@ class Grey:
         return torch.zeros_like(x_t) + cond.lr.mean()
 
 
+@dataclass(frozen=True)
+class Coarse(PixelSpace):
+    """Pixels that say they were latents of `factor` px."""
+
+    def encode(self, image):
+        assert image.shape[-1] % self.factor == image.shape[-2] % self.factor == 0
+        return 2 * image - 1
+
+
 @pytest.fixture(scope="module")
 def scene_root(tmp_path_factory):
     return write_scene(tmp_path_factory.mktemp("scene"))
@@ -81,6 +90,19 @@ def test_a_crop_pulls_on_its_part_alone(scene_root):
     rows, columns = (gradient.abs().sum((0, axis)).nonzero()[:, 0] for axis in (2, 1))
     assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (16, 16)
     assert int(rows.min()) % SCALE == int(columns.min()) % SCALE == 0
+
+
+@pytest.mark.parametrize(("factor", "crop", "seen"), [(1, 0, 32), (1, 16, 16), (1, 17, 16), (8, 28, 24), (12, 0, 24)])
+def test_the_pull_is_a_mean_over_what_the_prior_sees(scene_root, factor, crop, seen):
+    """Parts lie on the grids of LR px and latents, so they may be smaller than --sds_crop, and than the render."""
+    run, guide = trainer(scene_root), guidance(sds_crop=crop, sds_project="off")
+    guide.sds.prior.space = Coarse(factor=factor)
+    (gradient, size), view, _ = pulled(run, guide, torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    pulled_at = gradient.abs().amax(0) > 0
+    assert int(pulled_at.sum()) == seen * seen
+    assert (view.camera.width, view.camera.height) == (32, 32)
+    rms = (gradient * 3 * seen * seen / 0.1)[:, pulled_at].square().mean().sqrt()
+    torch.testing.assert_close(size, rms, rtol=1e-4, atol=0)
 
 
 def test_projected_guidance_leaves_the_lr_view_alone(scene_root):
