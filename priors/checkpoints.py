@@ -195,6 +195,12 @@ def vouched(
     ]
 
 
+def present(found: Checkpoint, folder: str | Path = "") -> list[Path]:
+    """The files of a system that lie on this machine, whatever their bytes; see `located` for where."""
+    places = ([place for place in _places(file, folder) if place.is_file()] for file in found.files)
+    return [there[0] for there in places if there]
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces. Raises UserError: it cannot be read, or is larger than any known."""
     digest = hashlib.sha256()

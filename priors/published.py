@@ -5,6 +5,7 @@ official files; their licences are shown and accepted there.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,15 +81,41 @@ def released(name: str, params: PriorParams, loading: Loading) -> Any:
     ------
     UserError : unknown release, licence not accepted, files missing, not vouched for, or not fitting.
     """
-    found = checkpoints.checkpoint(params.release or RELEASES.get(name, name))
-    if found.name != name and not (name in RELEASES and found.name.startswith(f"{name}_")):
-        raise UserError(f"--release {found.name}: is not one of --upsampler {name}")
+    found = _release(name, params)
     found.accepted(params.accept_licence)
     options = Options(
         *(params.model, params.base, loading.trust, params.accept_licence, loading.download, str(loading.device)),
         *(params.texts, params.prompt, params.negative_prompt, loading.dtype),
     )
     return LOADERS[found.family](found, options)[0]
+
+
+def official_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), download: bool = False) -> list[Path]:
+    """The files of a published system, none of one that is a whole model or a folder.
+
+    Parameters
+    ----------
+    download : fetch what is missing, so that they are the same before and after the first run.
+
+    Raises
+    ------
+    UserError : unknown release; with `download` as `checkpoints.vouched`.
+    """
+    if RELEASES.get(name, name) not in checkpoints.CHECKPOINTS:
+        return []
+    found = _release(name, params)
+    files = checkpoints.present(found, params.model)
+    if len(files) < len(found.files) and download:
+        checkpoints.vouched(found, params.model, trust, accept_licence=params.accept_licence, download=True)
+        files = checkpoints.present(found, params.model)
+    return files
+
+
+def _release(name: str, params: PriorParams) -> checkpoints.Checkpoint:
+    found = checkpoints.checkpoint(params.release or RELEASES.get(name, name))
+    if found.name != name and not (name in RELEASES and found.name.startswith(f"{name}_")):
+        raise UserError(f"--release {found.name}: is not one of --upsampler {name}")
+    return found
 
 
 def diffusehigh_maker(prior: ScorePrior, params: PriorParams, loading: Loading) -> Maker:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from arguments.priors import PriorParams
-from priors import published  # noqa: F401 (registers its systems)
+from priors import published
 from priors.ddnm import Settings as DDNMSettings
 from priors.ddnm import ddnm, ddnm_flow
 from priors.denoisers import sr3_unet, tiny
@@ -27,6 +27,7 @@ from priors.sampler import HookCall, sample
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils import rng
 from utils.errors import UserError
+from utils.plugins import source_files
 
 HALF_LEVEL = 0.5 / 255  # what rounding to 8 bit leaves open
 
@@ -295,8 +296,19 @@ def _said(known: Known | None) -> Known:
     return known
 
 
-def model_files(model: str) -> list[Path]:
-    """The files that a flag names, as inputs of a step; none of a hub's id."""
+def input_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), download: bool = False) -> list[Path]:
+    """The files that a system is made of, as inputs of a step; none of a hub's id.
+
+    Parameters
+    ----------
+    trust, download : see `published.official_files`, as what it raises.
+    """
+    official = published.official_files(name, params, trust, download)
+    named = (params.base,) if official else (params.model, params.base)
+    return [*official, *(path for model in named for path in _files(model)), *source_files(params.tagger)]
+
+
+def _files(model: str) -> list[Path]:
     path = Path(model)
     if not model or not path.exists():
         return []

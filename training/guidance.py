@@ -28,7 +28,6 @@ from training.step import Guide
 from training.views import Targets, View
 from utils import rng
 from utils.errors import UserError
-from utils.plugins import source_files
 
 LEVELS = 1000
 
@@ -147,10 +146,9 @@ def load_guidance(settings: GuidanceParams, seed: int, device: str, degraded: bo
 
 
 def prior_files(settings: GuidanceParams) -> list[Path]:
-    """Files that --sds_model, --sds_base and --sds_tagger name, as inputs of the step."""
+    """The files of the prior, as inputs of the step."""
     if not settings.sds:
         return []
-    from priors.samplers import model_files
+    from priors.samplers import input_files
 
-    files = [path for name in (settings.sds_model, settings.sds_base) for path in model_files(name)]
-    return [*files, *source_files(settings.sds_tagger)]
+    return input_files(settings.sds, settings.prior, listed(settings.sds_trust_weights), settings.sds_download)

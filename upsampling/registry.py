@@ -18,7 +18,7 @@ from upsampling.alignment import Alignment
 from upsampling.precision import precision
 from utils.errors import UserError
 from utils.log import warn
-from utils.plugins import imported, source_files
+from utils.plugins import imported
 from utils.rng import seed_all
 from utils.state_dicts import load_strictly, read_state_dict
 from utils.weights import WEIGHTS, ResolvedWeights, resolve
@@ -108,13 +108,13 @@ def resolve_weights(settings: UpsamplingParams) -> ResolvedWeights | None:
 
 
 def weight_files(settings: UpsamplingParams, weights: ResolvedWeights | None, prior: PriorParams) -> list[Path]:
-    """Inputs of the step: the checkpoint, or all files that a diffusion prior's flags name."""
+    """Inputs of the step: the checkpoint, or all files of a diffusion prior."""
     if settings.upsampler not in PRIORS:
         return [weights.path] if weights else []
-    from priors.samplers import model_files
+    from priors.making import listed
+    from priors.samplers import input_files
 
-    named = (prior.model, prior.base)
-    return [*(path for name in named for path in model_files(name)), *source_files(prior.tagger)]
+    return input_files(settings.upsampler, prior, listed(settings.trust_weights), settings.download)
 
 
 def load(

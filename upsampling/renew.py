@@ -18,7 +18,7 @@ from arguments.loading import CommonParams, ModelParams
 from arguments.priors import PriorParams
 from arguments.renew import RenewParams
 from priors.making import Loading, listed
-from priors.samplers import PriorUpsampler, load_sampler, model_files
+from priors.samplers import PriorUpsampler, input_files, load_sampler
 from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_image, write_png
@@ -106,7 +106,8 @@ def main() -> None:
     out = Path(params.output_path)
     refuse_inside(out, model.source_path, scene.hr_root, params.renders)
     files = internal_files(Path(params.renders), scene.train, scene.images, params.scale, "--renders")
-    inputs = {**scene_inputs(scene, scene.train), "renders": list(files.values()), "weights": model_files(prior.model)}
+    weights = input_files(params.upsampler, prior)
+    inputs = {**scene_inputs(scene, scene.train), "renders": list(files.values()), "weights": weights}
     kept = settings(common, prior, params) | {"lr_kernel": model.lr_kernel}
     if common.dry_run:
         say(f"{len(files)} frames would be renewed; nothing was written")

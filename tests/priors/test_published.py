@@ -32,7 +32,7 @@ from priors.published import (
     seesr_maker,
     stablesr_maker,
 )
-from priors.samplers import SAMPLERS
+from priors.samplers import SAMPLERS, input_files
 from priors.spaces import LatentSpace
 from priors.verify import Options, _on_base
 from scene.lr_kernel import LRKernel
@@ -190,6 +190,21 @@ def test_networks_of_the_official_files_compute_in_the_precision_that_is_asked_f
     prior = SAMPLERS["diffbir"](PriorParams(model=str(diffbir_file), base=str(base)), loading).prior
     dtypes = [next(part.parameters()).dtype for part in (prior.unet, prior.control, prior.space.vae)]
     assert dtypes == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+def test_official_files_are_inputs_wherever_they_lie(base, diffbir_file, tmp_path, monkeypatch):  # noqa: F811
+    """Found by their names alone, too; of a folder that is named no other files."""
+    monkeypatch.setenv("SEQSPLAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SEQSPLAT_WEIGHTS", str(tmp_path))
+    params = PriorParams(base=str(base))
+    assert set(input_files("diffbir", params)) == {path for path in base.rglob("*") if path.is_file()}
+    (tmp_path / "v2.pth").write_bytes(diffbir_file.read_bytes())
+    (tmp_path / "other.pth").write_bytes(b"")
+    for named in (params, replace(params, model=str(tmp_path))):
+        assert [path for path in input_files("diffbir", named) if path.suffix == ".pth"] == [tmp_path / "v2.pth"]
+    assert input_files("small", PriorParams(model=str(diffbir_file))) == [diffbir_file]
+    with pytest.raises(UserError, match="no checksum is published; give --trust_weights"):  # before anything is made
+        input_files("resshift", PriorParams(accept_licence=True), download=True)
 
 
 def test_another_base_is_another_result():
