@@ -140,6 +140,11 @@ class StepContext:
     t_next: float
     names: Sequence[str] = ()
 
+    @property
+    def last(self) -> bool:
+        """Whether no step follows, so that nobody would see another `cond`."""
+        return self.index + 1 == self.steps
+
 
 @runtime_checkable
 class Hook(Protocol):

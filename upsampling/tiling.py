@@ -174,16 +174,17 @@ def _upsample(
         alignment = replace(alignment, folder=None)
     part: Any  # a Graph only for networks that take one
     for first, last, kept, end in cut.chunks:
-        if not wanted & set(range(kept, end)):
+        here = wanted & set(range(kept, end))
+        if not here:
             continue
         clip, part = frames[first:last], alignment.part(first, last)
         only: Any = getattr(net, "only", None)
-        made = only(frozenset(i - first for i in wanted)) if only else net
+        made = only(frozenset(i - first for i in here)) if only else net
         outputs = (
             _finished(made, clip, part) if cut.tiles == (1, 1) else _tiled(made, clip, part, kept - first, cut.tiles)
         )
         for position, frame in enumerate(outputs, first):
-            if kept <= position < end and position in wanted:
+            if position in here:
                 yield position, frame
             if position >= end - 1:
                 break

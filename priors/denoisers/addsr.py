@@ -59,6 +59,8 @@ class RefineTags:
     tagger: TagPrompter
 
     def __call__(self, x0: Float[Tensor, "B C h w"], context: StepContext) -> Float[Tensor, "B C h w"]:
+        if context.last:
+            return x0
         cond = context.cond
         tags = self.tagger.embeddings(cond.extra[IMAGE])
         context.cond = replace(cond, extra={**cond.extra, TAGS: tags})

@@ -218,6 +218,18 @@ def test_the_next_step_sees_the_refined_condition_and_shares_do_not_compound():
     assert cond.extra["control"] is up
 
 
+def test_nothing_is_decoded_for_a_step_that_does_not_come():
+    class Undecodable(PixelSpace):
+        def decode(self, z):
+            raise AssertionError
+
+    prior = Perfect(LINEAR, PIXELS.truth, Undecodable())
+    cond = Cond(up=IMAGE)
+    last = context(prior, cond, 9, 10)
+    assert RefineCondition(0.4, "control")(PIXELS.truth, last) is PIXELS.truth
+    assert last.cond is cond
+
+
 def test_the_refined_condition_needs_the_enlarged_view():
     with pytest.raises(ValueError, match=r"cond\.up"):
         RefineCondition(0.4, "control")(PIXELS.truth, context(PIXELS))

@@ -13,7 +13,7 @@ from tests.priors.exact_priors import Perfect
 from tests.priors_factory import smooth_picture
 from upsampling import Job, UpsamplingParams, run
 from upsampling.sources import folder_source
-from upsampling.tiling import upsample
+from upsampling.tiling import SLACK_BYTES, upsample
 
 
 class Counting:
@@ -38,6 +38,32 @@ def test_only_wanted_frames_are_made():
     assert all(torch.equal(*pair) for pair in zip(counting.asked, (frames[:3], frames[[3, 4, 4]]), strict=True))
     assert sorted(found) == [1, 4]
     assert all(torch.equal(frame, whole[i]) for i, frame in found.items())
+
+
+def test_frames_where_chunks_overlap_are_made_once():
+    class Cut:
+        """One frame on each side matters; a clip of four frames fills the memory."""
+
+        scale, num_neighbours, overlap = 1, 1, 2
+
+        def __init__(self):
+            self.asked = []
+
+        def working_bytes(self, t, h, w):
+            return 1000 * t * h * w
+
+        def only(self, wanted):
+            self.asked.append(wanted)
+            return self
+
+        def upsample(self, frames, alignment=None):
+            return iter(frames)
+
+    net, frames = Cut(), torch.rand(12, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    found = dict(upsample(net, frames, frozenset(range(12)), SLACK_BYTES + net.working_bytes(4, 4, 6) + 4000))
+    assert all(torch.equal(found[i], frames[i]) for i in range(12))
+    assert len(net.asked) > 2
+    assert sum(map(len, net.asked)) == 12
 
 
 @pytest.mark.parametrize("ensemble", [1, 2])
