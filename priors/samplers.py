@@ -74,7 +74,8 @@ class PriorUpsampler:
                 yield frames.new_zeros(()).expand(3, self.scale * h, self.scale * w)
                 continue
             window = frames[self.seen(i, t)]
-            known = self.known((self.scale * w, self.scale * h), (w, h), self.masks[i] if self.masks else None)
+            mask = self.masks[i].to(frames.device) if self.masks else None
+            known = self.known((self.scale * w, self.scale * h), (w, h), mask)
             with torch.no_grad():
                 images = [self.maker.make(window, known, self._draws(frames[i], k)) for k in range(self.samples)]
                 image = torch.stack(images).mean(0)

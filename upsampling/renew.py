@@ -66,7 +66,7 @@ def renew(
         if not (resume and path.is_file()):
             raw = scene.images.raw(name)
             planes = internal_planes(read_image(files[name]), raw)
-            lr, alpha = colour_plane(raw).to(device), alpha_plane(raw) if raw.shape[2] == 4 else None
+            lr, alpha = colour_plane(raw).to(device), alpha_plane(raw).to(device) if raw.shape[2] == 4 else None
             colour = _one(net, lr, alpha, planes[:3].to(device), params.level, "" if net.shared else name).cpu()
             write_png(path, stored(torch.cat([colour, planes[3:]])))
         progress.update(done)

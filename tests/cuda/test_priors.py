@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from priors.making import Known, Loading, Maker
-from priors.samplers import SAMPLERS
+from priors.samplers import SAMPLERS, load_sampler
 from scene.lr_kernel import LRKernel
 from tests.priors.test_guides import SETTINGS, WHOLE, camera, models, pull  # noqa: F401 (fixtures)
 from tests.priors.test_sd_x4 import folder as sd_x4_folder  # noqa: F401 (a fixture)
@@ -38,6 +38,20 @@ def test_frames_are_those_of_the_cpu(cuda, models, name):  # noqa: F811
         assert image.device.type == torch.device(device).type
         images.append(KNOWN.settled(image, window[len(window) // 2]).cpu())
     torch.testing.assert_close(images[1], images[0], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["small", "ddnm"])
+def test_views_with_alpha(cuda, models, name):  # noqa: F811
+    """Where they say nothing is known from their alphas, which stay on the CPU."""
+    use_device(cuda)
+    views, alpha = torch.rand((2, 3, 12, 16), generator=generator(0, "views")), torch.ones(12, 16)
+    alpha[:, 8:] = torch.rand(12, 8, generator=generator(0, "alpha"))
+    frames = []
+    for device in ("cpu", cuda):
+        loading, params = Loading(torch.device(device), 4), replace(models[name], prior_steps=3)
+        net = load_sampler(name, params, loading, ("bicubic", "renormalise")).masked([alpha] * 2)
+        frames.append(torch.stack(list(net.upsample(views.to(device)))).cpu())
+    torch.testing.assert_close(frames[1], frames[0], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", WHOLE)
