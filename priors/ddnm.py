@@ -210,6 +210,8 @@ def ddnm_flow(
     tile: int = 0,
     overlap: int | None = None,
     tick: Callable[[int], None] | None = None,
+    tolerance: float = 0.0,
+    mask: Tensor | None = None,
 ) -> Float[Tensor, "B 3 H W"]:
     """Images by a latent prior (Stable Diffusion 3) whose walk is led by the LR views; the end is projected in pixels.
 
@@ -218,16 +220,16 @@ def ddnm_flow(
     kernel : A, of the size of the images, any size. lr : y, 0-1; None = the middle frame of cond.lr.
     strength : of what the prior adds: 0 = A^+ y alone, 0.7-0.9 with 1-8 steps; above 1 noisy.
     tile, overlap : see `tiles.Tiled`, in latents; 0 = the whole image at once. None = an eighth of a tile.
-    tick : called with the number of steps that are done.
+    tick : called with the number of steps that are done. tolerance, mask : see `LRKernel.project_soft`.
 
     Returns
     -------
     0-1, clipped; A x = y as far as clipping lets it.
     """
     y = lr_view(lr, cond)
-    z, space = flow_latent(prior, cond, kernel, generator, y, steps, strength, tile, overlap, tick)
+    z, space = flow_latent(prior, cond, kernel, generator, y, steps, strength, tile, overlap, tick, mask)
     with torch.no_grad():
-        return post.project(space.decode(z), kernel, y)
+        return post.project(space.decode(z), kernel, y, tolerance, mask=mask)
 
 
 def flow_latent(
@@ -241,15 +243,16 @@ def flow_latent(
     tile: int = 0,
     overlap: int | None = None,
     tick: Callable[[int], None] | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Float[Tensor, "B C k l"], Space]:
     """The end of the walk of `ddnm_flow`, and the space that decodes it."""
     width, height = kernel.hr_size
     fitted = Fitted(prior.space, width, height, getattr(prior, "multiple", 1))
     looked = cast(ScorePrior, Tiled(prior, tile, tile // 8 if overlap is None else overlap)) if tile else prior
     space = cast(Space, fitted)
-    with torch.no_grad():
-        start = space.encode(kernel.pinv(y))
-    hook = ProjectLRLatent(kernel, y, strength, start)
+    with torch.no_grad():  # with a mask it depends on the estimate
+        start = space.encode(kernel.pinv(y)) if mask is None else None
+    hook = ProjectLRLatent(kernel, y, strength, start, mask)
 
     def counted(x0: Tensor, context: StepContext) -> Tensor:
         if tick:

@@ -225,15 +225,18 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
     told = saying(guidance=1.0 if params.guidance_scale < 0 else params.guidance_scale)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+        said = _said(known)
         return ddnm_flow(
             prior,
             told(Cond(lr=window[None])),
-            _said(known).kernel,
+            said.kernel,
             draws,
             steps=params.prior_steps or 8,
             strength=params.ddnm_lambda,
             tile=tile,
             overlap=overlap,
+            tolerance=said.tolerance,
+            mask=said.mask,
         )[0]
 
     return Maker(make, 0, 1, prior, told=told)

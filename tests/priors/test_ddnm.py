@@ -124,6 +124,24 @@ def test_noise_in_the_lr_view_is_damped():
     assert float(soft.std()) < 0.06
 
 
+def test_in_latents_masks_and_tolerances_are_kept_too():
+    """Where the view says nothing the image is the prior's; elsewhere y is met, up to the tolerance and not nearer."""
+    y, mask = KERNEL.down(_truth()), torch.ones(KERNEL.lr_size[::-1], dtype=torch.bool)
+    mask[:, : mask.shape[1] // 2] = False
+
+    def errors(**given):
+        prior = Smooth(sd3_space(12))
+        image = ddnm_flow(prior, Cond(), KERNEL, generator(0), steps=3, strength=1.0, lr=y, **given)
+        return (KERNEL.down(image) - y).abs().amax((0, 1))
+
+    masked = errors(mask=mask)
+    assert masked[mask].max() < 1e-6
+    assert masked[~mask].max() > 1e-2
+    prior = Smooth(sd3_space(7))  # lossy, so that the last projection has something to do
+    image = ddnm_flow(prior, Cond(), KERNEL, generator(0), steps=3, strength=1.0, lr=y, tolerance=1 / 255)
+    assert 0.9 / 255 < float((KERNEL.down(image) - y).abs().max()) < 1 / 255 + 1e-6
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("noise", [0.0, 0.2, 5.0])
 def test_noise_of_the_view_and_fresh_noise_add_up(sigma, noise):
