@@ -238,6 +238,8 @@ def _trained(config: TrainConfig, out: Path, device: torch.device) -> TinyPrior:
     if (out / MODEL).is_file():
         prior = load_prior(out / MODEL, device)
         where, net = out / MODEL, prior.net
+        walk = "resshift" if prior.process.uses_up else "sr3"
+        _refuse_other(where, walk if net.config.noisy else "regression", config)
     else:
         there = train_state.newest(out / config.checkpoints, device)
         if there is None and config.resume:
@@ -246,13 +248,17 @@ def _trained(config: TrainConfig, out: Path, device: torch.device) -> TinyPrior:
         if there is None:
             raise UserError(f"{out}: nothing is trained yet; run it with `train` first, or name its folder with --out")
         where, net = there[0], TinyNet(config.network)
-        saved = there[2].get("made_of", {}).get("objective")
-        if saved != config.objective:
-            raise UserError(f"{where} was made with objective = {saved!r}, the configuration says {config.objective!r}")
+        _refuse_other(where, there[2].get("made_of", {}).get("objective"), config)
         net.load_state_dict(train_state.averaged(there[1]))
     if net.config != config.network:
         raise UserError(f"{where} holds another network than the configuration describes; use the one it was made with")
     return TinyPrior(net.eval().requires_grad_(False).to(device), config.val_process.make())
+
+
+def _refuse_other(where: Path, saved: Any, config: TrainConfig) -> None:
+    """SR3 and ResShift have the same network, so that nothing else would tell them apart."""
+    if saved != config.objective:
+        raise UserError(f"{where} was made with objective = {saved!r}, the configuration says {config.objective!r}")
 
 
 def _as_8_bit(image: Tensor) -> np.ndarray:

@@ -245,9 +245,16 @@ def test_validation_needs_weights_of_its_configuration(tmp_path):
     config = config_of(tmp_path)
     with pytest.raises(UserError, match="nothing is trained yet"):
         validate(config, tmp_path / "out", CPU)
-    train(config, tmp_path / "out", CPU)
+    model = train(config, tmp_path / "out", CPU)
     with pytest.raises(UserError, match="another network"):
-        validate(config_of(tmp_path, objective="regression"), tmp_path / "out", CPU)
+        validate(config_of(tmp_path, model__unet__inner_channel=16), tmp_path / "out", CPU)
+    for left in ("the model", "a checkpoint"):
+        for other in ("resshift", "regression"):  # resshift has the same network
+            with pytest.raises(UserError, match=f"was made with objective = 'sr3', the configuration says '{other}'"):
+                validate(config_of(tmp_path, objective=other), tmp_path / "out", CPU)
+        if left == "the model":
+            model.unlink()
+    assert not (tmp_path / "out" / "val.json").exists()
 
 
 def test_model_file_is_a_prior(tmp_path):
