@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Upsample ordered LR views (-s SCENE -m OUT writes OUT/hr/NAME.png) or a folder (--frames DIR -o DIR)."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from arguments.flags import settings
@@ -33,7 +33,7 @@ def main() -> None:
     refuse_inside(folder, flags.frames or model.source_path, source.hr_root, flags.internal)
     weights, device = resolve_weights(flags), choose_device(common.device)
     inputs = {**source.inputs, **internal_inputs(flags, prior, source), "weights": weight_files(flags, weights, prior)}
-    net = partial(load, flags, weights, device, common.seed, prior, source.kernel)
+    net = cache(partial(load, flags, weights, device, common.seed, prior, source.kernel))
     set_threads(common.threads)
     if flags.deterministic and device.type == "cuda":
         use_fixed_order()
@@ -46,7 +46,7 @@ def main() -> None:
     kept["flow"] = "learned" if source.geometry is None else "geometry"
     kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
     removes = partial(clear, folder, source)
-    with record.step(out, "upsample", kept, inputs, upsample_code(flags), common, clear=removes) as attempt:
+    with record.step(out, "upsample", kept, inputs, upsample_code(flags), common, clear=removes, ready=net) as attempt:
         if not attempt.up_to_date:
             job = Job(net(), flags, source, folder, common.compat, attempt.resume, device)
             attempt.outputs, attempt.notes = run(job)

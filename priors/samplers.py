@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from arguments.priors import PriorParams
+from arguments.upsampling import PROJECTING
 from priors import published
 from priors.ddnm import Settings as DDNMSettings
 from priors.ddnm import ddnm, ddnm_flow
@@ -208,9 +209,9 @@ def _ddnm(params: PriorParams, loading: Loading) -> Maker:
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         up = enlarged(window[len(window) // 2][None], *size_of(window, loading.scale))
-        said, cond = _said(known), Cond(lr=window[None], up=up)
-        of = (seen, cond, said.kernel, draws, settings)
-        return ddnm(*of, tolerance=said.tolerance, mask=said.mask)[0]
+        assert known is not None, "see load_sampler"
+        of = (seen, Cond(lr=window[None], up=up), known.kernel, draws, settings)
+        return ddnm(*of, tolerance=known.tolerance, mask=known.mask)[0]
 
     return Maker(make, prior.net.config.scale, prior.net.config.frames, prior)
 
@@ -225,18 +226,18 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
     told = saying(guidance=1.0 if params.guidance_scale < 0 else params.guidance_scale)
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        said = _said(known)
+        assert known is not None, "see load_sampler"
         return ddnm_flow(
             prior,
             told(Cond(lr=window[None])),
-            said.kernel,
+            known.kernel,
             draws,
             steps=params.prior_steps or 8,
             strength=params.ddnm_lambda,
             tile=tile,
             overlap=overlap,
-            tolerance=said.tolerance,
-            mask=said.mask,
+            tolerance=known.tolerance,
+            mask=known.mask,
         )[0]
 
     return Maker(make, 0, 1, prior, told=told)
@@ -291,15 +292,6 @@ def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
     return tiny.load_prior(params.model, loading.device)
 
 
-def _said(known: Known | None) -> Known:
-    if known is None:
-        raise UserError(
-            "--project_lr: this prior works by projection and must know how the LR views were made; say so with "
-            "--lr_kernel bicubic, area or a JSON file, and leave --project_lr off away"
-        )
-    return known
-
-
 def input_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), download: bool = False) -> list[Path]:
     """The files that a system is made of, as inputs of a step; none of a hub's id.
 
@@ -334,17 +326,27 @@ def load_sampler(
 
     Raises
     ------
-    UserError : files or packages missing, another scale, or projection without a kernel.
+    UserError : files or packages missing, another scale, projection without a kernel, or more steps than times.
     """
     if params.project_lr in ("hard", "soft") and kernel is None:
         raise UserError(
             f"--project_lr {params.project_lr}: no LR kernel is known; say with --lr_kernel how the LR views were "
             "made: bicubic, area or a JSON file (views of scene.degrade have none: leave it away)"
         )
+    projects = kernel is not None and params.project_lr != "off"
+    if name in PROJECTING and not projects:
+        raise UserError(
+            "--project_lr: this prior works by projection and must know how the LR views were made; say so with "
+            "--lr_kernel bicubic, area or a JSON file, and leave --project_lr off away"
+        )
     maker = SAMPLERS[name](params, loading)
     if maker.scale and maker.scale != loading.scale:
         raise UserError(f"--scale {loading.scale}: {name} magnifies {maker.scale} times; give --scale {maker.scale}")
-    projects = kernel is not None and params.project_lr != "off"
+    if params.prior_steps:
+        try:
+            maker.prior.process.times(params.prior_steps)
+        except UserError as error:
+            raise UserError(f"--prior_steps {params.prior_steps}: {error}") from error
     tolerance = HALF_LEVEL if params.project_lr == "soft" else 0.0
     shared = params.prior_noise == "shared"
     return PriorUpsampler(

@@ -6,8 +6,9 @@ of the iteration, and that view enlarged. Draws depend on seed and iteration alo
 """
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arguments.guidance import GuidanceParams
+from arguments.priors import PriorParams
 from priors.enlarge import enlarged
 from priors.hooks import ProjectLR, ProjectLRLatent
 from priors.interfaces import Cond, Process, ScorePrior, Space
@@ -128,21 +130,51 @@ def check(settings: GuidanceParams, uses_lr: bool, degraded: bool = False) -> No
         )
 
 
-def load_guidance(settings: GuidanceParams, seed: int, device: str, degraded: bool = False) -> Guidance | None:
-    """The guidance that --sds names; None without it. degraded : see `Guidance.of`.
+def load_guidance(
+    settings: GuidanceParams, seed: int, device: str, degraded: bool = False, kernel: LRKernel | None = None
+) -> Guidance | None:
+    """The guidance that --sds names; None without it.
+
+    Parameters
+    ----------
+    degraded : see `Guidance.of`. kernel : from renders to LR views, None = not known yet.
 
     Raises
     ------
-    UserError : its model is not there, not vouched for, or its licence not accepted.
+    UserError : its model is not there, not vouched for, its licence not accepted, no diffusion model, or made for
+        another magnification.
     """
     if not settings.sds:
         return None
+    from priors.denoisers.tiny import TinyPrior
     from priors.samplers import SAMPLERS
 
     trust = listed(settings.sds_trust_weights)
     loading = Loading(torch.device(device), download=settings.sds_download, trust=trust)
-    maker = SAMPLERS[settings.sds](settings.prior, loading)
+    try:
+        maker = SAMPLERS[settings.sds](settings.prior, loading)
+    except UserError as error:
+        raise UserError(_as_guidance(str(error))) from error
+    if isinstance(maker.prior, TinyPrior) and not maker.prior.net.config.noisy:
+        raise UserError(
+            f"--sds {settings.sds}: {settings.sds_model} is a regressor, which knows no noise; give an SR3 or ResShift "
+            "network"
+        )
+    if kernel is not None and maker.scale and kernel.scale != (maker.scale, maker.scale):
+        (width, height), (w, h) = kernel.hr_size, kernel.lr_size
+        raise UserError(
+            f"--sds {settings.sds}: magnifies {maker.scale} times; renders of {width}x{height} px and LR views of "
+            f"{w}x{h} px need another"
+        )
     return Guidance.of(maker.prior, maker.frames, settings, seed, maker.told, degraded)
+
+
+def _as_guidance(message: str) -> str:
+    """A message of a prior with its flags as training calls them."""
+    named = {f"--{f.name}": f"--sds_{f.name.removesuffix('_scale')}" for f in fields(PriorParams)}
+    named |= {f"--{name}": f"--sds_{name}" for name in ("download", "trust_weights")} | {"--upsampler": "--sds"}
+    known = {f"--{f.name}" for f in fields(GuidanceParams)}
+    return re.sub(r"--[a-z_]+", lambda flag: new if (new := named.get(flag[0], "")) in known else flag[0], message)
 
 
 def prior_files(settings: GuidanceParams) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from scene.gaussians import Gaussians
 from training import mcmc
 from training.depth import depth_path
 from training.engines import choose, instruction_set, render_options
-from training.guidance import load_guidance, prior_files
+from training.guidance import Guidance, load_guidance, prior_files
 from training.start import LR_MODEL, initial_gaussians, start_file
 from training.state import TrainState
 from training.trainer import BLACK, WHITE, Generators, Trainer, World
@@ -70,6 +71,13 @@ class Job:
         """Whether steps have more than the native kernels' own: exposures, depths."""
         return self.settings.optimisation.exposure_lr_init > 0 or self.views.inverse_depths is not None
 
+    @cached_property
+    def guidance(self) -> Guidance | None:
+        """What --sds names, loaded when it is first asked for. Raises UserError as `load_guidance`."""
+        settings, degraded = self.settings, self.scene.degradation is not None
+        kernel = next((view.kernel for view in self.views.views.values() if view.kernel is not None), None)
+        return load_guidance(settings.guidance, settings.common.seed, self.device, degraded, kernel)
+
     def gaussians(self) -> Gaussians:
         """The start of the optimisation."""
         model, training = self.settings.model, self.settings.training
@@ -92,9 +100,7 @@ class Job:
         engine = choose(settings.pipeline, self.device, settings.optimisation.abs_grad, self.extended)
         state = TrainState.start(self.gaussians())
         generators = Generators.seeded(settings.common.seed)
-        degraded = self.scene.degradation is not None
-        guidance = load_guidance(settings.guidance, settings.common.seed, self.device, degraded)
-        return Trainer(self.views, engine, state, settings.optimisation, world, generators, guidance)
+        return Trainer(self.views, engine, state, settings.optimisation, world, generators, self.guidance)
 
     def inputs(self) -> dict[str, list[Path]]:
         """Files that the result is made from, by group."""

@@ -62,7 +62,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
         return None
     inputs, code = job.inputs(), settings.code
     replaceable = common.overwrite or record.read_record(out, "train") is not None
-    with record.step(out, "train", settings.results, inputs, code, common) as run:
+    with record.step(out, "train", settings.results, inputs, code, common, ready=lambda: job.guidance) as run:
         if run.up_to_date:
             return None
         if settings.training.choose_lambda:

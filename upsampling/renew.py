@@ -7,6 +7,7 @@ arXiv 2508.04090, whose rounds are the steps of one walk).
 """
 
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -33,13 +34,31 @@ from utils.folders import refuse_inside
 from utils.log import Progress, say, set_quiet
 
 
+def load(
+    common: CommonParams, model: ModelParams, prior: PriorParams, params: RenewParams, scene: Scene
+) -> PriorUpsampler:
+    """The prior that renews.
+
+    Raises
+    ------
+    UserError : it has no such walk, files of it are missing, or projection without a kernel.
+    """
+    device = choose_device(common.device)
+    kernel = known_kernel(scene, model.lr_kernel)
+    refuse_unknown(projecting(False, params.upsampler, prior.project_lr), kernel, scene.degradation is not None)
+    loading = Loading(device, params.scale, params.download, listed(params.trust_weights))
+    net = load_sampler(params.upsampler, prior, loading, kernel, common.seed)
+    if net.maker.renew is None:
+        raise UserError(f"--upsampler {params.upsampler}: has no walk that could begin with an image")
+    return net
+
+
 def renew(
-    common: CommonParams,
-    model: ModelParams,
-    prior: PriorParams,
+    net: PriorUpsampler,
     params: RenewParams,
     scene: Scene,
     files: Mapping[str, Path],
+    device: torch.device,
     resume: bool,
 ) -> list[Path]:
     """Write the renewed frames of all training views.
@@ -47,19 +66,8 @@ def renew(
     Parameters
     ----------
     files : renders by view. resume : frames that are there are of these settings and stay.
-
-    Raises
-    ------
-    UserError : the prior has no such walk, files of it are missing, or projection without a kernel.
     """
-    device = choose_device(common.device)
     out, names = Path(params.output_path), list(files)
-    kernel = known_kernel(scene, model.lr_kernel)
-    refuse_unknown(projecting(False, params.upsampler, prior.project_lr), kernel, scene.degradation is not None)
-    loading = Loading(device, params.scale, params.download, listed(params.trust_weights))
-    net = load_sampler(params.upsampler, prior, loading, kernel, common.seed)
-    if net.maker.renew is None:
-        raise UserError(f"--upsampler {params.upsampler}: has no walk that could begin with an image")
     progress = Progress("renew", len(names), "frame")
     for done, name in enumerate(names, 1):
         path = out / f"{name}.png"
@@ -117,9 +125,10 @@ def main() -> None:
         for name in files:
             (out / f"{name}.png").unlink(missing_ok=True)
 
-    with record.step(out, "renew", kept, inputs, ("upsampling", "priors"), common, clear=clear) as attempt:
+    net, code = cache(partial(load, common, model, prior, params, scene)), ("upsampling", "priors")
+    with record.step(out, "renew", kept, inputs, code, common, clear=clear, ready=net) as attempt:
         if not attempt.up_to_date:
-            attempt.outputs = renew(common, model, prior, params, scene, files, attempt.resume)
+            attempt.outputs = renew(net(), params, scene, files, choose_device(common.device), attempt.resume)
     say(f"wrote {len(files)} frames to {out}")
 
 

@@ -1,8 +1,7 @@
 """run.json: one record a step, written last. It says what a result was made from and decides what may be skipped.
 
 Same key (utils.keys) and intact outputs = up to date. A step cut short leaves `.NAME.started.json` with its key: only
-an attempt with the same key may keep partial outputs, so an attempt with another key first removes what is there and
-then leaves its own mark."""
+an attempt with the same key may keep partial outputs, one with another key removes them and leaves its own mark."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,6 +58,7 @@ def step(
     common: Common,
     *,
     clear: Callable[[], None] = lambda: None,
+    ready: Callable[[], object] = lambda: None,
     editable: bool = False,
 ) -> Iterator[Run]:
     """Lock OUT, decide whether step `name` must run, and record it when the body ends without an exception.
@@ -69,6 +69,7 @@ def step(
     inputs : files read, by group; their contents are hashed, not their names' folders.
     code : packages that make the result; those of utils.keys.GROUND are always added.
     clear : removes what an attempt could keep; called before one that may keep nothing.
+    ready : loads what may refuse to; called where the step must run, before anything earlier is touched.
     editable : outputs that were changed by hand since are used, not made again.
 
     Raises
@@ -96,6 +97,7 @@ def step(
             return
         if old and old["settings"] != key["settings"] and not common.overwrite:
             raise UserError(f"{out} holds step {name} made with other settings ({reason}); --overwrite replaces it")
+        ready()
         run.resume = same_key(old or _mark(out, name), key)
         note(f"{name}: {'continues' if run.resume and not old else 'runs'} because {reason or 'it was asked for'}")
         if run.resume:
@@ -106,7 +108,6 @@ def step(
             _started(out, name).unlink(missing_ok=True)
             clear()
         write_json(_started(out, name), key)
-        begin = time.time()
         yield run
         _end(out, name, key, run, begin)
 
@@ -129,8 +130,7 @@ def _read(out: Path) -> dict[str, Any]:
 def _write_record(out: Path, name: str, record: dict[str, Any] | None) -> None:
     content = _read(out)
     content["steps"].pop(name, None)
-    if record is not None:
-        content["steps"][name] = record
+    content["steps"] |= {} if record is None else {name: record}
     write_json(out / RECORD_NAME, content)
 
 

@@ -157,7 +157,7 @@ def test_seesr_is_told_tags_and_their_prompt(priors, models):  # noqa: F811
 def test_through_the_flags(base, diffbir_file, tmp_path):  # noqa: F811
     """Files that their maker published no checksum of, on a base, with texts; and they are inputs of the run."""
     flags = {"sds_model": str(diffbir_file), "sds_base": str(base), "sds_prompt": "a cab", "sds_negative_prompt": "bad"}
-    with pytest.raises(UserError, match="no checksum is published"):
+    with pytest.raises(UserError, match=r"no checksum is published.*--sds_trust_weights"):
         load_guidance(GuidanceParams(sds="diffbir", **flags), 0, "cpu")
     trust = sha256_of(diffbir_file)
     settings = GuidanceParams(
@@ -176,10 +176,10 @@ def test_through_the_flags(base, diffbir_file, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"sds": "stablesr"}, "allows no commercial use.*--accept_licence"),
-        ({"sds": "seesr", "sds_model": "."}, "--tagger MODULE:NAME|not on this machine|holds no"),
-        ({"sds": "diffbir", "sds_release": "seesr"}, "--release seesr: is not one of"),
-        ({"sds": "small"}, "--model FILE: which network"),
+        ({"sds": "stablesr"}, "allows no commercial use.*--sds_accept_licence"),
+        ({"sds": "seesr", "sds_model": "."}, "--sds_tagger MODULE:NAME|not on this machine|holds no"),
+        ({"sds": "diffbir", "sds_release": "seesr"}, "--sds_release seesr: is not one of --sds diffbir"),
+        ({"sds": "small"}, "--sds_model FILE: which network"),
         ({"sds": "ddnm_sd3"}, "gated"),
     ],
 )

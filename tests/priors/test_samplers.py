@@ -1,7 +1,6 @@
 """Priors as upsamplers: through the script, consistent with the LR views, refused in one line."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +162,8 @@ def test_through_the_script_with_alpha(models, tmp_path, monkeypatch):
         (["--upsampler", "small", "--model", "{regression}", "--project_lr", "hard"], "no LR kernel is known"),
         (["--upsampler", "ldm_sr", "--model", "/nowhere"], "/nowhere"),
         (["--upsampler", "small", "--prior_eta", "2"], "--prior_eta 2.0"),
+        (["--upsampler", "small", "--model", "{sr3}", "--prior_steps", "41"], "--prior_steps 41: 41 steps from time"),
+        (["--upsampler", "ddnm", "--lr_kernel", "area", "--project_lr", "off"], "leave --project_lr off away"),
         (["--upsampler", "smal"], "did you mean small"),
     ],
 )
@@ -173,14 +174,16 @@ def test_what_cannot_be_is_one_line(models, tmp_path, monkeypatch, capsys, words
     scale = [] if "--scale" in given else ["--scale", "2"]
     flags = ["--frames", str(tmp_path / "lr"), "-o", str(tmp_path / "out"), *scale, "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["vsr_upsample.py", *flags, *given])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0.png").write_bytes(b"a frame of an earlier run")
     with pytest.raises(SystemExit) as stopped:
         errors.run(vsr_upsample.main)
     assert stopped.value.code == 2
-    *notes, error = capsys.readouterr().err.strip().splitlines()
+    (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("error: ")
     assert message in error
-    assert all(line.startswith("upsample: runs") for line in notes)
-    assert not list(Path(tmp_path / "out").glob("*.png"))
+    left = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.name != ".lock"}
+    assert left == {"0.png": b"a frame of an earlier run"}
 
 
 def test_names_are_taken_once_and_the_flags_know_them():

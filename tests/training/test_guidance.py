@@ -228,10 +228,28 @@ def test_through_the_script(tmp_path, monkeypatch, capsys):
     record = json.loads((tmp_path / "guided" / "run.json").read_text())["steps"]["train"]
     assert record["inputs"]["prior"]["files"] == 1
     assert record["settings"]["sds_project"] == "on"
-    wrong = command(tmp_path, tmp_path / "wrong", **flags, sds="smal", sds_model=model)
-    monkeypatch.setattr("sys.argv", ["train.py", *wrong])
-    with pytest.raises(SystemExit) as stopped:
-        errors.run(train.main)
-    assert stopped.value.code == 2
-    assert "--sds smal: unknown; there are" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "wrong" / "point_cloud").exists()
+    regressor, other = tmp_path / "regression.safetensors", tmp_path / "other.safetensors"
+    save_prior(regressor, TinyNet(TinyConfig(1, SCALE, noisy=False, widths=(8, 16), groups=4)), ProcessSpec("none"), {})
+    save_prior(other, TinyNet(TinyConfig(1, 2 * SCALE, widths=(8, 16), groups=4)), ProcessSpec(steps=40), {})
+    for name, file, message in (
+        ("smal", model, "--sds smal: unknown; there are"),
+        ("small", tmp_path / "nowhere", "nowhere"),
+        ("small", regressor, "is a regressor, which knows no noise; give an SR3 or ResShift network"),
+        ("small", other, f"magnifies {2 * SCALE} times; renders of 32x32 px and LR views of 16x16 px need another"),
+    ):
+        for out in ("wrong", "guided"):  # in a new folder, and where results are that --overwrite would replace
+            before = files_of(tmp_path / out)
+            words = [*command(tmp_path, tmp_path / out, **flags, sds=name, sds_model=file), "--overwrite"]
+            monkeypatch.setattr("sys.argv", ["train.py", *words])
+            with pytest.raises(SystemExit) as stopped:
+                errors.run(train.main)
+            assert stopped.value.code == 2
+            (error,) = capsys.readouterr().err.splitlines()[-1:]
+            assert error.startswith("error: ")
+            assert message in error
+            assert files_of(tmp_path / out) == before
+
+
+def files_of(folder):
+    """Contents by path, but for locks."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}

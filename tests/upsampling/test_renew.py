@@ -102,11 +102,14 @@ def test_a_second_call_does_nothing_and_other_settings_do_all_anew(scene, monkey
 )
 def test_what_cannot_be_is_one_line(scene, monkeypatch, capsys, more, options, message):
     folders = {"scene": scene, "renders": scene / "renders"}
+    (scene / "out" / "train").mkdir(parents=True)
+    (scene / "out" / "train" / "r_0.png").write_bytes(b"a frame of an earlier run")
     with pytest.raises(SystemExit) as stopped:
         run(scene, monkeypatch, "out", *(word.format(**folders) for word in more), **options)
     assert stopped.value.code == 2
     assert message.format(**folders) in capsys.readouterr().err.splitlines()[-1]
-    assert not list((scene / "out").rglob("*.png"))
+    left = {path.name: path.read_bytes() for path in (scene / "out").rglob("*") if path.suffix}
+    assert left == {"r_0.png": b"a frame of an earlier run"}
 
 
 def test_the_seed_decides_and_is_recorded(scene, monkeypatch):

@@ -142,6 +142,19 @@ def test_an_attempt_with_other_settings_keeps_no_file_of_the_one_before(scene):
     assert [(scene / "out" / f"{i}.txt").read_text() for i in range(2)] == ["2", "2"]
 
 
+def test_nothing_is_lost_where_an_attempt_is_refused(scene):
+    def refuse():
+        raise UserError("no such network")
+
+    partial(scene, 1)
+    before = {path: path.read_bytes() for path in (scene / "out").iterdir() if path.name != ".lock"}
+    with pytest.raises(UserError, match="no such network"):
+        partial(scene, 2, ready=refuse)
+    assert {path: path.read_bytes() for path in (scene / "out").iterdir() if path.name != ".lock"} == before
+    partial(scene, 1, ready=lambda: (scene / "loaded").touch())
+    assert (scene / "loaded").exists()
+
+
 def test_a_changed_output_is_made_again(scene):
     partial(scene, 1)
     write_text(scene / "out" / "1.txt", "tampered")
