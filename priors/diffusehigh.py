@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
+from priors import wavelets
 from priors.ddnm import Fitted, InSpace
 from priors.hooks import SwapLowBand
 from priors.interfaces import Cond, ScorePrior
@@ -62,7 +63,6 @@ class Settings:
     sharpening_alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        low, high = self.sharpening_sigma
         if len(self.target_height) != len(self.target_width) or min((*self.target_height, *self.target_width, 1)) < 1:
             raise UserError(f"target sizes {self.target_width} x {self.target_height}: equally many, at least 1 px")
         if not 1 <= self.noising_steps <= self.num_inference_steps or self.dwt_steps < 0:
@@ -70,11 +70,19 @@ class Settings:
                 f"noising_steps {self.noising_steps} of {self.num_inference_steps}, dwt_steps {self.dwt_steps}: 1 to "
                 "all of them, and 0 or more, are expected"
             )
-        if not 0 < low <= high or self.sharpening_kernel_size % 2 == 0 or self.sharpening_kernel_size < 1:
+        ends = self.sharpening_sigma
+        if (
+            len(ends) != 2
+            or not 0 < ends[0] <= ends[1]
+            or self.sharpening_kernel_size % 2 == 0
+            or self.sharpening_kernel_size < 1
+        ):
             raise UserError(
                 f"sharpening_sigma {self.sharpening_sigma}, kernel {self.sharpening_kernel_size}: 0 < low <= high and "
                 "an odd size are expected"
             )
+        if self.enable_dwt:
+            wavelets.check(self.dwt_wave, self.dwt_level, self.dwt_mode)
 
 
 def settings(**values: Any) -> Settings:
@@ -101,7 +109,8 @@ def settings(**values: Any) -> Settings:
             value = values[name]
             values[name] = (value,) if isinstance(value, int) else tuple(value)
     sigma = values.get("sharpening_sigma", Settings.sharpening_sigma)
-    values["sharpening_sigma"] = (sigma, sigma) if isinstance(sigma, int | float) else tuple(sigma)
+    ends = (sigma,) if isinstance(sigma, int | float) else tuple(sigma)
+    values["sharpening_sigma"] = 2 * ends if len(ends) == 1 else ends
     return Settings(**values)
 
 
@@ -242,6 +251,10 @@ def _run(args: dict[str, Any], chosen: Settings) -> Float[Tensor, "1 3 H W"]:
     from utils.compute import choose_device
 
     device = choose_device(args["device"])
+    begin = None
+    if args["guidance_image"]:
+        pixels = torch.from_numpy(read_image(args["guidance_image"])[..., :3].astype(np.float32) / 255)
+        begin = pixels.permute(2, 0, 1)[None].to(device)
     prior = sdxl.load_sdxl(
         args["model"] or sdxl.MODEL,
         prompt=args["prompt"],
@@ -254,10 +267,8 @@ def _run(args: dict[str, Any], chosen: Settings) -> Float[Tensor, "1 3 H W"]:
     generator = torch.Generator().manual_seed(args["seed"])
     # An empty LR view tells the walk which device it is on.
     here = Cond(lr=torch.zeros(1, 1, 3, 1, 1, device=device))
-    if not args["guidance_image"]:
+    if begin is None:
         return text_to_image(prior, here, prior.side, prior.side, generator, chosen)
-    pixels = torch.from_numpy(read_image(args["guidance_image"])[..., :3].astype(np.float32) / 255)
-    begin = pixels.permute(2, 0, 1)[None].to(device)
     return enlarged_to(prior, here, begin, generator, chosen)
 
 

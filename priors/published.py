@@ -38,6 +38,7 @@ RELEASES = {"diffbir": "diffbir_v2", "resshift": "resshift_bicsrx4_s4"}  # of se
 def _diffusehigh(params: PriorParams, loading: Loading) -> Maker:
     from priors.denoisers import sdxl
 
+    _diffusehigh_settings(params)  # refused before a model is loaded
     negative = params.negative_prompt or diffusehigh.NEGATIVE
     prior = sdxl.load_sdxl(params.model or sdxl.MODEL, **loading.options(params) | {"negative": negative})
     return diffusehigh_maker(prior, params, loading)
@@ -120,8 +121,20 @@ def _release(name: str, params: PriorParams) -> checkpoints.Checkpoint:
 
 def diffusehigh_maker(prior: ScorePrior, params: PriorParams, loading: Loading) -> Maker:
     """The LR view enlarged in one go; its low band is kept for the first steps."""
+    chosen = _diffusehigh_settings(params)
+
+    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
+        width, height = size_of(window, loading.scale)
+        lr = window[len(window) // 2][None]
+        sized = replace(chosen, target_width=(width,), target_height=(height,))
+        return diffusehigh.enlarged_to(prior, Cond(lr=lr[:, None]), lr, draws, sized)[0]
+
+    return Maker(make, 0, 1, prior, told=saying(guidance=chosen.diffusehigh_guidance_scale))
+
+
+def _diffusehigh_settings(params: PriorParams) -> diffusehigh.Settings:
     guidance = diffusehigh.Settings.diffusehigh_guidance_scale if params.guidance_scale < 0 else params.guidance_scale
-    chosen = diffusehigh.settings(
+    return diffusehigh.settings(
         num_inference_steps=params.prior_steps or diffusehigh.Settings.num_inference_steps,
         noising_steps=params.noising_steps,
         diffusehigh_guidance_scale=guidance,
@@ -133,16 +146,8 @@ def diffusehigh_maker(prior: ScorePrior, params: PriorParams, loading: Loading) 
         enable_sharpening=params.sharpening_alpha > 0,
         sharpening_alpha=params.sharpening_alpha,
         sharpening_kernel_size=params.sharpening_kernel_size,
-        sharpening_sigma=(params.sharpening_sigma[0], params.sharpening_sigma[-1]),
+        sharpening_sigma=params.sharpening_sigma,
     )
-
-    def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
-        width, height = size_of(window, loading.scale)
-        lr = window[len(window) // 2][None]
-        sized = replace(chosen, target_width=(width,), target_height=(height,))
-        return diffusehigh.enlarged_to(prior, Cond(lr=lr[:, None]), lr, draws, sized)[0]
-
-    return Maker(make, 0, 1, prior, told=saying(guidance=guidance))
 
 
 def stablesr_maker(prior: StableSR, params: PriorParams, loading: Loading, steps: int = 200) -> Maker:

@@ -94,8 +94,7 @@ def decompose(image: Image, wavelet: str = "db4", level: int = 1, mode: str = "s
     ------
     UserError : unknown wavelet or mode, or level < 1.
     """
-    if level < 1:
-        raise UserError(f"wavelet level {level}: at least 1")
+    check(wavelet, level, mode)
     levels = [analyse(image, wavelet, mode)]
     for _ in range(level - 1):
         levels.append(analyse(levels[-1].low, wavelet, mode))
@@ -121,6 +120,14 @@ def swap_low_band(image: Image, target: Image, wavelet: str = "db4", level: int 
     levels = decompose(image, wavelet, level, mode)
     levels[-1] = levels[-1]._replace(low=decompose(target, wavelet, level, mode)[-1].low)
     return compose(levels, wavelet, mode)
+
+
+def check(wavelet: str, level: int, mode: str) -> None:
+    """Raises UserError: one of them is not known, or PyWavelets is needed and not installed."""
+    taps(wavelet)
+    _check(mode)
+    if level < 1:
+        raise UserError(f"wavelet level {level}: at least 1")
 
 
 def _check(mode: str) -> None:

@@ -117,6 +117,7 @@ def test_both_names_of_the_sharpness():
     with pytest.raises(UserError, match="give one"):
         settings(sharpness_factor=2.0, sharpening_alpha=2.0)
     assert settings(target_height=512, target_width=512, sharpening_sigma=0.5).sharpening_sigma == (0.5, 0.5)
+    assert settings(sharpening_sigma=(0.5,)).sharpening_sigma == (0.5, 0.5)  # a flag of one word
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,10 @@ def test_both_names_of_the_sharpness():
         {"noising_steps": 0},
         {"noising_steps": 51},
         {"sharpening_sigma": (2.0, 0.1)},
+        {"sharpening_sigma": (0.1, 1.0, 2.0)},
+        {"dwt_wave": "db4x"},
+        {"dwt_mode": "nowhere"},
+        {"dwt_level": 0},
         {"sharpening_kernel_size": 4},
         {"sharpnes": 1.0},
     ],

@@ -164,6 +164,7 @@ def test_through_the_script_with_alpha(models, tmp_path, monkeypatch):
         (["--upsampler", "small", "--prior_eta", "2"], "--prior_eta 2.0"),
         (["--upsampler", "small", "--model", "{sr3}", "--prior_steps", "41"], "--prior_steps 41: 41 steps from time"),
         (["--upsampler", "ddnm", "--lr_kernel", "area", "--project_lr", "off"], "leave --project_lr off away"),
+        (["--upsampler", "diffusehigh", "--dwt_mode", "reflect"], "wavelet mode 'reflect'; one of"),
         (["--upsampler", "smal"], "did you mean small"),
     ],
 )
