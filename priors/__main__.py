@@ -22,7 +22,7 @@ def main(words: Sequence[str] | None = None) -> None:
     elif command in ("-h", "--help"):
         say(f"usage: python -m priors COMMAND; COMMAND is {USAGE}")
     else:
-        raise UserError(f"python -m priors {command}: a command is expected: {USAGE}")
+        raise UserError(f"{f'python -m priors {command}'.strip()}: a command is expected: {USAGE}")
 
 
 def _verify(words: Sequence[str]) -> None:
