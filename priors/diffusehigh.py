@@ -70,13 +70,8 @@ class Settings:
                 f"noising_steps {self.noising_steps} of {self.num_inference_steps}, dwt_steps {self.dwt_steps}: 1 to "
                 "all of them, and 0 or more, are expected"
             )
-        ends = self.sharpening_sigma
-        if (
-            len(ends) != 2
-            or not 0 < ends[0] <= ends[1]
-            or self.sharpening_kernel_size % 2 == 0
-            or self.sharpening_kernel_size < 1
-        ):
+        low, high = self.sharpening_sigma
+        if not 0 < low <= high or self.sharpening_kernel_size % 2 == 0 or self.sharpening_kernel_size < 1:
             raise UserError(
                 f"sharpening_sigma {self.sharpening_sigma}, kernel {self.sharpening_kernel_size}: 0 < low <= high and "
                 "an odd size are expected"
@@ -110,7 +105,9 @@ def settings(**values: Any) -> Settings:
             values[name] = (value,) if isinstance(value, int) else tuple(value)
     sigma = values.get("sharpening_sigma", Settings.sharpening_sigma)
     ends = (sigma,) if isinstance(sigma, int | float) else tuple(sigma)
-    values["sharpening_sigma"] = 2 * ends if len(ends) == 1 else ends
+    if len(ends) not in (1, 2):
+        raise UserError(f"sharpening_sigma {ends}: a number, or two bounds, are expected")
+    values["sharpening_sigma"] = (ends[0], ends[-1])
     return Settings(**values)
 
 

@@ -171,10 +171,10 @@ def load_guidance(
 
 def _as_guidance(message: str) -> str:
     """A message of a prior with its flags as training calls them."""
-    named = {f"--{f.name}": f"--sds_{f.name.removesuffix('_scale')}" for f in fields(PriorParams)}
-    named |= {f"--{name}": f"--sds_{name}" for name in ("download", "trust_weights")} | {"--upsampler": "--sds"}
-    known = {f"--{f.name}" for f in fields(GuidanceParams)}
-    return re.sub(r"--[a-z_]+", lambda flag: new if (new := named.get(flag[0], "")) in known else flag[0], message)
+    named = {f.name: f"sds_{f.name.removesuffix('_scale')}" for f in fields(PriorParams)}
+    named |= {name: f"sds_{name}" for name in ("download", "trust_weights")} | {"upsampler": "sds"}
+    ours = {f.name for f in fields(GuidanceParams)}
+    return re.sub(r"(?<=--)[a-z_]+", lambda flag: new if (new := named.get(flag[0], "")) in ours else flag[0], message)
 
 
 def prior_files(settings: GuidanceParams) -> list[Path]:
