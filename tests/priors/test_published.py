@@ -1,7 +1,5 @@
 """Published systems as makers, with tiny models: sizes, draws, what leads them, colours, and what is refused."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -308,26 +306,3 @@ def test_what_is_missing_is_one_line(name, params, message, tmp_path, monkeypatc
     with pytest.raises(UserError, match=message) as found:
         SAMPLERS[name](params, LOADING)
     assert "\n" not in str(found.value)
-
-
-WITHOUT = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("diffusers", "transformers", "pywt", "huggingface_hub"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-sys.meta_path.insert(0, Missing())
-import train, vsr_upsample, training.session, training.guidance, upsampling, evaluation.run_metrics, priors.samplers
-from arguments.priors import PriorParams
-from priors.making import Loading
-from utils import errors
-import torch
-errors.run(lambda: priors.samplers.SAMPLERS["ldm_sr"](PriorParams(), Loading(torch.device("cpu"))))
-"""
-
-
-def test_without_the_optional_packages_the_rest_works_and_the_message_says_what_to_install():
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: the package diffusers cannot be imported")
-    assert "pip install -r requirements-priors.txt" in done.stderr
