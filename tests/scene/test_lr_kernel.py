@@ -56,7 +56,11 @@ def test_matrix_is_the_definition(sizes, kernel):
 
 
 @pytest.mark.parametrize(
-    ("hr", "lr"), [((64, 48), (16, 12)), ((49, 33), (6, 4)), ((30, 30), (13, 7)), ((17, 9), (17, 9))]
+    ("hr", "lr"),
+    [
+        *[((24 * factor, 20 * factor), (24, 20)) for factor in (2, 3, 4, 8)],
+        *[((1237, 40), (309, 10)), ((49, 33), (6, 4)), ((30, 30), (13, 7)), ((17, 9), (17, 9))],
+    ],
 )
 def test_bicubic_equals_torch_antialiased(hr, lr):
     x = torch.rand(3, hr[1], hr[0], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
