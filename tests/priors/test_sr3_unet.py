@@ -173,9 +173,10 @@ def test_other_files_are_refused(tmp_path):
 def test_the_flag_model_takes_such_a_file(tmp_path):
     """The release's own network is too large for a test: that one is looked for, and not found, says its error."""
     sha, device = file_of(network(), tmp_path / "x.pth"), torch.device("cpu")
+    loading = Loading(device, 8, trust=(sha,))
     for name in ("small", "ddnm"):
         with pytest.raises(UserError, match=r"x\.pth: does not hold the network"):
-            load_sampler(name, PriorParams(model=str(tmp_path / "x.pth")), Loading(device, 8, trust=(sha,)))
+            load_sampler(name, PriorParams(model=str(tmp_path / "x.pth")), loading, ("bicubic", "renormalise"))
 
 
 def test_its_walk_says_what_the_lr_view_says(tmp_path):
