@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from priors.denoisers.tiny import ProcessSpec, TinyConfig
 from priors.train_form import complete, read_form
 from utils.errors import UserError
+
+SR3_STEPS = 20  # of a respaced walk
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,18 @@ def _config(values: dict[str, Any], flat: dict[str, Any], unused: list[str]) -> 
         learning_rate=float(optimizer["lr"]),
         lr_schedule=optimizer["schedule"],
         ema=Ema(values["train"]["ema"], ema["step_start_ema"], ema["update_ema_every"], float(ema["ema_decay"])),
-        validation=Validation(**values["validation"]),
+        validation=_validation(values, val_spec),
         results=_folder(flat, "path.results"),
         checkpoints=_folder(flat, "path.checkpoint"),
         resume=flat["path.resume_state"],
         notes=tuple(notes),
     )
+
+
+def _validation(values: dict[str, Any], process: ProcessSpec) -> Validation:
+    found = Validation(**values["validation"])
+    own = min(SR3_STEPS, process.steps) if values["objective"] == "sr3" else 0
+    return found if found.steps >= 0 else replace(found, steps=own)
 
 
 def _process(values: dict[str, Any], objective: str, part: str) -> ProcessSpec:
@@ -143,7 +151,8 @@ def _process(values: dict[str, Any], objective: str, part: str) -> ProcessSpec:
 
 
 def _network(values: dict[str, Any]) -> TinyConfig:
-    unet, data, objective, stem = values["model"]["unet"], values["datasets"], values["objective"], values["stem"]
+    unet, data, objective = values["model"]["unet"], values["datasets"], values["objective"]
+    stem = values["stem"] or ("full" if unet["in_channel"] else "unshuffle")
     high, low = data["train"]["r_resolution"], data["train"]["l_resolution"]
     if [data["val"][key] for key in ("l_resolution", "r_resolution")] != [low, high]:
         raise UserError("datasets.train and datasets.val have other resolutions; one network makes one step")

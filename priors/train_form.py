@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "distributed": False,
     "objective": "sr3",
     "prediction": "",  # "" = eps for SR3 with the full stem, else x0
-    "stem": "full",
+    "stem": "",  # "" = full where model.unet.in_channel is given, as in published files, else unshuffle
     "loss": "l1",
     "seed": 0,
     "path": {
@@ -79,9 +79,9 @@ DEFAULTS: dict[str, Any] = {
         "ema": False,  # own; the published files list a scheduler that nothing uses
         "ema_scheduler": {"step_start_ema": 5000, "update_ema_every": 1, "ema_decay": 0.9999},
     },
-    # own. steps: of sampling, 0 = every time of beta_schedule.val. count: samples looked at while training.
-    # draws: of each view; their mean is scored, too. project: also with ProjectLR in each step.
-    "validation": {"steps": 0, "eta": 1.0, "count": 3, "draws": 1, "project": False, "batch_size": 8},
+    # own. steps: of sampling, 0 = every time of the process, -1 = 20 for SR3, else every one. count: samples looked at
+    # while training. draws: of each view; their mean is scored, too. project: also with ProjectLR in each step.
+    "validation": {"steps": -1, "eta": 1.0, "count": 3, "draws": 1, "project": False, "batch_size": 8},
     "wandb": {},
 }
 # Nothing here depends on them; a file that sets one to something else than that program's usual is told so.
@@ -101,7 +101,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "objective": OBJECTIVES,
     "prediction": ("", *PREDICTIONS),
-    "stem": STEMS,
+    "stem": ("", *STEMS),
     "loss": ("l1", "l2"),
     "model.beta_schedule.train.schedule": SCHEDULES,
     "model.beta_schedule.val.schedule": SCHEDULES,
@@ -121,7 +121,8 @@ _AT_LEAST: dict[str, float] = {
     **dict.fromkeys(("train.ema_scheduler.update_ema_every", "validation.count", "validation.draws"), 1),
     **dict.fromkeys((f"model.beta_schedule.{part}.n_timestep" for part in ("train", "val")), 1),
     **dict.fromkeys(("validation.batch_size", "model.unet.inner_channel", "model.unet.norm_groups"), 1),
-    **dict.fromkeys(("validation.steps", "validation.eta", "train.keep_checkpoints", "seed"), 0),
+    "validation.steps": -1,
+    **dict.fromkeys(("validation.eta", "train.keep_checkpoints", "seed"), 0),
     "train.optimizer.lr": 0,
 }
 

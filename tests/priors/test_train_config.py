@@ -74,6 +74,29 @@ def test_published_form_keeps_its_meaning():
     assert not config.ema.on  # listed, but used by nothing there
 
 
+@pytest.mark.parametrize(
+    ("objective", "channels", "stem", "prediction", "steps"),
+    [
+        ("sr3", 0, "unshuffle", "x0", 20),
+        ("sr3", 12, "full", "eps", 20),
+        ("resshift", 0, "unshuffle", "x0", 0),
+        ("regression", 0, "unshuffle", "x0", 0),
+    ],
+)
+def test_what_a_file_means_that_leaves_the_form_out(objective, channels, stem, prediction, steps):
+    values = small_config(ROOT, objective=objective, model__unet__in_channel=channels)
+    for name in ("stem", "prediction", "validation"):
+        values.pop(name)
+    config = make_config(values, "f")
+    assert (config.network.stem, config.network.prediction) == (stem, prediction)
+    assert config.validation.steps == steps
+    values["validation"] = {"steps": 0}
+    assert make_config(values, "f").validation.steps == 0
+    values["validation"] = {"steps": -1}
+    values["model"]["beta_schedule"] = {part: {"n_timestep": 7} for part in ("train", "val")}
+    assert make_config(values, "f").validation.steps == min(steps, 7)
+
+
 def test_what_has_no_effect_is_named():
     (note,) = make_config(published(), "f").notes
     assert "wandb" in note
