@@ -41,7 +41,7 @@ BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- end of numbers -->)", r
 STUDIES = "studies"
 STUDY_BLOCKS = (
     *("finalists", "seqsplat", "peers", "alignment", "alignment_frames", "lambda", "estimates", "estimates_frames"),
-    *("estimates_full", "backend", "ordering", "ordering_frames", "full_size", "lego_800_frames"),
+    *("estimates_full", "backend", "ordering", "ordering_frames", "full_size", "lego_800_frames", "priors"),
 )
 COMPARED_WITH = {"alignment_frames": "single", "estimates_frames": "single-trained"}  # else the study's own baseline
 SHOWN = {"priors": (("PSNR", "SSIM", "LPIPS_alex", "LR_PSNR"), ("fit_PSNR", "splats"))}  # else PSNR and LPIPS

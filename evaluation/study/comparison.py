@@ -150,14 +150,19 @@ class Comparison:
         splats = [r.splats for r in results if r.splats]
         protocol = results[0].protocols.get(background)
         facts: dict[str, Any] = {"splats": round(float(np.mean(splats))) if splats else None}
-        fits = {name: [r.fit[group] for r in results if group in r.fit] for name, group in FIT.items()}
-        facts |= {name: float(np.mean(f)) if len(f) == len(results) else None for name, f in fits.items()}
+        facts |= {name: self._fit(inside, variant, group) for name, group in FIT.items()}
         facts |= {"interrupted": any(r.interrupted for r in results), "scenes": list(inside)}
         facts |= {f: getattr(protocol, f) for f in ("antialiasing", "dilation", "rasterizer") if protocol}
         frame = float(np.mean([f for f in frames if f is not None])) if None not in frames else None
         row = Row(scene, background, variant, tuple(seeds), means, spread(per_seed), frame, difference)
         row.cost, row.facts = cost, facts
         return row
+
+    def _fit(self, inside: Sequence[str], variant: str, group: str) -> float | None:
+        """Mean over scenes of the mean over seeds; None where a model did not measure it."""
+        found = [[r.fit.get(group) for r in self.of(scene, variant)] for scene in inside]
+        known = [[value for value in values if value is not None] for values in found]
+        return float(np.mean([np.mean(values) for values in known])) if known == found else None
 
 
 def first(table: Mapping[str, Any]) -> Any:
