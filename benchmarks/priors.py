@@ -21,8 +21,8 @@ import torch
 
 from arguments.flags import underscored
 from arguments.priors import PriorParams
-from benchmarks import device, report
-from benchmarks.vsr import size_of
+from benchmarks import device
+from benchmarks.vsr import size_of, write_rows
 from priors.denoisers.tiny import TinyNet, save_prior
 from priors.interfaces import Cond
 from priors.making import Loading
@@ -30,7 +30,6 @@ from priors.samplers import PriorUpsampler, load_sampler
 from priors.sds import SDSGuidance
 from priors.train_config import read_config
 from utils import errors
-from utils.atomic import write_text
 from utils.command_line import Parser
 from utils.compute import choose_device, use_device
 from utils.errors import UserError
@@ -130,10 +129,7 @@ def main() -> None:
                 rows.append(row | {"median_ms": statistics.median(rounds), "min_ms": min(rounds)})
     print(table(rows))
     if args.json:
-        machine = report.machine()
-        head: Row = {"command": report.command("benchmarks.priors"), "commit": machine["commit"], "machine": machine}
-        head |= {"gpu": device.facts()} if on.type == "cuda" else {"threads": args.threads}
-        write_text(args.json, report.json_text(report.rounded_values({**head, "rows": rows})) + "\n")
+        write_rows(args.json, "benchmarks.priors", rows, on)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,14 @@ def measured(args: argparse.Namespace, on: torch.device) -> list[Row]:
     return rows
 
 
+def write_rows(path: Path, module: str, rows: list[Row], on: torch.device) -> None:
+    """Write the numbers with command, commit and machine."""
+    machine = report.machine()
+    head: Row = {"command": report.command(module), "commit": machine["commit"], "machine": machine}
+    head |= {"gpu": device.facts()} if on.type == "cuda" else {}
+    write_text(path, report.json_text(report.rounded_values({**head, "rows": rows})) + "\n")
+
+
 def main() -> None:
     args = parse(sys.argv[1:])
     if args.device == "cuda":
@@ -125,10 +133,7 @@ def main() -> None:
         rows = measured(args, on)
     print(table(rows))
     if args.json:
-        machine = report.machine()
-        head: Row = {"command": report.command("benchmarks.vsr"), "commit": machine["commit"], "machine": machine}
-        head |= {"gpu": device.facts()} if on.type == "cuda" else {}
-        write_text(args.json, report.json_text(report.rounded_values({**head, "rows": rows})) + "\n")
+        write_rows(args.json, "benchmarks.vsr", rows, on)
 
 
 if __name__ == "__main__":
