@@ -5,6 +5,7 @@
         --json benchmarks/results/stages.json
     python -m benchmarks.training_step --two_term --json benchmarks/results/training_step.json
     python -m benchmarks.alignment --lr_geometry DIR --json benchmarks/results/alignment.json
+    python -m benchmarks.priors --size 100x100 200x200 --json benchmarks/results/priors.json
     python -m evaluation.study studies/NAME.toml table --json studies/results/NAME.json
     python -m benchmarks.pages
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments.study import StudyTableParams
-from benchmarks import alignment, gpu_pages, levers, models, report, training_step
+from benchmarks import alignment, gpu_pages, levers, models, priors, report, training_step
 from benchmarks.chart import chart
 from benchmarks.goals import Finding, goals_table
 from evaluation.formats import FORMATS
@@ -45,7 +46,7 @@ STUDY_BLOCKS = (
 )
 COMPARED_WITH = {"alignment_frames": "single", "estimates_frames": "single-trained"}  # else the study's own baseline
 SHOWN = {"priors": (("PSNR", "SSIM", "LPIPS_alex", "LR_PSNR"), ("fit_PSNR", "splats"))}  # else PSNR and LPIPS
-FILES = ("goals", "stages", "training_step", "alignment")
+FILES = ("goals", "stages", "training_step", "alignment", "priors")
 Report = dict[str, Any]
 Reports = dict[str, Report]  # by the names in FILES
 
@@ -92,6 +93,11 @@ def alignment_block(reports: Reports) -> str:
     return heading(found) + alignment.summary(found)
 
 
+def small_priors_block(reports: Reports) -> str:
+    """What a frame of a small prior costs."""
+    return heading(reports["priors"]) + priors.table(reports["priors"]["rows"])
+
+
 def levers_block(table: Callable[[Path], str]) -> Callable[[Reports], str]:
     """What single levers brought in the committed studies."""
     command = "python -m evaluation.study studies/NAME.toml run"
@@ -129,6 +135,7 @@ BLOCKS: dict[str, Callable[[Reports], str]] = {
     "training_step": training_step_block,
     "picture": picture_block,
     "alignment": alignment_block,
+    "small_priors": small_priors_block,
     "gpu": gpu_block,
     "published_models": lambda reports: models.table(),
     "carry_over": levers_block(levers.carry_over),

@@ -29,11 +29,13 @@ def reports():
     profile |= {"torch": {"aten::copy_": 0.01}, "python": {"loop.py:iterate": 0.02}}
     profile |= {"now_and_then": {"densification": {"ms": 5.0, "every": 100, "share": 0.005}}}
     alignment = {"depths": {}, "flow": [], "frames": [], "pair_ms": 4.0}
+    frame = {"pipeline": "SR3", "width": 6, "height": 4, "median_ms": 2.0, "min_ms": 1.5}
     return {
         "goals": {**head, "command": "python -m benchmarks.rasterizer --goals", "goals": goals},
         "stages": {**head, **stages},
         "training_step": {**head, "command": "python -m benchmarks.training_step --two_term", "cases": [profile]},
         "alignment": {**head, "command": "python -m benchmarks.alignment", **alignment},
+        "priors": {**head, "command": "python -m benchmarks.priors", "rows": [frame]},
         "gpu": {},
     }
 
@@ -50,6 +52,7 @@ def test_blocks_are_renewed_and_the_rest_is_left():
     assert "| random 1k/64 | 3.00 | 2.00 | 3000.0 | 2000.0 | 1.50x |" in text
     assert "![Whole training steps: random 1000/64 2.0 ms](" in text
     assert "| random 1k/64 | 2 | 2 | 90.0 / 100.0 | 95.0 % | `aten::copy_` 1.00 % |" in text
+    assert "| SR3 | 6x4 | 2.0 | 1.5 |" in text
     assert "is that of `loop.py:iterate`: 2.00 % of an iteration." in text
     assert pages.filled(text, reports()) == text
 
