@@ -3,13 +3,15 @@
 Layout and names are those of the multi-frame SR3 code, so that either program trains on them:
 OUT_{n}_frames_{stride}_seconds_{l}_{r}_{split}/{lr_L,hr_R,sr_L_R}/VIDEO_ID/*.png. Sources are folders of video frames,
 or the ordered subsequences of a scene (sequences.json). LR is made of the 8-bit HR frame, by a known operator and
-rounded once; sr is the enlarged 8-bit LR frame. prepared.json is written last: with it the folder is complete.
+rounded once; sr is the enlarged 8-bit LR frame. prepared.json is written last: with it the folder is complete, and by
+it a later call finds files that are missing or changed.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,8 +29,10 @@ from scene.sequences import check_sequences, read_sequences
 from utils.atomic import read_json, write_json
 from utils.errors import UserError
 from utils.folders import refuse_inside
+from utils.keys import same_key
 from utils.locks import LOCK_NAME, locked
 from utils.log import Progress, note, say, set_quiet
+from utils.outputs import damaged_outputs, output_facts, remove_outputs
 from utils.provenance import package_versions
 
 STARTED = ".prepare_frames.started.json"
@@ -67,15 +71,21 @@ def prepare(params: PrepareParams) -> Path:
     refuse_inside(out, params.frames_path)
     source = scene_source(params) if params.sequences else video_source(Path(params.frames_path))
     targets, clips = plan(source, params)
-    key: dict[str, object] = {"settings": settings(params), "source": source.facts, "clips": clips}
+    key: dict[str, Any] = {"settings": settings(params), "source": source.facts, "clips": clips}
     with locked(out):
-        if (out / PREPARED).is_file() and _begun(out / PREPARED) == key:
-            note(f"{out}: up to date")
-            return out
+        made = _record(out / PREPARED)
+        if same_key(made, key) and "outputs" in made:  # a folder of earlier code lacks them and is gone through
+            damaged = damaged_outputs(out, made["outputs"])
+            if not damaged:
+                note(f"{out}: up to date")
+                return out
+            note(f"{out}: {damaged[0]} is missing or changed ({len(damaged)} in all) and made anew")
+            remove_outputs(out, damaged)
         _claim(out, key)
         _write(source, targets, params, out)
         _write_kernel(params, out)
-        write_json(out / PREPARED, key)
+        files = [path for places in targets.values() for place in places for path in _paths(place, params, out)]
+        write_json(out / PREPARED, key | {"outputs": output_facts(out, [*files, out / KERNEL_FILE])})
         (out / STARTED).unlink()
     return out
 
@@ -192,12 +202,15 @@ def triple(
     return lr, hr, resized(lr, high, high)
 
 
-def _write(source: Source, targets: dict[str, list[str]], params: PrepareParams, out: Path) -> None:
+def _paths(place: str, params: PrepareParams, out: Path) -> list[Path]:
+    """The three files of VIDEO_ID/LABEL, in the order of `triple`."""
     low, high = params.sides_px
-    kinds = (f"lr_{low}", f"hr_{high}", f"sr_{low}_{high}")
+    return [out / kind / f"{place}.png" for kind in (f"lr_{low}", f"hr_{high}", f"sr_{low}_{high}")]
 
+
+def _write(source: Source, targets: dict[str, list[str]], params: PrepareParams, out: Path) -> None:
     def make(frame: str) -> None:
-        paths = [[out / kind / f"{place}.png" for kind in kinds] for place in targets[frame]]
+        paths = [_paths(place, params, out) for place in targets[frame]]
         if all(path.is_file() for three in paths for path in three):
             return  # of an interrupted call of the same plan
         try:
@@ -225,16 +238,18 @@ def _write_kernel(params: PrepareParams, out: Path) -> None:
     LRKernelFile(params.resample, scale=high / low, sizes=(size,), made=made).write(out / KERNEL_FILE)
 
 
-def _begun(path: Path) -> object:
-    return read_json(path) if path.is_file() else None
+def _record(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _claim(out: Path, key: dict[str, object]) -> None:
     """Mark the folder as ours and incomplete. Raises UserError where it holds anything of another plan."""
     found = {p.name for p in out.iterdir()} - {LOCK_NAME}
-    if found and _begun(out / STARTED) != key:
+    if found and not any(same_key(_record(out / name), key) for name in (STARTED, PREPARED)):
         raise UserError(f"{out} holds frames of another source or other settings; remove it or choose another --out")
     write_json(out / STARTED, key)
+    (out / PREPARED).unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -155,6 +155,49 @@ def test_second_call_does_nothing_and_an_interrupted_one_goes_on(tmp_path):
     assert (out / "hr_32" / "vid_0" / "00000.png").stat().st_mtime_ns == before["hr_32/vid_0/00000.png"]
 
 
+@pytest.mark.parametrize("name", ["hr_32/vid_0/00001.png", "lr_kernel.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x")])
+def test_a_file_that_is_missing_or_changed_is_made_anew_and_no_other(tmp_path, capsys, name, damage):
+    write_videos(tmp_path / "videos", videos=2, frames=3)
+    flags = params(tmp_path / "videos", tmp_path / "set", quiet=False)
+    out = prepare(flags)
+    content, times = (out / name).read_bytes(), {path: (out / path).stat().st_mtime_ns for path in tree(out)}
+    damage(out / name)
+    prepare(flags)
+    assert f"{name} is missing or changed (1 in all)" in capsys.readouterr().err
+    assert (out / name).read_bytes() == content
+    siblings = {name.replace("hr_32", kind) for kind in ("hr_32", "lr_8", "sr_8_32")}
+    assert all((out / path).stat().st_mtime_ns == times[path] for path in times if path not in siblings)
+    prepare(flags)
+    assert "up to date" in capsys.readouterr().err
+
+
+def test_a_damaged_folder_is_not_complete_until_it_is_repaired(tmp_path):
+    """A source frame that cannot be read any more: one line, and no prepared.json that says all is well."""
+    write_videos(tmp_path / "videos", videos=1, frames=3)
+    out = prepare(params(tmp_path / "videos", tmp_path / "set"))
+    (out / "hr_32" / "vid_0" / "00001.png").unlink()
+    path = tmp_path / "videos" / "vid_0" / "frame_1.png"
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    with pytest.raises(UserError, match=r"frame_1\.png"):
+        prepare(params(tmp_path / "videos", tmp_path / "set"))
+    assert not (out / "prepared.json").exists()
+    path.write_bytes(content)
+    prepare(params(tmp_path / "videos", tmp_path / "set"))
+    assert (out / "hr_32" / "vid_0" / "00001.png").is_file()
+
+
+def test_a_record_without_files_is_completed(tmp_path):
+    write_videos(tmp_path / "videos", videos=1, frames=3)
+    out = prepare(params(tmp_path / "videos", tmp_path / "set"))
+    record = json.loads((out / "prepared.json").read_text())
+    (out / "prepared.json").write_text(json.dumps({k: v for k, v in record.items() if k != "outputs"}))
+    (out / "hr_32" / "vid_0" / "00001.png").unlink()
+    prepare(params(tmp_path / "videos", tmp_path / "set"))
+    assert json.loads((out / "prepared.json").read_text()) == record
+
+
 def test_folder_of_another_source_is_refused(tmp_path):
     write_videos(tmp_path / "videos", videos=1, frames=3)
     write_videos(tmp_path / "others", videos=2, frames=3)
