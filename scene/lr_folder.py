@@ -41,7 +41,8 @@ def open_hr(lr: LRSceneParams) -> Scene:
 
     Raises
     ------
-    UserError : it cannot be read or its lenses distort, or the LR scene would lie in it or around it.
+    UserError : it cannot be read or its lenses distort, the LR scene would lie in it or around it, or it is itself an
+        LR scene whose test views are those of another.
     """
     scene = load_scene(lr.source_path, images=lr.images, resolution=1, allow_missing=lr.allow_missing)
     here, there = Path(lr.output_path).resolve(), scene.root.resolve()
@@ -51,6 +52,12 @@ def open_hr(lr: LRSceneParams) -> Scene:
             "another"
         )
     check_pinhole(scene)
+    for name in scene.test:
+        if not scene.images.path(name).resolve().is_relative_to(there):
+            raise UserError(
+                f"{scene.root} is an LR scene, and its test views are those of {scene.hr_root}, at that size; "
+                "make the smaller LR scene from there, with a larger --scale"
+            )
     return scene
 
 
