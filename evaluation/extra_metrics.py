@@ -38,7 +38,7 @@ class ExtraMetrics:
     def __call__(
         self, levels: UInt8[np.ndarray, "H W c"], image: Tensor, truth: Tensor, where: str
     ) -> dict[str, float]:
-        """{metric: value} of one view. Raises UserError naming `where`: too small, or not measurable."""
+        """{metric: value} of one view, without those that it has no value of. Raises UserError naming `where`."""
         found: dict[str, float] = {}
         for measure in self.measures:
             found |= measure(levels, image, truth, where)
@@ -92,5 +92,10 @@ def _add_niqe(extra: ExtraMetrics, params: MetricsParams) -> None:
     files = pristine_files(params.niqe_fit)
     model = fit_files(files, f"--niqe_fit {params.niqe_fit}")
     extra.files += files
-    extra.measures.append(lambda levels, image, truth, where: {"NIQE_fit": model.score(levels, where)})
+
+    def measure(levels: UInt8[np.ndarray, "H W c"], image: Tensor, truth: Tensor, where: str) -> dict[str, float]:
+        score = model.score(levels, where)
+        return {} if score is None else {"NIQE_fit": score}
+
+    extra.measures.append(measure)
     extra.definitions["niqe"] = f"96 px blocks, luma; fitted to {len(files)} images, {hash_files(files)['sha256'][:12]}"

@@ -51,7 +51,7 @@ def measure(
 
     Returns
     -------
-    {"PSNR": dB, "SSIM": 0-1, "LR_PSNR": dB, every variant of `lpips`, and every metric of `extra`}.
+    {"PSNR": dB, "SSIM": 0-1, "LR_PSNR": dB, every variant of `lpips`, and every metric of `extra` that has a value}.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def measure(
 
 
 def mean(views: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Average each metric over the views, exactly rounded (math.fsum), so that the order of views has no influence.
+    """Average each metric over the views that have it, exactly rounded (math.fsum): their order has no influence.
 
     Raises
     ------
@@ -81,4 +81,5 @@ def mean(views: Iterable[Mapping[str, float]]) -> dict[str, float]:
     views = list(views)
     if not views:
         raise UserError("no views to average: render some first (render.py)")
-    return {key: math.fsum(view[key] for view in views) / len(views) for key in views[0]}
+    values = {key: [view[key] for view in views if key in view] for key in dict.fromkeys(k for v in views for k in v)}
+    return {key: math.fsum(found) / len(found) for key, found in values.items()}

@@ -130,16 +130,14 @@ class NiqeModel:
     mean: Float64[np.ndarray, "36"]
     covariance: Float64[np.ndarray, "36 36"]
 
-    def score(self, image: UInt8[np.ndarray, "H W c"], where: str = "image") -> float:
+    def score(self, image: UInt8[np.ndarray, "H W c"], where: str = "image") -> float | None:
         """sqrt(d^T ((C1 + C2) / 2)^+ d), d the difference of the means, C1, C2 the covariances.
 
-        Raises
-        ------
-        UserError : too small, or without any texture.
+        None where no block has texture. Raises UserError for an image of less than a block.
         """
         features, _ = image_features(image, where)
         if not len(features):
-            raise UserError(f"{where}: no block of it has texture, so NIQE_fit says nothing; leave it out")
+            return None
         other = np.cov(features, rowvar=False) if len(features) > 1 else np.zeros_like(self.covariance)
         difference = features.mean(axis=0) - self.mean
         inverse = np.linalg.pinv((self.covariance + other) / 2, hermitian=True)

@@ -20,7 +20,7 @@ from scene.image_files import read_image
 from scene.lr_kernel import BORDERS, KERNELS, LRKernel
 from utils.atomic import read_json, write_json
 from utils.errors import UserError
-from utils.log import Progress
+from utils.log import Progress, warn
 from utils.record import read_record
 
 SCHEMA = 1
@@ -153,6 +153,19 @@ def measure_all(
             done += 1
             progress.update(done, PSNR=f"{r.views[file]['PSNR']:.2f}")
     progress.close()
+    for r in rendered:
+        _tell_lacking(r)
+
+
+def _tell_lacking(r: Rendered) -> None:
+    """Say of how many views there is no NIQE_fit."""
+    lacking = [file for file in r.files if "NIQE_fit" not in r.views[file]] if "niqe" in r.definitions else []
+    if lacking:
+        rest = "the mean is that of the others" if len(lacking) < len(r.files) else "so there is no mean"
+        warn(
+            f"{r.path('renders', lacking[0])}: no block of it has texture, so it has no NIQE_fit; "
+            f"{len(lacking)} of {len(r.files)} views have none, {rest}"
+        )
 
 
 def lr_kernel(protocol: Protocol, width: int, height: int) -> LRKernel | None:

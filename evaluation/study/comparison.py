@@ -1,6 +1,6 @@
 """Results of a study put side by side: means, spread over seeds, paired differences to the baseline, cost."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,10 @@ class Comparison:
         return [r for r in self.results if r.scene == scene and r.variant == variant]
 
     def by_seed(self, scene: str, variant: str, background: str, metric: str, kind: str = "views") -> BySeed:
-        """{seed: {view: value}} of the renders, or of the frames (kind = "frames")."""
+        """{seed: {view: value}} of the renders, or of the frames (kind = "frames"), of seeds with a value for each."""
         tables = {r.seed: getattr(r, kind).get(background, {}) for r in self.of(scene, variant)}
-        return {s: {v: row[metric] for v, row in t.items()} for s, t in tables.items() if t and metric in first(t)}
+        measured = {s: t for s, t in tables.items() if t and all(metric in row for row in t.values())}
+        return {s: {v: row[metric] for v, row in t.items()} for s, t in measured.items()}
 
     def seeds(self, scenes: Sequence[str], variant: str) -> list[int]:
         """Seeds of a variant that all these scenes have."""
@@ -134,7 +135,8 @@ class Comparison:
         results = [r for s in inside for r in self.of(s, variant)]
         seeds = self.seeds(inside, variant)
         tables = {m: [self.by_seed(s, variant, background, m) for s in inside] for m in metrics}
-        means = {m: _mean(by_scene, seeds) for m, by_scene in tables.items() if all(by_scene)}
+        measured = {m: by for m, by in tables.items() if all(table.keys() >= {*seeds} for table in by)}
+        means = {m: _mean(by_scene, seeds) for m, by_scene in measured.items()}
         per_seed = [_mean(tables[self.metric], [seed]) for seed in seeds if self.metric in means]
         frames = [self.frame_psnr(s, variant, background) for s in inside]
         difference = None
@@ -163,10 +165,6 @@ class Comparison:
         found = [[r.fit.get(group) for r in self.of(scene, variant)] for scene in inside]
         known = [[value for value in values if value is not None] for values in found]
         return float(np.mean([np.mean(values) for values in known])) if known == found else None
-
-
-def first(table: Mapping[str, Any]) -> Any:
-    return next(iter(table.values()))
 
 
 def _mean(by_scene: Sequence[BySeed], seeds: Sequence[int]) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from arguments.study import StudyTableParams
 from evaluation.formats import FORMATS, Table
-from evaluation.study.comparison import Comparison, Row, first
+from evaluation.study.comparison import Comparison, Row
 from evaluation.study.plan import Plan
 from evaluation.study.results import (
     FIT,
@@ -272,7 +272,7 @@ def compared(
     ------
     UserError : an unknown metric, or protocols that differ.
     """
-    known = {m for r in results for table in r.views.values() for m in first(table)}
+    known = {m for r in results for table in r.views.values() for row in table.values() for m in row}
     wrong = [m for m in params.metrics if known and m not in known]
     if wrong and params.metrics == StudyTableParams.metrics:  # nobody asked for it: what there is instead
         others = sorted(m for m in known if m.startswith("LPIPS"))

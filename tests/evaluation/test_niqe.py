@@ -1,11 +1,17 @@
 """NIQE_fit: fits that find their parameters, scores that grow with noise and blur, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from arguments.evaluation import MetricsParams
+from arguments.loading import CommonParams
 from evaluation.niqe import BLOCK_PX, aggd, fit, fit_files, image_features, mscn, pristine_files
+from evaluation.run_metrics import measure_models
 from scene.image_files import write_png
+from tests.evaluation.test_results import write_foreign
 from utils.errors import UserError
 
 
@@ -85,8 +91,34 @@ def test_flat_surroundings_do_not_count(model):
     image[:192, :192] = leaves(5, 192)
     assert len(image_features(image)[0]) == 4
     assert model.score(image) < model.score(noisy(leaves(5), 32))
-    with pytest.raises(UserError, match=r"x.png: no block of it has texture"):
-        model.score(np.full((96, 96, 3), 255, np.uint8), "x.png")
+    assert model.score(np.full((96, 96, 3), 255, np.uint8)) is None
+
+
+@pytest.mark.parametrize(
+    ("flat", "told"), [((1,), "the mean is that of the others"), ((0, 1, 2), "so there is no mean")]
+)
+def test_a_view_without_texture_is_left_out(tmp_path, capsys, flat, told):
+    """Of one view alone NIQE_fit says nothing: the others are measured, and so are all other metrics of all."""
+    out = write_foreign(tmp_path / "out", size=96)
+    renders = sorted((out / "test/ours_30000/renders").iterdir())
+    for i, path in enumerate(renders):
+        write_png(path, np.full((96, 96, 3), 255, np.uint8) if i in flat else leaves(i, 96))
+    for seed in range(12):
+        write_png(tmp_path / "pristine" / f"{seed}.png", leaves(seed))
+    params = MetricsParams(
+        (str(out),), extra_metrics=("NIQE_fit",), niqe_fit=str(tmp_path / "pristine"), no_lpips=True, no_frames=True
+    )
+    measure_models(CommonParams(quiet=True, device="cpu"), params)
+    shown = capsys.readouterr()
+    assert shown.err.count("no NIQE_fit") == 1
+    assert f"{renders[flat[0]]}: no block of it has texture" in shown.err
+    assert f"{len(flat)} of 3 views have none, {told}" in shown.err
+    assert ("NIQE_fit" in shown.out) == (len(flat) < 3)
+    result = json.loads((out / "metrics.json").read_text())["methods"]["test/ours_30000"]
+    scores = {name: view["NIQE_fit"] for name, view in result["views"].items() if "NIQE_fit" in view}
+    assert set(scores) == {path.name for i, path in enumerate(renders) if i not in flat}
+    assert result["mean"].get("NIQE_fit") == (pytest.approx(np.mean(list(scores.values()))) if scores else None)
+    assert all({"PSNR", "SSIM"} <= set(view) for view in result["views"].values())
 
 
 def test_too_small_or_too_few_is_refused(model):

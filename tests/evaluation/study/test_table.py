@@ -91,6 +91,22 @@ def test_carry_over_compares_the_same_seeds_of_models_and_of_frames():
     assert {row.carry for row in found} == {None}  # it is trained in another way, so not its frames alone did it
 
 
+def test_a_metric_that_a_view_has_no_value_of_is_no_cell():
+    """Means over other views are no comparison: a variant with a value for each view has a cell, another has none."""
+
+    def result(variant, seed, **more):
+        views = {"black": {"v": {"PSNR": 20.0}, "w": {"PSNR": 22.0, "NIQE_fit": 5.0}}}
+        views["black"]["v"] |= more
+        return Result("a", variant, seed, views, {})
+
+    results = [result("base", 0, NIQE_fit=3.0), result("base", 1, NIQE_fit=3.0)]
+    results += [result("better", 0, NIQE_fit=3.0), result("better", 1)]
+    metrics, names = ("PSNR", "NIQE_fit"), ["base", "better"]
+    found = Comparison(results, names, "base", "PSNR", names).rows(metrics, StudyTableParams())
+    means = {row.variant: row.means for row in found if row.scene == "a"}
+    assert means == {"base": {"PSNR": 21.0, "NIQE_fit": 4.0}, "better": {"PSNR": 21.0}}
+
+
 def test_variants_with_the_same_frames_share_a_row():
     def result(variant, frames):
         return Result("a", variant, 0, {}, {"black": {"f": {"PSNR": 20.0}}}, tasks={"frames": frames})
