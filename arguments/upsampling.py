@@ -78,7 +78,7 @@ class UpsamplingParams:
     )
     alpha: str = opt(
         "network",
-        "how an alpha channel is upsampled: network (a second pass) or bicubic",
+        "how an alpha channel is upsampled: network (a second pass; published priors: bicubic) or bicubic",
         choices=("network", "bicubic"),
     )
     ensemble: int = opt(

@@ -279,6 +279,18 @@ class ResShift:
         return 1 / math.hypot(1.0, self.kappa * self.sqrt_eta(t))
 
 
+def time_at(process: Process, level: float) -> float:
+    """The time at `level`, 0-1, of the way from clean to the noisiest; of counted times one above clean at the least.
+
+    Noise of EDM at the same place of its schedule, which is not the same part of the largest one.
+    """
+    if isinstance(process, EDM):
+        vp = process.vp.coefficients(time_at(process.vp, level))
+        return vp.s / vp.a
+    least = 1.0 if isinstance(process, VP | ResShift) else 0.0
+    return process.clean + max(level * (process.last - process.clean), least)
+
+
 def x0_from_eps(
     x_t: Float[Tensor, "*shape"],
     eps: Float[Tensor, "*shape"],

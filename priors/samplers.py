@@ -24,6 +24,7 @@ from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.interfaces import Cond, Process, ScorePrior, Space
 from priors.making import AS_IT_IS, SAMPLERS, Known, Loading, Maker, Window, sampler, saying, size_of, tiles_of
+from priors.processes import time_at
 from priors.sampler import HookCall, sample
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils import rng
@@ -55,7 +56,10 @@ class PriorUpsampler:
     masks: tuple[Bool[Tensor, "h w"], ...] = ()
     wanted: frozenset[int] | None = None
 
-    colour_only = True  # what generates details of colour has none for an alpha channel
+    @property
+    def colour_only(self) -> bool:
+        """Whether an alpha channel is left to a filter: what was taught photographs has no details for it."""
+        return not isinstance(self.maker.prior, tiny.TinyPrior)
 
     @property
     def num_neighbours(self) -> int:
@@ -133,10 +137,7 @@ def walked(
         x = sample(prior, cond, prior.process.times(steps), draws, hooks=hooks, eta=eta, shape=shape)
     else:
         image, level = begin
-        process = prior.process
-        span = process.last - process.clean
-        least = 1.0 if span > 2 else 0.0  # counted times: one step above clean
-        times = process.times(max(round(steps * level), 1), process.clean + max(level * span, least))
+        times = prior.process.times(max(round(steps * level), 1), time_at(prior.process, level))
         x = sample(prior, cond, times, draws, hooks=hooks, eta=eta, begin=space.encode(image[None]))
     return space.decode(x)[0]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from priors.interfaces import Process
-from priors.processes import EDM, VP, Flow, ResShift, from_scheduler, x0_from_eps, x0_from_flow, x0_from_v
+from priors.processes import EDM, VP, Flow, ResShift, from_scheduler, time_at, x0_from_eps, x0_from_flow, x0_from_v
 from tests.priors.exact_priors import normal
 from utils.errors import UserError
 
@@ -51,6 +51,17 @@ def test_times_descend_to_clean_and_a_start_is_kept(process):
         assert all(a > b for a, b in pairwise(times))
     start = process.times(15)[6]
     assert process.times(5, start)[0] == pytest.approx(start, rel=1e-9)
+
+
+def test_a_level_is_a_place_on_the_way_and_edm_is_at_that_of_its_schedule():
+    assert time_at(SD, 0.3) == pytest.approx(-1 + 0.3 * 1000)
+    assert time_at(SD, 0.0001) == 0.0
+    assert time_at(Flow(3.0), 0.0001) == pytest.approx(0.0001)
+    assert time_at(PROCESSES["resshift"], 0.01) == 1.0
+    now = SD.coefficients(time_at(SD, 0.3))
+    assert time_at(EDM(SD), 0.3) == pytest.approx(now.s / now.a)
+    assert EDM(SD).network_time(time_at(EDM(SD), 0.3)) == pytest.approx(299.0)
+    assert time_at(EDM(SD), 1.0) == pytest.approx(EDM(SD).last)
 
 
 def test_known_values_of_schedules():

@@ -1,6 +1,7 @@
 """Priors as upsamplers: through the script, consistent with the LR views, refused in one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from arguments.priors import PriorParams
 from arguments.upsampling import PRIORS
 from priors.denoisers.tiny import ProcessSpec, TinyConfig, TinyNet, save_prior
 from priors.enlarge import enlarged
-from priors.samplers import SAMPLERS, Loading, PriorUpsampler, load_sampler, sampler
+from priors.samplers import SAMPLERS, Clamped, Loading, PriorUpsampler, load_sampler, sampler
 from scene.lr_kernel import LRKernel
 from tests.priors_factory import smooth_picture
 from utils import errors
@@ -148,6 +149,25 @@ def test_through_the_script_with_alpha(models, tmp_path, monkeypatch):
     assert record["notes"]["propagation"] == "window"
     found = json.loads((tmp_path / "out" / "consistency.json").read_text())
     assert found["worst_db"] > 55  # rms under 1e-3 and rounding
+
+
+def test_alpha_goes_through_our_own_networks_and_published_ones_leave_it_to_a_filter(models, tmp_path, monkeypatch):
+    soft = np.linspace(0, 255, 96).reshape(8, 12, 1).astype(np.uint8)
+    (tmp_path / "lr").mkdir()
+    Image.fromarray(np.concatenate([smooth_picture(12, 8, 0), soft], 2)).save(tmp_path / "lr" / "0.png")
+    errors_of = {}
+    for alpha in ("network", "bicubic"):
+        words = ["--frames", str(tmp_path / "lr"), "-o", str(tmp_path / alpha), "--scale", "2", "--alpha", alpha]
+        words += ["--lr_kernel", "bicubic", "--upsampler", "small", "--model", models["sr3"], "--prior_steps", "3"]
+        monkeypatch.setattr("sys.argv", ["vsr_upsample.py", *words, "--quiet", "--device", "cpu"])
+        vsr_upsample.main()
+        made = torch.from_numpy(np.asarray(Image.open(tmp_path / alpha / "0.png"))[..., 3].astype(np.float64))
+        again = LRKernel(*KERNEL, (24, 16), (12, 8)).down(made[None, None])[0, 0].numpy()
+        errors_of[alpha] = np.abs(again - soft[..., 0])[1:-1, 1:-1].max()
+    assert errors_of["network"] < 1 < errors_of["bicubic"]  # projected onto the LR alpha, but for rounding
+    net = load_sampler("small", PriorParams(model=models["sr3"]), LOADING)
+    assert not net.colour_only
+    assert replace(net, maker=replace(net.maker, prior=Clamped(net.maker.prior))).colour_only
 
 
 @pytest.mark.parametrize(
