@@ -20,6 +20,7 @@ def main() -> None:
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
     from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run, summary, weight_files
     from upsampling.precision import precision
+    from upsampling.registry import hub_commits
     from upsampling.sources import folder_source, scene_source
     from utils.compute import choose_device, device_facts, set_threads, use_device, use_fixed_order
     from utils.folders import refuse_inside
@@ -51,6 +52,7 @@ def main() -> None:
             job = Job(net(), flags, source, folder, common.compat, attempt.resume, device)
             attempt.outputs, attempt.notes = run(job)
             attempt.notes |= device_facts(device) | {"weights": weights.record() if weights else None}
+            attempt.notes["models"] = hub_commits(flags, prior)
     say("; ".join(filter(None, [f"wrote {len(source.sequences.saved)} frames to {folder}", summary(folder)])))
     if not flags.frames:
         say_next("upsample", "train", model.model_path)

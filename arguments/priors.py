@@ -13,7 +13,8 @@ class PriorParams:
     model: str = opt(
         "",
         "of --upsampler: small, ddnm: a file of python -m priors.train_sr, or a .pth of the public SR3 code; else a"
-        " local folder in diffusers' layout or an id of the hub; default: the published model",
+        " local folder in diffusers' layout or an id of the hub, maker/name or maker/name@revision; default: the"
+        " published model",
     )
     prior_steps: int = opt(0, "steps of a walk from noise to an image; 0 = the prior's own number; addsr: always four")
     prior_eta: float = opt(-1.0, "fresh noise in each step, 0-1; -1 = the prior's own")

@@ -31,6 +31,7 @@ from utils.errors import UserError
 from utils.plugins import imported
 
 TILE_PX = 512
+_MODELS = {"ddnm_sd3": "sd3", "diffusehigh": "sdxl"}  # whose whole model has a name of its own in the table
 RELEASES = {"diffbir": "diffbir_v2", "resshift": "resshift_bicsrx4_s4"}  # of several, unless --release names one
 
 
@@ -110,6 +111,21 @@ def official_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), 
         checkpoints.vouched(found, params.model, trust, accept_licence=params.accept_licence, download=True)
         files = checkpoints.present(found, params.model)
     return files
+
+
+def hub_ids(name: str, params: PriorParams) -> list[str]:
+    """Ids on the hub of the whole models that a system stands on; none of a folder of the user's own.
+
+    Raises
+    ------
+    UserError : unknown release.
+    """
+    name = _MODELS.get(name, name)
+    if RELEASES.get(name, name) not in checkpoints.CHECKPOINTS:
+        return []
+    found = _release(name, params)
+    ids = (found.model and (params.model or found.model), params.base or found.base)
+    return [id for id in ids if id and not Path(id).exists()]
 
 
 def _release(name: str, params: PriorParams) -> checkpoints.Checkpoint:

@@ -20,6 +20,7 @@ from priors import published
 from priors.ddnm import Settings as DDNMSettings
 from priors.ddnm import ddnm, ddnm_flow
 from priors.denoisers import sr3_unet, tiny
+from priors.denoisers.loading import hub_state
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.interfaces import Cond, Process, ScorePrior, Space
@@ -294,7 +295,7 @@ def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
 
 
 def input_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), download: bool = False) -> list[Path]:
-    """The files that a system is made of, as inputs of a step; none of a hub's id.
+    """The files that a system is made of, as inputs of a step; of a hub's id the one that holds its commit.
 
     Parameters
     ----------
@@ -302,7 +303,13 @@ def input_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), dow
     """
     official = published.official_files(name, params, trust, download)
     named = (params.base,) if official else (params.model, params.base)
-    return [*official, *(path for model in named for path in _files(model)), *source_files(params.tagger)]
+    states = [file for model in published.hub_ids(name, params) for file in hub_state(model, download)[1]]
+    return [*official, *(path for model in named for path in _files(model)), *states, *source_files(params.tagger)]
+
+
+def hub_commits(name: str, params: PriorParams) -> dict[str, str]:
+    """{id: commit} of models of the hub that a system was made of, for the record of a step."""
+    return {id: commit for id in published.hub_ids(name, params) if (commit := hub_state(id)[0])}
 
 
 def _files(model: str) -> list[Path]:

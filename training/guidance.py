@@ -177,6 +177,15 @@ def _as_guidance(message: str) -> str:
     return re.sub(r"(?<=--)[a-z_]+", lambda flag: new if (new := named.get(flag[0], "")) in ours else flag[0], message)
 
 
+def prior_commits(settings: GuidanceParams) -> dict[str, str]:
+    """{id: commit} of models of the hub that the prior was made of."""
+    if not settings.sds:
+        return {}
+    from priors.samplers import hub_commits
+
+    return hub_commits(settings.sds, settings.prior)
+
+
 def prior_files(settings: GuidanceParams) -> list[Path]:
     """The files of the prior, as inputs of the step."""
     if not settings.sds:

@@ -74,6 +74,7 @@ def train(settings: Settings, out: Path, stop: StopRequest, measure: MeasureFact
         run.outputs += _run(job, stop, measure, replaceable)
         run.notes |= device_facts(torch.device(device))
         run.notes |= {"deterministic": settings.training.deterministic or device == "cpu"}
+        run.notes["models"] = guidance.prior_commits(settings.guidance)
         run.notes |= {"rasterizer": settings.pipeline.rasterizer, "extent": scene.extent}
         if model.hr_root:  # render.py and metrics.py find the truth again; relative, so that the record can be shared
             run.notes["hr_root"] = os.path.relpath(model.hr_root, out)

@@ -117,6 +117,15 @@ def weight_files(settings: UpsamplingParams, weights: ResolvedWeights | None, pr
     return input_files(settings.upsampler, prior, listed(settings.trust_weights), settings.download)
 
 
+def hub_commits(settings: UpsamplingParams, prior: PriorParams) -> dict[str, str]:
+    """{id: commit} of models of the hub that a diffusion prior was made of, for the record of a step."""
+    if settings.upsampler not in PRIORS:
+        return {}
+    from priors import samplers
+
+    return samplers.hub_commits(settings.upsampler, prior)
+
+
 def load(
     settings: UpsamplingParams,
     weights: ResolvedWeights | None,

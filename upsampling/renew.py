@@ -19,7 +19,7 @@ from arguments.loading import CommonParams, ModelParams
 from arguments.priors import PriorParams
 from arguments.renew import RenewParams
 from priors.making import Loading, listed
-from priors.samplers import PriorUpsampler, input_files, load_sampler
+from priors.samplers import PriorUpsampler, hub_commits, input_files, load_sampler
 from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_image, write_png
@@ -114,7 +114,7 @@ def main() -> None:
     out = Path(params.output_path)
     refuse_inside(out, model.source_path, scene.hr_root, params.renders)
     files = internal_files(Path(params.renders), scene.train, scene.images, params.scale, "--renders")
-    weights = input_files(params.upsampler, prior)
+    weights = input_files(params.upsampler, prior, listed(params.trust_weights), params.download)
     inputs = {**scene_inputs(scene, scene.train), "renders": list(files.values()), "weights": weights}
     kept = settings(common, prior, params) | {"lr_kernel": model.lr_kernel}
     if common.dry_run:
@@ -129,6 +129,7 @@ def main() -> None:
     with record.step(out, "renew", kept, inputs, code, common, clear=clear, ready=net) as attempt:
         if not attempt.up_to_date:
             attempt.outputs = renew(net(), params, scene, files, choose_device(common.device), attempt.resume)
+            attempt.notes["models"] = hub_commits(params.upsampler, prior)
     say(f"wrote {len(files)} frames to {out}")
 
 

@@ -1,7 +1,8 @@
 """Parts of published models, read strictly from a local folder or from the hub's cache.
 
 A model is a folder in the layout of diffusers (`unet/`, `vae/`, `scheduler/`), or the id ("maker/name") under which the
-hub knows such a folder. Nothing is fetched unless that was asked for, and every tensor must find its place.
+hub knows such a folder, whose newest state is meant unless the id ends with another one ("maker/name@revision").
+Nothing is fetched unless that was asked for, and every tensor must find its place.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ from priors.interfaces import Space
 from priors.spaces import LatentSpace
 from utils.errors import UserError, one_line
 
-_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 # Ids that their maker took from the hub in November 2025, and who still serves the same files.
 _MIRRORS = {
     f"stabilityai/stable-diffusion-{old}": f"sd2-community/stable-diffusion-{old}"
@@ -63,9 +64,10 @@ def component(
     options["torch_dtype" if package == "diffusers" else "dtype"] = dtype
     if package == "diffusers":  # the default is to complain where accelerate is not there
         options["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
+    where, pinned = at_revision(model)
     try:
         with quiet():
-            network, info = cls.from_pretrained(str(model), subfolder=subfolder, **options)
+            network, info = cls.from_pretrained(where, subfolder=subfolder, **options, **pinned)
     except BROKEN as error:
         raise explained(error, str(model), subfolder, download) from error
     wrong = {what: sorted(map(str, info.get(what) or ())) for what in ("missing_keys", "unexpected_keys")}
@@ -75,7 +77,9 @@ def component(
             f"{len(keys)} {what.replace('_', ' ')}, e.g. {keys[0]}" for what, keys in wrong.items() if keys
         )
         raise UserError(f"{model}/{subfolder}: its weights are not those of its own {kind} ({text}); fetch it anew")
-    return frozen(network.to(device=device, dtype=dtype))  # without accelerate diffusers may keep the file's type
+    if any(parameter.dtype != dtype for parameter in network.parameters()):
+        network = network.to(dtype=dtype)  # without accelerate diffusers may keep the file's type
+    return frozen(network.to(device=device))
 
 
 def latent_space(vae: Any, scale: float, shift: float, tile_px: int, overlap_px: int) -> Space:
@@ -128,11 +132,41 @@ def file_of(model: str | Path, name: str, *, download: bool = False) -> Path:
             raise UserError(f"{model}: holds no {name}; a folder in the layout of diffusers is expected")
         return path
     hub = needed("huggingface_hub")
+    where, pinned = at_revision(model)
     try:
         with quiet():
-            return Path(hub.hf_hub_download(str(model), name, local_files_only=not download))
+            return Path(hub.hf_hub_download(where, name, local_files_only=not download, **pinned))
     except BROKEN as error:
         raise explained(error, str(model), name, download) from error
+
+
+def at_revision(model: str | Path) -> tuple[str, dict[str, str]]:
+    """A folder or an id, and what clients of the hub take beside it: the revision where the id names one."""
+    id, _, revision = str(model).partition("@")
+    if Path(model).is_dir() or not revision or not _ID.fullmatch(str(model)):
+        return str(model), {}
+    return id, {"revision": revision}
+
+
+def hub_state(model: str, download: bool = False) -> tuple[str, list[Path]]:
+    """The commit of a model of the hub that this machine uses, and the file that says so.
+
+    Parameters
+    ----------
+    download : ask the hub which is the newest, as loading will.
+
+    Returns
+    -------
+    "" and no file of a folder, and of what is not there: loading refuses that. No file where the id names a commit.
+    """
+    if Path(model).is_dir() or not _ID.fullmatch(model):
+        return "", []
+    try:
+        snapshot = file_of(model, "model_index.json", download=download).parent
+    except UserError:
+        return "", []
+    says = snapshot.parents[1] / "refs" / at_revision(model)[1].get("revision", "main")
+    return snapshot.name, [says] if says.is_file() else []
 
 
 def explained(error: BaseException, model: str, part: str, download: bool) -> UserError:
@@ -142,16 +176,17 @@ def explained(error: BaseException, model: str, part: str, download: bool) -> Us
         return UserError(f"{where}: cannot be read ({_short(error)}); is it a whole folder in diffusers' layout?")
     if not _ID.fullmatch(model):
         return UserError(f"{model}: no such folder; give one in the layout of diffusers, or an id like maker/name")
-    if model in _MIRRORS:
+    id, _ = at_revision(model)
+    if id in _MIRRORS:
         return UserError(
-            f"{model}: withdrawn by its maker in November 2025; name a mirror ({_MIRRORS[model]}; {_MIRRORS_TOO} for "
+            f"{id}: withdrawn by its maker in November 2025; name a mirror ({_MIRRORS[id]}; {_MIRRORS_TOO} for "
             "2-1-base) or a local folder"
         )
     advice = "give a local folder, or ask for the download (--download)"
-    if model in _GATED or "Gated" in _names(error):
-        licence = _GATED.get(model, "its maker's")
+    if id in _GATED or "Gated" in _names(error):
+        licence = _GATED.get(id, "its maker's")
         advice = (
-            f"it is gated: accept the {licence} licence on https://huggingface.co/{model}, then HF_TOKEN in the "
+            f"it is gated: accept the {licence} licence on https://huggingface.co/{id}, then HF_TOKEN in the "
             "environment or `hf auth login`, and --download; or give a local folder"
         )
     elif download:

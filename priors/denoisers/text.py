@@ -134,8 +134,10 @@ def _pipeline(model: str | Path, family: str, prompt: str, negative: str, downlo
 
 
 def _whole(model: str | Path, package: str, kind: str, download: bool, **options: Any) -> Any:
+    where, pinned = loading.at_revision(model)
     try:
         with loading.quiet():
-            return getattr(needed(package), kind).from_pretrained(str(model), local_files_only=not download, **options)
+            cls = getattr(needed(package), kind)
+            return cls.from_pretrained(where, local_files_only=not download, **options, **pinned)
     except loading.BROKEN as error:
         raise loading.explained(error, str(model), options.get("subfolder", "text encoders"), download) from error
