@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -297,32 +296,6 @@ def test_a_foreign_folder_and_a_link_into_the_source_are_refused(tmp_path):
     with pytest.raises(UserError, match="through a link"):
         made(tmp_path / "hr", tmp_path / "lr", overwrite=True)
     assert digest(tmp_path / "hr") == [entry for entry in before if entry[0].is_relative_to(tmp_path / "hr")]
-
-
-@pytest.mark.parametrize("kind", ["colmap", "transforms"])
-def test_the_truth_of_an_lr_scene_of_an_lr_scene_is_the_one_between(tmp_path, kind):
-    """The recorded kernel is that of the second call, and leads from the recorded HR images to the LR images."""
-    write_scene(kind, tmp_path / "hr", 35)
-    made(tmp_path / "hr", tmp_path / "between", scale=2, kernel="area")
-    record = made(tmp_path / "between", tmp_path / "lr", scale=2)
-    lr = load_scene(tmp_path / "lr")
-    name = lr.train[0]
-    assert lr.hr_path(name).resolve().is_relative_to(tmp_path / "between")
-    camera = lr.cameras[name]
-    kernel = LRKernel(record.kernel, record.border, lr.hr_size(name), (camera.width, camera.height))
-    assert np.array_equal(lr.images.raw(name), lr_image(lr.hr_image(name), kernel))
-
-
-@pytest.mark.parametrize("tool", ["scene.downscale", "scene.degrade"])
-def test_an_lr_scene_with_test_views_of_its_hr_scene_is_no_source(tmp_path, tool):
-    """Its test views have another size than its training views, and lie where the new scene could not find them."""
-    write_blender(tmp_path / "hr", size=32, views=2, test_views=1)
-    made(tmp_path / "hr", tmp_path / "between", scale=2)
-    command = [sys.executable, "-m", tool, "-s", str(tmp_path / "between"), "-o", str(tmp_path / "lr"), "--scale=2"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert re.fullmatch(r"error: .*between is an LR scene, and its test views are those of .*/hr, .*\n", result.stderr)
-    assert not (tmp_path / "lr").exists()
 
 
 def test_a_distorting_lens_is_refused(tmp_path):
