@@ -10,8 +10,10 @@ from typing import Any
 
 from arguments.flags import as_flags, make, parse_given
 from arguments.loading import CommonParams, ModelParams
+from arguments.lr_kernel import DEGRADATION_FILE, KERNEL_FILE, check_flag, compares, projecting, refuse_unknown, unsaid
+from arguments.priors import PriorParams
 from arguments.steps import DEPTH_STEPS, METHODS, STEPS, RunParams, check_step, file_settings, own_settings, read_config
-from arguments.training import TrainingParams
+from arguments.training import OptimizationParams, TrainingParams
 from arguments.upsampling import UNALIGNED, UpsamplingParams
 from utils.errors import UserError
 from utils.plugins import imported
@@ -72,6 +74,7 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
     steps = run.steps or [name for name in STEPS if wanted.get(name, True)]
     for name in steps:
         check_step(name, values[name])
+    check_lr_kernel(steps, values, out)
     return [
         Command(
             name,
@@ -83,6 +86,32 @@ def plan(argv: Sequence[str] | None = None) -> list[Command]:
         )
         for name in steps
     ]
+
+
+def check_lr_kernel(steps: Sequence[str], values: Mapping[str, Mapping[str, Any]], out: str) -> None:
+    """Refuse at once what upsampling or training would refuse of a scene that does not say how its views were made.
+
+    Raises
+    ------
+    UserError : --lr_kernel names nothing that is there, or a step needs to know and neither it nor the scene says.
+    """
+    for name in steps:
+        if name in ("upsample", "train"):
+            check_flag(values[name].get("lr_kernel", ""))
+    given = Path(values["train"]["source_path"])
+    root = given.parent if given.suffix == ".json" else given
+    is_scene = any(root.glob("transforms*.json")) or (root / "sparse").is_dir()  # else the first step says so
+    if not is_scene or (root / KERNEL_FILE).is_file():
+        return
+    degraded = (root / DEGRADATION_FILE).is_file()
+    if "upsample" in steps and (degraded or not values["upsample"].get("lr_kernel")):
+        settings, prior = make(UpsamplingParams, values["upsample"]), make(PriorParams, values["upsample"])
+        refuse_unknown(projecting(settings.project, settings.upsampler, prior.project_lr), None, degraded)
+    if "train" in steps and not values["train"].get("lr_kernel"):
+        training = make(TrainingParams, values["train"])
+        frames = bool(training.frames) or "upsample" in steps or (Path(out) / "hr").is_dir()
+        if compares(make(OptimizationParams, values["train"]), training, frames and training.frames != "none"):
+            raise unsaid(root)
 
 
 def needs_geometry(upsample: Mapping[str, Any]) -> bool:

@@ -103,6 +103,16 @@ class OptimizationParams:
         choices=("", "bicubic", "avg"),
     )
 
+    @property
+    def uses_frames(self) -> bool:
+        """Whether the pseudo-HR frames' loss ever has a weight."""
+        return self.lambda_tex > 0 or self.lambda_tex_final > 0
+
+    @property
+    def uses_lr(self) -> bool:
+        """Whether the LR views' loss ever has a weight."""
+        return self.lambda_tex < 1 or 0 <= self.lambda_tex_final < 1
+
     def __post_init__(self) -> None:
         for name, low in (("iterations", 1), ("position_lr_max_steps", 1), ("densification_interval", 1)):
             _at_least(self, name, low)

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arguments.lr_kernel import DEGRADATION_FILE
 from utils.atomic import read_json, write_json
 from utils.errors import UserError
 
-FILE_NAME = "degradation.json"
+FILE_NAME = DEGRADATION_FILE
 _MAX_BYTES = 64 << 20  # per view a kilobyte and a half
 
 

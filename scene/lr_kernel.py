@@ -18,16 +18,15 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int32
 from torch import Tensor
 
+from arguments.lr_kernel import KERNEL_FILE, KERNELS, check_flag, unsaid
 from scene.banded import Band, separable
-from scene.degradation_file import FILE_NAME as DEGRADED
 from utils.atomic import read_json, write_text
 from utils.errors import UserError
 
-KERNELS = ("bicubic", "area")
 BORDERS = ("renormalise", "mirror")
 ROUNDINGS = ("round", "truncate")
 ALPHAS = ("none", "straight", "composited")
-FILE_NAME = "lr_kernel.json"
+FILE_NAME = KERNEL_FILE
 Size = tuple[int, int]  # width, height in px
 
 
@@ -331,22 +330,12 @@ def resolve_kernel(scene: HasKernelFile, flag: str) -> tuple[str, str]:
     ------
     UserError : neither says how the LR views were made (nothing is assumed in silence), or they were degraded.
     """
+    check_flag(flag)
     if flag in KERNELS:
         return flag, "renormalise"
     if flag:
-        if not Path(flag).is_file():
-            raise UserError(f"--lr_kernel {flag}: bicubic, area, or an existing JSON file is expected")
         found = LRKernelFile.read(flag)
         return found.kernel, found.border
-    if scene.kernel_file is None and (scene.root / DEGRADED).is_file():
-        raise UserError(
-            f"{scene.root}: its LR views were degraded ({DEGRADED}: blur, noise, JPEG), no linear operator made them; "
-            "for the LR loss of training --lr_kernel bicubic is an approximation, --lambda_tex 1 --lambda_tex_final -1 "
-            "leave it out"
-        )
     if scene.kernel_file is None:
-        raise UserError(
-            f"{scene.root}: no {FILE_NAME} says how its LR views were made; "
-            "give --lr_kernel bicubic, area or a JSON file"
-        )
+        raise unsaid(scene.root)
     return scene.kernel_file.kernel, scene.kernel_file.border

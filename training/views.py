@@ -137,7 +137,7 @@ def training_views(
     """
     if not scene.train:
         raise UserError(f"{scene.root}: no training views")
-    uses_frames = optimisation.lambda_tex > 0 or optimisation.lambda_tex_final > 0
+    uses_frames, uses_lr = optimisation.uses_frames, optimisation.uses_lr
     place, stay = torch.device(device), model.data_device != "cpu"
     if confidence is not None and (frames is None or not uses_frames):
         raise UserError(f"--confidence {confidence}: weights of pseudo-HR frames, but none are used; leave it out")
@@ -154,7 +154,6 @@ def training_views(
             "or train on the LR views alone with --lambda_tex 0"
         )
     sizes = {n: _hr_size(scene.cameras[n], frames, n, scale) for n in scene.train}
-    uses_lr = optimisation.lambda_tex < 1 or 0 <= optimisation.lambda_tex_final < 1
     views = {}
     for name, (width, height) in sizes.items():
         camera = scene.cameras[name]

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from arguments.lr_kernel import projecting, refuse_unknown
 from arguments.priors import PriorParams
 from arguments.upsampling import PRIORS, UpsamplingParams
 from scene.images import read_image, write_png
@@ -39,8 +40,6 @@ from upsampling.consistency import (
     consistency_db,
     consistency_errors,
     projected,
-    projecting,
-    refuse_unknown,
     summary,
     write_report,
 )

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from arguments.upsampling import PRIORS, PROJECTING
+from arguments.lr_kernel import projecting as projecting  # for upsampling.renew
+from arguments.lr_kernel import refuse_unknown as refuse_unknown
+from arguments.lr_kernel import unknown
 from scene.alpha import premultiplied
-from scene.degradation_file import FILE_NAME as DEGRADED
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from utils.atomic import read_json, write_json
-from utils.errors import UserError
 from utils.log import note, warn
 
 FILE_NAME = "consistency.json"
@@ -82,28 +82,6 @@ def projected(
     y = torch.from_numpy(premultiplied(lr)).permute(2, 0, 1).to(x)
     mask = opaque_support_mask(kernel, x[3]) if len(x) == 4 else None
     return torch.cat([kernel.project(x[:3], y[:3], mask), x[3:]]).float()
-
-
-def unknown(degraded: bool) -> str:
-    """Why there is no operator from frames to LR views."""
-    if degraded:
-        return f"the LR views were degraded ({DEGRADED}: blur, noise, JPEG), no linear operator made them"
-    return "no LR kernel is known; say with --lr_kernel how the LR views were made: bicubic, area or a JSON file"
-
-
-def projecting(project: bool, upsampler: str, project_lr: str) -> str:
-    """The flag by which frames must be projected onto their LR views; "" where none asks for it."""
-    if project:
-        return "--project"
-    if upsampler in PRIORS and project_lr in ("hard", "soft"):
-        return f"--project_lr {project_lr}"
-    return f"--upsampler {upsampler}, which works by projection" if upsampler in PROJECTING else ""
-
-
-def refuse_unknown(asked: str, kernel: tuple[str, str] | None, degraded: bool) -> None:
-    """Raise UserError where a flag, `asked` ("" = none), needs the operator of the LR views and there is none."""
-    if asked and kernel is None:
-        raise UserError(f"{asked}: {unknown(degraded)}" + ("; leave it out" if degraded else ""))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from arguments.lr_kernel import projecting, refuse_unknown
 from scene.alpha import premultiplied
 from scene.lr_kernel import LRKernel, opaque_support_mask
 from upsampling.consistency import (
@@ -13,8 +14,6 @@ from upsampling.consistency import (
     Measured,
     consistency_db,
     consistency_errors,
-    projecting,
-    refuse_unknown,
     summary,
     write_report,
 )
