@@ -24,7 +24,9 @@ class PriorParams:
         "shared: all frames start from the same noise, so that neighbours get like details; own: each from its own",
         choices=("shared", "own"),
     )
-    prior_tile: int = opt(0, "side of the tiles that networks see, frame px; 0 = as in training (small, ddnm: none)")
+    prior_tile: int = opt(
+        0, "side of the tiles that networks see, frame px; 0 = as in training (small, ddnm, diffusehigh: none)"
+    )
     project_lr: str = opt(
         "auto",
         "say what the LR view says: hard: in each step and at the end, exactly; soft: up to half a grey level, which"

@@ -125,6 +125,12 @@ def sampler(name: str) -> Callable[[Build], Build]:
     return add
 
 
+def without_fresh_noise(name: str, params: PriorParams) -> None:
+    """Raise UserError where fresh noise is asked of a system that has none in its steps."""
+    if params.prior_eta > 0:
+        raise UserError(f"--prior_eta {params.prior_eta:g}: {name} draws noise at its beginning alone; leave it away")
+
+
 def size_of(window: Window, scale: int) -> tuple[int, int]:
     """Width and height of the image of a window."""
     return scale * window.shape[-1], scale * window.shape[-2]

@@ -23,7 +23,7 @@ from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.hooks import RefineCondition, RestorationGuidance
 from priors.interfaces import Cond, ScorePrior
-from priors.making import Known, Loading, Maker, Window, sampler, saying, size_of, tiles_of
+from priors.making import Known, Loading, Maker, Window, sampler, saying, size_of, tiles_of, without_fresh_noise
 from priors.sampler import HookCall, sample
 from priors.spaces import padded
 from priors.verify import LOADERS, Options
@@ -40,6 +40,7 @@ def _diffusehigh(params: PriorParams, loading: Loading) -> Maker:
     from priors.denoisers import sdxl
 
     _diffusehigh_settings(params)  # refused before a model is loaded
+    without_fresh_noise("diffusehigh", params)
     negative = params.negative_prompt or diffusehigh.NEGATIVE
     prior = sdxl.load_sdxl(params.model or sdxl.MODEL, **loading.options(params) | {"negative": negative})
     return diffusehigh_maker(prior, params, loading)
@@ -136,14 +137,15 @@ def _release(name: str, params: PriorParams) -> checkpoints.Checkpoint:
 
 
 def diffusehigh_maker(prior: ScorePrior, params: PriorParams, loading: Loading) -> Maker:
-    """The LR view enlarged in one go; its low band is kept for the first steps."""
+    """The LR view enlarged in one go; its low band is kept for the first steps. As a whole, as DiffuseHigh does it."""
     chosen = _diffusehigh_settings(params)
+    seen = Tiled(prior, *tiles_of(prior.space, params.prior_tile, TILE_PX, 64)) if params.prior_tile else prior
 
     def make(window: Window, known: Known | None, draws: torch.Generator) -> Float[Tensor, "3 H W"]:
         width, height = size_of(window, loading.scale)
         lr = window[len(window) // 2][None]
         sized = replace(chosen, target_width=(width,), target_height=(height,))
-        return diffusehigh.enlarged_to(prior, Cond(lr=lr[:, None]), lr, draws, sized)[0]
+        return diffusehigh.enlarged_to(seen, Cond(), lr, draws, sized)[0]
 
     return Maker(make, 0, 1, prior, told=saying(guidance=chosen.diffusehigh_guidance_scale))
 

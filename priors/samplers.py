@@ -24,7 +24,19 @@ from priors.denoisers.loading import hub_state
 from priors.denoisers.tiles import Tiled
 from priors.enlarge import enlarged
 from priors.interfaces import Cond, Process, ScorePrior, Space
-from priors.making import AS_IT_IS, SAMPLERS, Known, Loading, Maker, Window, sampler, saying, size_of, tiles_of
+from priors.making import (
+    AS_IT_IS,
+    SAMPLERS,
+    Known,
+    Loading,
+    Maker,
+    Window,
+    sampler,
+    saying,
+    size_of,
+    tiles_of,
+    without_fresh_noise,
+)
 from priors.processes import time_at
 from priors.sampler import HookCall, sample
 from scene.lr_kernel import LRKernel, opaque_support_mask
@@ -223,6 +235,7 @@ def _ddnm_sd3(params: PriorParams, loading: Loading) -> Maker:
     """The null-space walk in the latents of Stable Diffusion 3."""
     from priors.denoisers import sd3
 
+    without_fresh_noise("ddnm_sd3", params)
     prior = sd3.load_sd3(params.model or sd3.MODEL, **loading.options(params))
     tile, overlap = tiles_of(prior.space, params.prior_tile, prior.side, prior.side // 8)
     told = saying(guidance=1.0 if params.guidance_scale < 0 else params.guidance_scale)

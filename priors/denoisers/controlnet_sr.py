@@ -152,5 +152,5 @@ def load_diffbir(
     filled = key_maps.renamed(read_tensors(Path(checkpoint)), names, wanted, str(checkpoint))
     control.load_state_dict(filled, assign=True)
     placed = sd2.placed(control, device, dtype)
-    told = (found.space, found.process, found.texts, found.prediction)
+    told = (found.space, sd2.both_ends(found.process), found.texts, found.prediction)
     return DiffBIR(unet, placed, *told, multiple_of(unet), restore)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from priors.denoisers import loading
 from priors.denoisers.tiles import Tiled
 from priors.extra import needed
-from priors.interfaces import Cond, ScorePrior
+from priors.interfaces import Cond, Process, ScorePrior
+from priors.processes import VP
 from priors.sampler import HookCall, sample
 
 
@@ -39,6 +40,11 @@ def skeleton(
 def placed(network: nn.Module, device: torch.device | str, dtype: torch.dtype) -> Any:
     """A filled network for inference."""
     return loading.frozen(network.to(device=device, dtype=dtype))
+
+
+def both_ends(process: Process) -> Process:
+    """Times spread as IDDPM does (Nichol and Dhariwal 2021), from the noisiest to the least: StableSR and DiffBIR."""
+    return replace(process, spacing="linspace") if isinstance(process, VP) else process
 
 
 def walk_from_lr(

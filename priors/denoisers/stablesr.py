@@ -23,7 +23,6 @@ from priors.denoisers.parts import Parts, load_parts, multiple_of
 from priors.denoisers.text import Embeddings
 from priors.denoisers.time_aware import Features, TimeAwareEncoder, modulate
 from priors.interfaces import Cond, Process, Space
-from priors.processes import VP
 from utils.errors import UserError
 
 WRAP = 0.5
@@ -142,7 +141,7 @@ def load_stablesr(
         sd2.placed(lr_encoder, device, dtype),
         kept[0],
         found.space,
-        replace(process, spacing="linspace") if isinstance(process, VP) else process,
+        sd2.both_ends(process),
         found.texts,
         found.prediction,
         multiple_of(unet),

@@ -44,6 +44,11 @@ class Tiled:
     def space(self) -> Space:
         return self.prior.space
 
+    @property
+    def multiple(self) -> int:
+        """Of which sides of x_t must be multiples, where one tile is the whole."""
+        return int(getattr(self.prior, "multiple", 1))
+
     def x0(self, x_t: Float[Tensor, "B C h w"], t: float, cond: Cond) -> Float[Tensor, "B C h w"]:
         """See ScorePrior. Every image of `cond` is cut like x_t, also those of Cond.extra; embeddings are not."""
         height, width = x_t.shape[-2:]

@@ -60,6 +60,12 @@ def diffbir(base, diffbir_file):
     return load_diffbir(diffbir_file, base=base)
 
 
+def test_diffbir_walks_from_the_noisiest_time_to_the_least(diffbir):
+    """As its release respaces; the base's own scheduler would begin at 981."""
+    assert diffbir.process.times(50)[0] == 999.0
+    assert diffbir.process.times(50)[-2:] == [0.0, -1.0]
+
+
 class Tagger:
     """Sees the mean colour."""
 

@@ -275,6 +275,13 @@ def test_diffusehighs_sharpening(priors):
     assert parse_groups("x", "", [PriorParams], ["--sharpness_factor", "2"])[0].sharpening_alpha == 2.0
 
 
+def test_diffusehigh_sees_the_whole_image_or_tiles_of_it(priors):
+    whole, *others = (made(maker(priors, "diffusehigh", replace(PARAMS, prior_tile=tile))) for tile in (0, 512, 32))
+    assert torch.equal(whole, others[0])  # one tile
+    assert others[1].shape == whole.shape
+    assert not torch.equal(whole, others[1])
+
+
 def test_restoration_through_the_upsamplers_registry(tmp_path):
     from arguments.upsampling import UpsamplingParams
     from upsampling.registry import _restoring
@@ -297,6 +304,12 @@ def test_restoration_through_the_upsamplers_registry(tmp_path):
         ("stablesr", PriorParams(release="stablesr_turbo"), "--release stablesr_turbo: is not one of"),
         ("seesr", PriorParams(), "is published as a folder"),
         ("diffusehigh", PriorParams(model="/nowhere"), "/nowhere"),
+        (
+            "diffusehigh",
+            PriorParams(prior_eta=0.5),
+            "diffusehigh draws noise at its beginning alone",
+        ),
+        ("ddnm_sd3", PriorParams(prior_eta=1.0), "--prior_eta 1: ddnm_sd3 draws noise at its beginning alone"),
         ("sd_x4", PriorParams(model="stabilityai/stable-diffusion-2-1"), "withdrawn by its maker.*mirror"),
         ("ddnm_sd3", PriorParams(), "gated: accept the Stability Community licence"),
     ],
