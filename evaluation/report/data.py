@@ -90,14 +90,17 @@ def frame_facts(hr: Path) -> dict[str, dict[str, Any]]:
 
     Returns
     -------
-    {view: {"consistency": dB or None, "flow_px", "disagreement", "neighbours": [...]}}, each where it is known.
+    {view: {"consistency": dB or None, "rms_levels", "max_levels": of 255, "flow_px", "disagreement", "neighbours":
+    [...]}}, each where it is known.
     """
     facts: dict[str, dict[str, Any]] = {}
-    for file, group in (("consistency.json", "frames"), ("alignment.json", "views")):
+    for file, groups in (("consistency.json", ("frames", "errors")), ("alignment.json", ("views",))):
         content = _optional(lambda path=hr / file: read_json(path)) if (hr / file).is_file() else None
-        views = content.get(group) if isinstance(content, dict) else None
-        for name, value in views.items() if isinstance(views, dict) else ():
-            facts.setdefault(name, {}).update(value if isinstance(value, dict) else {"consistency": value})
+        for group in groups:
+            views = content.get(group) if isinstance(content, dict) else None
+            for name, value in views.items() if isinstance(views, dict) else ():
+                found = {"consistency": value} if group == "frames" else value
+                facts.setdefault(name, {}).update(found if isinstance(found, dict) else {})
     return facts
 
 

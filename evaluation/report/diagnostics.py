@@ -14,6 +14,13 @@ COLUMNS: dict[str, tuple[str, int, bool | None, str]] = {
     "gain": ("gain over single [dB]", 2, True, "PSNR of the frame minus that of the frame made without neighbours"),
     "PSNR": ("PSNR [dB]", 2, True, "of the frame against the HR truth"),
     "consistency": ("LR consistency [dB]", 1, True, "the frame, made small again, against its LR view"),
+    "rms_levels": (
+        "LR error, rms [levels]",
+        2,
+        False,
+        "the same as a root mean square in grey levels of 255, over LR values other than 0 and 255, which only bound",
+    ),
+    "max_levels": ("LR error, largest [levels]", 1, False, "the largest of these differences"),
     "disagreement": (
         "disagreement",
         4,
@@ -84,6 +91,7 @@ def frames_section(data: RunData) -> Html | None:
     return section(
         "The frames, view by view",
         tag("div", *charts, class_="charts"),
+        _lr_errors(rows),
         _correlation(data),
         _confidence(data),
         tag("details", tag("summary", f"All {len(rows)} views as a table"), listed),
@@ -124,6 +132,19 @@ def _gain_chart(data: RunData) -> list[Html]:
     if max(map(len, curves.values())) < 2:
         return []
     return [line_chart("gain over single [dB] by information", curves, "information of the blocks")]
+
+
+def _lr_errors(rows: Mapping[str, Mapping[str, Any]]) -> Html:
+    """Say in words how far the frames are from what the LR views say."""
+    found = [row for row in rows.values() if is_number(row.get("rms_levels")) and is_number(row.get("max_levels"))]
+    if not found:
+        return Html("")
+    rms, largest = sum(row["rms_levels"] for row in found) / len(found), max(row["max_levels"] for row in found)
+    text = (
+        f"Made small again, a frame differs from its LR view by {rms:.2f} of 255 grey levels (root mean square, mean "
+        f"over {len(found)} frames), and nowhere by more than {largest:.1f}."
+    )
+    return tag("p", text, class_="note")
 
 
 def _correlation(data: RunData) -> Html:

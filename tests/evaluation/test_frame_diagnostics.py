@@ -1,6 +1,7 @@
 """What metrics.py says of frames beyond their PSNR: gain over single frames, information maps; the report's part."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from arguments.evaluation import MetricsParams
 from arguments.loading import CommonParams
 from evaluation.information import enlarged, grouped
 from evaluation.report import write_report
-from evaluation.report.data import RunData
+from evaluation.report.data import RunData, frame_facts
 from evaluation.report.diagnostics import frames_section, view_rows, worst_first
 from evaluation.run_metrics import measure_models
 from scene import load_scene
@@ -57,7 +58,9 @@ def model(tmp_path_factory):
     write_frames(root / "single", noise=3)
     write_geometry(out, load_scene(lr, eval=True))
     frames = {name: 40.0 + i for i, name in enumerate(VIEWS)}
-    (out / "hr" / "consistency.json").write_text(json.dumps({"frames": frames | {VIEWS[3]: None}}))
+    errors = {name: {"rms_levels": 0.5 + i, "max_levels": 2.25 * (i + 1)} for i, name in enumerate(VIEWS[:3])}
+    content = {"frames": frames | {VIEWS[3]: None}, "errors": errors | {VIEWS[3]: None}}
+    (out / "hr" / "consistency.json").write_text(json.dumps(content))
     neighbours = [
         {"name": VIEWS[2], "angle_deg": 25.0, "visible": 0.5, "flow_px": 3.0, "weight": 0.2},
         {"name": VIEWS[1], "angle_deg": 7.25, "visible": 0.9, "flow_px": 1.0, "weight": 0.8},
@@ -184,6 +187,19 @@ def test_report_shows_the_frames_view_by_view(model):
     assert {"near", "all", "confidence", "lr", "ours", "truth"} <= options
     gain = metrics(model / "black")["frames"]
     assert f"{gain['PSNR'] - gain['single_PSNR']:+.2f} dB against single frames" in content
+
+
+def test_report_says_how_far_frames_are_from_their_lr_views(model):
+    content = write_report(model / "black").read_text()
+    assert "LR error, rms [levels]" in content
+    assert "differs from its LR view by 1.50 of 255 grey levels (root mean square, mean over 3 frames)" in content
+    assert "and nowhere by more than 6.8." in content
+    table = content[content.index("LR error, largest [levels]") :]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", table[table.index(f">{VIEWS[1]}<") :])
+    assert {"41.0", "1.50", "4.5"} <= set(cells[:8])  # of its own row: dB, rms, largest
+    facts = frame_facts(model / "hr")
+    assert facts[VIEWS[3]]["consistency"] is None
+    assert "rms_levels" not in facts[VIEWS[3]]
 
 
 def test_report_without_diagnostics_leaves_the_part_out(tmp_path):
