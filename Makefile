@@ -69,8 +69,13 @@ demo: setup $(STAMPS)/demo
 
 # Shapes and types of signatures are checked while tests run, where beartype is installed.
 SHAPES := scene,ordering,upsampling,priors,training,evaluation,gaussian_renderer,utils,tests.typecheck.check
+# WORKERS processes of one thread each, where pytest-xdist is installed; the tests of a file stay together, as they
+# share what is made for them. WORKERS=0: one process.
+WORKERS ?= 2
+test: export OMP_NUM_THREADS ?= 1
 test: dev
 	$(PY) -m pytest -q -m "not slow and not net and not fuzz" \
+	  $$($(PY) -c "import xdist" 2>/dev/null && echo --numprocesses $(WORKERS) --dist loadfile) \
 	  $$($(PY) -c "import beartype" 2>/dev/null && echo --jaxtyping-packages=$(SHAPES))
 test-slow: dev
 	$(PY) -m pytest -q -m "slow or fuzz"

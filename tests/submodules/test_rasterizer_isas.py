@@ -15,7 +15,8 @@ MARKS = "not slow and not net and not fuzz"
 CHOICE = "not instruction_set and not at_exit and not process and not capture and not beyond_all_bounds"
 
 
-@pytest.mark.parametrize("name", ["avx512", "avx2", "scalar"])
+# Without vectors they take longest; `test_rasterizer_robustness` compares all instruction sets every time.
+@pytest.mark.parametrize("name", ["avx512", "avx2", pytest.param("scalar", marks=pytest.mark.slow)])
 def test_numerical_tests_pass_under(name: str) -> None:
     if not isa_supported(name):
         pytest.skip(f"this processor has no {name}")

@@ -1,12 +1,13 @@
 """What is wrong in a study file is one line before anything runs."""
 
-import subprocess
 import sys
 
 import pytest
 
+from evaluation.study.__main__ import main
 from evaluation.study.spec import with_overrides
 from tests.plan_factory import BASE, plan, study
+from utils import errors
 from utils.errors import UserError
 
 WRONG = {
@@ -67,17 +68,21 @@ def test_wrong_values_of_the_whole_study(tmp_path):
         study(tmp_path, "", "")
 
 
-def test_a_bad_file_ends_with_one_line_and_code_2(tmp_path):
+def test_a_bad_file_ends_with_one_line_and_code_2(tmp_path, monkeypatch, capsys):
     path = tmp_path / "bad.toml"
+
+    def refused(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["evaluation.study", str(path), *words])
+        with pytest.raises(SystemExit) as end:
+            errors.run(main)
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
     path.write_text(BASE.replace("OUT", str(tmp_path / "out")) + "[variants.x.train]\niterations = 0\n")
     for action in ("plan", "run", "status", "table"):
-        command = [sys.executable, "-m", "evaluation.study", str(path), action]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert done.stderr.startswith("error: ")
+        said = refused(action)
+        assert len(said.splitlines()) == 1, said
+        assert said.startswith("error: ")
     assert not (tmp_path / "out").exists()
     path.write_text(BASE.replace("OUT", str(tmp_path / "out")))
-    command = [sys.executable, "-m", "evaluation.study", str(path), "run", "--index", "6"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: --index 6: the plan has runs 0 to 5\n")
+    assert refused("run", "--index", "6") == "error: --index 6: the plan has runs 0 to 5\n"
