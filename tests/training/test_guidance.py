@@ -1,6 +1,8 @@
 """Guidance by a prior: its gradient by the definition, alike with every engine, kept by a resume, refused in a line."""
 
 import json
+import re
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,6 +15,8 @@ from priors.spaces import PixelSpace
 from scene import load_scene
 from tests.priors.exact_priors import sd3_space
 from tests.training_factory import SCALE, settings, whole_and_resumed, write_scene
+from training.dry_run import describe, step_seconds
+from training.estimate import estimate
 from training.guidance import Guidance, check
 from training.job import Job
 from training.trainer import Trainer
@@ -143,6 +147,32 @@ def test_draws_depend_on_the_iteration_alone(scene_root):
     assert not torch.equal(first[0], first[1])
     name, view = next(iter(run.views.views.items()))
     assert guide.guide(3, view, run.views.targets(name, (0.0, 0.0, 0.0))) is None
+
+
+def test_dry_run_counts_guidance_as_often_as_it_comes(scene_root, monkeypatch, capsys):
+    """Every 20th iteration, which is later than the few that a dry run takes. Time passes in the prior alone."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Slow(Grey):
+        def x0(self, x_t, t, cond):
+            now[0] += 0.5
+            return super().x0(x_t, t, cond)
+
+    guide = Guidance.of(Slow(), 3, GuidanceParams(sds="small", sds_every=20), seed=0)
+    run = trainer(scene_root, guide=guide, iterations=2000)
+    assert step_seconds(run) == (0.0, 0.5)
+    assert run.guidance is guide
+    describe(run, estimate(run.views, run.state.gaussians, 0), scene_root)
+    said = capsys.readouterr().out
+    assert re.search(r"2000 iterations at 0 ms .*, 100 of them with 500 ms of guidance: about 50 s, more", said)
+    assert "what the prior of --sds needs is not in it" in said
+    plain = trainer(scene_root, iterations=2000)
+    describe(plain, estimate(plain.views, plain.state.gaussians, 0), scene_root)
+    said = capsys.readouterr().out
+    assert "about 0 s, more" in said
+    assert "guidance" not in said
+    assert "--sds" not in said
 
 
 def test_engines_agree(scene_root):
