@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """A run whose inputs are loaded and checked."""
+    """A run whose inputs are loaded and checked.
+
+    loaded : guidance, once it was asked for; `replace` hands it on to jobs of other weights or fewer views.
+    """
 
     settings: Settings
     out: Path
@@ -60,6 +62,7 @@ class Job:
     views: TrainingViews
     frames: Path | None
     device: str
+    loaded: list[Guidance | None] = field(default_factory=list, compare=False)
 
     @property
     def background(self) -> Background:
@@ -71,12 +74,14 @@ class Job:
         """Whether steps have more than the native kernels' own: exposures, depths."""
         return self.settings.optimisation.exposure_lr_init > 0 or self.views.inverse_depths is not None
 
-    @cached_property
+    @property
     def guidance(self) -> Guidance | None:
         """What --sds names, loaded when it is first asked for. Raises UserError as `load_guidance`."""
-        settings, degraded = self.settings, self.scene.degradation is not None
-        kernel = next((view.kernel for view in self.views.views.values() if view.kernel is not None), None)
-        return load_guidance(settings.guidance, settings.common.seed, self.device, degraded, kernel)
+        if not self.loaded:
+            settings, degraded = self.settings, self.scene.degradation is not None
+            kernel = next((view.kernel for view in self.views.views.values() if view.kernel is not None), None)
+            self.loaded.append(load_guidance(settings.guidance, settings.common.seed, self.device, degraded, kernel))
+        return self.loaded[0]
 
     def gaussians(self) -> Gaussians:
         """The start of the optimisation."""

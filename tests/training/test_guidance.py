@@ -14,7 +14,8 @@ from priors.processes import EDM, VP, Flow, ResShift
 from priors.spaces import PixelSpace
 from scene import load_scene
 from tests.priors.exact_priors import sd3_space
-from tests.training_factory import SCALE, settings, whole_and_resumed, write_scene
+from tests.training_factory import SCALE, command, settings, whole_and_resumed, write_scene
+from training import job
 from training.dry_run import describe, step_seconds
 from training.estimate import estimate
 from training.guidance import Guidance, check
@@ -243,7 +244,6 @@ def test_through_the_script(tmp_path, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     import train
     from priors.denoisers.tiny import ProcessSpec, TinyConfig, TinyNet, save_prior
-    from tests.training_factory import command
     from utils import errors
 
     write_scene(tmp_path)
@@ -278,6 +278,26 @@ def test_through_the_script(tmp_path, monkeypatch, capsys):
             assert error.startswith("error: ")
             assert message in error
             assert files_of(tmp_path / out) == before
+
+
+def test_a_search_loads_the_prior_once_and_trains_as_without_it(tmp_path, monkeypatch, run_train):
+    pytest.importorskip("diffusers")
+    from priors.denoisers.tiny import ProcessSpec, TinyConfig, TinyNet, save_prior
+
+    write_scene(tmp_path)
+    model = tmp_path / "sr3.safetensors"
+    save_prior(model, TinyNet(TinyConfig(1, SCALE, widths=(8, 16), groups=4)), ProcessSpec(steps=40), {})
+    loads, real = [], job.load_guidance
+    monkeypatch.setattr(job, "load_guidance", lambda *arguments: loads.append(arguments) or real(*arguments))
+    flags = {"iterations": 12, "lambda_tex": 0.9, "sds": "small", "sds_model": model, "sds_every": 2}
+    search = {"choose_lambda": True, "held_out_every": 4, "choose_iterations": 24}
+    run_train([*command(tmp_path, tmp_path / "search", **flags, **search), "--lambda_candidates", "0.9", "0.2"])
+    assert len(loads) == 1
+    chosen = json.loads((tmp_path / "search/lambda.json").read_text())["choice"]
+    fixed = flags | {name: chosen[name] for name in ("lambda_tex", "lambda_tex_final")}
+    run_train(command(tmp_path, tmp_path / "fixed", **fixed))
+    plys = [tmp_path / out / "point_cloud/iteration_12/point_cloud.ply" for out in ("search", "fixed")]
+    assert plys[0].read_bytes() == plys[1].read_bytes()
 
 
 def files_of(folder):
