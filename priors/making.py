@@ -85,7 +85,7 @@ class Loading:
     Parameters
     ----------
     scale : that is wanted. trust : SHA-256 of files that the user vouches for.
-    dtype : of published networks; autoencoders and networks of our own stay float32.
+    dtype : of networks; autoencoders, and networks of our own that do not predict residuals, stay float32.
     restore : (LR views, width, height) -> images, of a system that has a first stage; None = the enlarged LR view.
     """
 

@@ -304,7 +304,7 @@ def _small_prior(params: PriorParams, loading: Loading) -> tiny.TinyPrior:
         raise UserError("--model FILE: which network? `python -m priors.train_sr --config F train` makes one")
     if params.model.endswith(sr3_unet.SUFFIX):
         return sr3_unet.load_sr3(params.model, loading.trust[0] if loading.trust else "", loading.device)
-    return tiny.load_prior(params.model, loading.device)
+    return tiny.load_prior(params.model, loading.device, loading.dtype)
 
 
 def input_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), download: bool = False) -> list[Path]:

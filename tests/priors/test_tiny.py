@@ -179,6 +179,23 @@ def test_file_gives_the_same_prior(tmp_path, spec):
     assert torch.equal(prior.x0(x, t, Cond(lr=lr, up=up)), TinyPrior(net, spec.make()).x0(x, t, Cond(lr=lr, up=up)))
 
 
+@pytest.mark.parametrize("prediction", ["x0", "eps"])
+def test_residuals_in_half_precision_are_near_and_noise_stays_whole(tmp_path, prediction):
+    config = replace(SMALL, prediction=prediction, stem="unshuffle" if prediction == "x0" else "full")
+    save_prior(tmp_path / "p.safetensors", randomised(TinyNet(config)), ProcessSpec(steps=20), {})
+    x, lr, up = inputs(config)
+    dtypes = (torch.float32, torch.bfloat16)
+    priors = [load_prior(tmp_path / "p.safetensors", dtype=dtype) for dtype in dtypes]
+    whole, half = (prior.x0(x, 9.0, Cond(lr=lr, up=up)) for prior in priors)
+    assert half.dtype == torch.float32
+    if prediction == "eps":
+        assert torch.equal(whole, half)
+        return
+    residual = (whole - (2 * up - 1)).square().mean().sqrt()
+    assert 0 < (whole - half).square().mean().sqrt() < 0.02 * residual
+    assert {p.dtype for p in priors[1].net.parameters()} == {torch.bfloat16}
+
+
 def test_foreign_and_damaged_files_are_one_line(tmp_path):
     save_state(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {"kind": "other"})
     with pytest.raises(UserError, match="not a small prior"):
