@@ -18,9 +18,8 @@ def main() -> None:
     common, model, flags, prior = parse("upsample")
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
-    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run, summary, weight_files
+    from upsampling import Job, clear, describe, internal_inputs, load, made_of, resolve_weights, run, summary, weight_files
     from upsampling.precision import precision
-    from upsampling.registry import hub_commits
     from upsampling.sources import folder_source, scene_source
     from utils.compute import choose_device, device_facts, set_threads, use_device, use_fixed_order
     from utils.folders import refuse_inside
@@ -51,8 +50,7 @@ def main() -> None:
         if not attempt.up_to_date:
             job = Job(net(), flags, source, folder, common.compat, attempt.resume, device)
             attempt.outputs, attempt.notes = run(job)
-            attempt.notes |= device_facts(device) | {"weights": weights.record() if weights else None}
-            attempt.notes["models"] = hub_commits(flags, prior)
+            attempt.notes |= device_facts(device) | made_of(flags, weights, prior)
     say("; ".join(filter(None, [f"wrote {len(source.sequences.saved)} frames to {folder}", summary(folder)])))
     if not flags.frames:
         say_next("upsample", "train", model.model_path)

@@ -46,11 +46,13 @@ def open_hr(lr: LRSceneParams) -> Scene:
     """
     scene = load_scene(lr.source_path, images=lr.images, resolution=1, allow_missing=lr.allow_missing)
     here, there = Path(lr.output_path).resolve(), scene.root.resolve()
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise UserError(
-            f"-o {lr.output_path} lies in or around the HR scene {scene.root}, which is never written to; choose "
-            "another"
-        )
+    for source in filter(None, (scene.root, scene.hr_root)):  # of an LR scene its truth, too
+        held = source.resolve()
+        if here.is_relative_to(held) or held.is_relative_to(here):
+            raise UserError(
+                f"-o {lr.output_path} lies in or around the HR scene {source}, which is never written to; choose "
+                "another"
+            )
     check_pinhole(scene)
     for name in scene.test:
         if not scene.images.path(name).resolve().is_relative_to(there):

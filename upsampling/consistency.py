@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from arguments.lr_kernel import projecting as projecting  # for upsampling.renew
-from arguments.lr_kernel import refuse_unknown as refuse_unknown
 from arguments.lr_kernel import unknown
 from scene.alpha import premultiplied
 from scene.lr_kernel import LRKernel, opaque_support_mask

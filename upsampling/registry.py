@@ -117,13 +117,14 @@ def weight_files(settings: UpsamplingParams, weights: ResolvedWeights | None, pr
     return input_files(settings.upsampler, prior, listed(settings.trust_weights), settings.download)
 
 
-def hub_commits(settings: UpsamplingParams, prior: PriorParams) -> dict[str, str]:
-    """{id: commit} of models of the hub that a diffusion prior was made of, for the record of a step."""
-    if settings.upsampler not in PRIORS:
-        return {}
-    from priors import samplers
+def made_of(settings: UpsamplingParams, weights: ResolvedWeights | None, prior: PriorParams) -> dict[str, Any]:
+    """For the record of a step: the checkpoint, and {id: commit} of models of the hub."""
+    models: dict[str, str] = {}
+    if settings.upsampler in PRIORS:
+        from priors.samplers import hub_commits
 
-    return samplers.hub_commits(settings.upsampler, prior)
+        models = hub_commits(settings.upsampler, prior)
+    return {"weights": weights.record() if weights else None, "models": models}
 
 
 def load(

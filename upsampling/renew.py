@@ -16,6 +16,7 @@ from torch import Tensor
 
 from arguments.flags import parse_groups, settings
 from arguments.loading import CommonParams, ModelParams
+from arguments.lr_kernel import projecting, refuse_unknown
 from arguments.priors import PriorParams
 from arguments.renew import RenewParams
 from priors.making import Loading, listed
@@ -23,7 +24,6 @@ from priors.samplers import PriorUpsampler, hub_commits, input_files, load_sampl
 from scene import Scene, open_scene
 from scene.files import scene_inputs
 from scene.image_files import read_image, write_png
-from upsampling.consistency import projecting, refuse_unknown
 from upsampling.fusion import internal_files, internal_planes
 from upsampling.planes import alpha_plane, colour_plane, stored
 from upsampling.sources import known_kernel

@@ -54,6 +54,21 @@ def test_the_truth_of_an_lr_scene_of_an_lr_scene_is_the_one_between(tmp_path, mo
     assert np.array_equal(scene.images.raw(name), lr_image(scene.hr_image(name), kernel))
 
 
+@pytest.mark.parametrize("folder", ["hr", "hr/images", "."])
+def test_the_truth_of_an_lr_scene_is_never_written_to(tmp_path, monkeypatch, capsys, folder):
+    scene_factory.write_colmap(tmp_path / "hr", size=(35, 31))
+    monkeypatch.setattr(sys, "argv", ["downscale", "-s", str(tmp_path / "hr"), "-o", str(tmp_path / "lr")])
+    downscale.main()
+    before = {path: path.read_bytes() for path in (tmp_path / "hr").rglob("*") if path.is_file()}
+    words = ["-s", str(tmp_path / "lr"), "-o", str(tmp_path / folder), "--scale", "2", "--overwrite"]
+    monkeypatch.setattr(sys, "argv", ["downscale", *words])
+    with pytest.raises(SystemExit) as end:
+        errors.run(downscale.main)
+    assert end.value.code == 2
+    assert "which is never written to" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "hr").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("tool", [downscale, degrade])
 def test_an_lr_scene_with_test_views_of_its_hr_scene_is_no_source(tmp_path, monkeypatch, capsys, tool):
     """Its test views have another size than its training views, and lie where the new scene could not find them."""
