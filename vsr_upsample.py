@@ -18,8 +18,9 @@ def main() -> None:
     common, model, flags, prior = parse("upsample")
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
-    from upsampling import Job, clear, describe, internal_inputs, load, made_of, resolve_weights, run, summary, weight_files
+    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run, summary
     from upsampling.precision import precision
+    from upsampling.registry import made_of, weight_files
     from upsampling.sources import folder_source, scene_source
     from utils.compute import choose_device, device_facts, set_threads, use_device, use_fixed_order
     from utils.folders import refuse_inside
@@ -42,8 +43,7 @@ def main() -> None:
         say(describe(Job(net(), flags, source, folder, device=device)))
         return
     kept = {k: v for k, v in settings(common, model, flags, prior).items() if k not in settings(model)}
-    kept |= {name: getattr(model, name) for name in SCENE_SETTINGS}
-    kept["flow"] = "learned" if source.geometry is None else "geometry"
+    kept |= {name: getattr(model, name) for name in SCENE_SETTINGS} | {"flow": source.flow}
     kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
     removes = partial(clear, folder, source)
     with record.step(out, "upsample", kept, inputs, upsample_code(flags), common, clear=removes, ready=net) as attempt:

@@ -48,14 +48,13 @@ from upsampling.fusion import fused, internal_files, internal_planes, mixed
 from upsampling.gpu import memory_bound, session, to_host
 from upsampling.interpolation import Interpolation
 from upsampling.planes import alpha_plane, colour_plane, joined, stored
-from upsampling.registry import RANDOM, Upsampler, load, made_of, resolve_weights, weight_files
+from upsampling.registry import RANDOM, Upsampler, load, resolve_weights
 from upsampling.sources import Source
 from upsampling.tiling import Plan, plan, upsample, work
 from utils.errors import UserError
 from utils.log import Progress, note, warn
 
-__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "made_of", "resolve_weights", "run", "summary"]
-__all__ += ["weight_files"]
+__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run", "summary"]
 
 SEQUENCE_MATTERS = "sequence_matters"
 CONFIDENCE = "confidence"  # folders beside the frames: how far several estimates agree,

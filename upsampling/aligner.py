@@ -45,7 +45,7 @@ class Aligner:
         UserError : --propagation graph with a network that has none, or without cameras; an --ensemble of both orders
             where every frame is made alone.
         """
-        flow = "learned" if source.geometry is None else "geometry"
+        flow = source.flow
         if settings.propagation == "graph" and not net.num_neighbours:
             raise UserError(f"--propagation graph: {settings.upsampler} makes every frame alone; leave it out")
         propagation = settings.propagation if net.num_neighbours else "none"

@@ -75,6 +75,11 @@ class Source:
     geometry: Path | None = None
 
     @property
+    def flow(self) -> str:
+        """What --flow "auto" came to."""
+        return "learned" if self.geometry is None else "geometry"
+
+    @property
     def degraded(self) -> bool:
         """Whether the views were, so that no linear operator made them."""
         return self.scene is not None and self.scene.degradation is not None
