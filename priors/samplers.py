@@ -94,10 +94,11 @@ class PriorUpsampler:
             window = frames[self.seen(i, t)]
             mask = self.masks[i].to(frames.device) if self.masks else None
             known = self.known((self.scale * w, self.scale * h), (w, h), mask)
-            with torch.no_grad():
+            with torch.no_grad():  # closed before the frame is handed out: the mode is that of the whole thread
                 images = [self.maker.make(window, known, self._draws(frames[i], k)) for k in range(self.samples)]
                 image = torch.stack(images).mean(0)
-                yield (image if known is None else known.settled(image, frames[i])).float()
+                image = (image if known is None else known.settled(image, frames[i])).float()
+            yield image
 
     def only(self, wanted: frozenset[int]) -> "PriorUpsampler":
         """For a clip of which only the frames at these positions are looked at."""

@@ -107,6 +107,14 @@ def test_frames_share_their_noise_on_request_and_several_walks_are_averaged(mode
     assert torch.equal(walks[0], shared[0])
 
 
+def test_gradients_are_on_between_frames_and_after_them(models):
+    """Colour and alpha of a clip are made in turns, and whoever takes the frames may want gradients."""
+    net = load_sampler("small", PriorParams(model=models["sr3"], prior_steps=2), LOADING)
+    for _ in zip(net.upsample(views()), net.upsample(views()), strict=True):
+        assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
 def test_neighbours_are_told_in_order_and_repeated_at_the_ends(models):
     net = load_sampler("small", PriorParams(model=models["sr3"], project_lr="off"), LOADING, None)
     told: list[torch.Tensor] = []
