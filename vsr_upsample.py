@@ -18,7 +18,7 @@ def main() -> None:
     common, model, flags, prior = parse("upsample")
     if not flags.frames and not (model.source_path and model.model_path):
         raise UserError("vsr_upsample.py: -s SCENE -m OUT (ordered views) or --frames DIR -o DIR (a folder) are needed")
-    from upsampling import Job, clear, describe, internal_inputs, load, resolve_weights, run, summary
+    from upsampling import Job, checked, clear, describe, internal_inputs, load, resolve_weights, run, summary
     from upsampling.precision import precision
     from upsampling.registry import made_of, weight_files
     from upsampling.sources import folder_source, scene_source
@@ -34,22 +34,22 @@ def main() -> None:
     refuse_inside(folder, flags.frames or model.source_path, source.hr_root, flags.internal)
     weights, device = resolve_weights(flags), choose_device(common.device)
     inputs = {**source.inputs, **internal_inputs(flags, prior, source), "weights": weight_files(flags, weights, prior)}
-    net = cache(partial(load, flags, weights, device, common.seed, prior, source.kernel))
+    net = partial(load, flags, weights, device, common.seed, prior, source.kernel)
+    job = cache(lambda: checked(Job(net(), flags, source, folder, common.compat, device)))
     set_threads(common.threads)
     if flags.deterministic and device.type == "cuda":
         use_fixed_order()
     use_device(device)
     if common.dry_run:
-        say(describe(Job(net(), flags, source, folder, device=device)))
+        say(describe(job()))
         return
     kept = {k: v for k, v in settings(common, model, flags, prior).items() if k not in settings(model)}
     kept |= {name: getattr(model, name) for name in SCENE_SETTINGS} | {"flow": source.flow}
     kept["precision"] = str(precision(flags.precision, device))  # what "auto" means differs between machines
     removes = partial(clear, folder, source)
-    with record.step(out, "upsample", kept, inputs, upsample_code(flags), common, clear=removes, ready=net) as attempt:
+    with record.step(out, "upsample", kept, inputs, upsample_code(flags), common, clear=removes, ready=job) as attempt:
         if not attempt.up_to_date:
-            job = Job(net(), flags, source, folder, common.compat, attempt.resume, device)
-            attempt.outputs, attempt.notes = run(job)
+            attempt.outputs, attempt.notes = run(job(), attempt.resume)
             attempt.notes |= device_facts(device) | made_of(flags, weights, prior)
     say("; ".join(filter(None, [f"wrote {len(source.sequences.saved)} frames to {folder}", summary(folder)])))
     if not flags.frames:

@@ -21,6 +21,11 @@ def check_flag(flag: str) -> None:
         raise UserError(f"--lr_kernel {flag}: bicubic, area, or an existing JSON file is expected")
 
 
+def kernel_files(flag: str) -> dict[str, list[Path]]:
+    """The file that --lr_kernel names, as a group of a step's inputs; no group where it names none."""
+    return {} if flag in ("", *KERNELS) else {"lr_kernel": [Path(flag)]}
+
+
 def unknown(degraded: bool) -> str:
     """Why there is no operator from frames to LR views."""
     if degraded:

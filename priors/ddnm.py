@@ -286,7 +286,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--download", action="store_true", help="fetch the model; the token is that of the hub's login")
     args = parser.parse_args(words)
     from priors.denoisers import sd3
-    from utils.compute import choose_device
+    from utils.compute import choose_device, use_device
 
     pixels = torch.from_numpy(read_image(args.lr_img_path)[..., :3].astype(np.float32) / 255).permute(2, 0, 1)[None]
     if not 1 <= args.scale <= 16:
@@ -294,6 +294,7 @@ def main(words: Sequence[str] | None = None) -> None:
     size = (pixels.shape[-1], pixels.shape[-2])
     kernel = LRKernel(args.lr_kernel, "renormalise", (size[0] * args.scale, size[1] * args.scale), size)
     device = choose_device(args.device)
+    use_device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     options = {"texts": args.texts, "download": args.download, "device": device, "dtype": dtype}
     prior = sd3.load_sd3(args.model_id or sd3.MODEL, **options)

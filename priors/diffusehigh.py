@@ -245,9 +245,10 @@ def _truth(word: str) -> bool:
 
 def _run(args: dict[str, Any], chosen: Settings) -> Float[Tensor, "1 3 H W"]:
     from priors.denoisers import sdxl
-    from utils.compute import choose_device
+    from utils.compute import choose_device, use_device
 
     device = choose_device(args["device"])
+    use_device(device)
     begin = None
     if args["guidance_image"]:
         pixels = torch.from_numpy(read_image(args["guidance_image"])[..., :3].astype(np.float32) / 255)

@@ -128,7 +128,7 @@ def sampler(name: str) -> Callable[[Build], Build]:
 def without_fresh_noise(name: str, params: PriorParams) -> None:
     """Raise UserError where fresh noise is asked of a system that has none in its steps."""
     if params.prior_eta > 0:
-        raise UserError(f"--prior_eta {params.prior_eta:g}: {name} draws noise at its beginning alone; leave it away")
+        raise UserError(f"--prior_eta {params.prior_eta:g}: {name} draws no noise in its steps; leave it away")
 
 
 def size_of(window: Window, scale: int) -> tuple[int, int]:

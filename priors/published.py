@@ -85,6 +85,7 @@ def released(name: str, params: PriorParams, loading: Loading) -> Any:
     UserError : unknown release, licence not accepted, files missing, not vouched for, or not fitting.
     """
     found = _release(name, params)
+    assert found is not None, name
     found.accepted(params.accept_licence)
     options = Options(
         *(params.model, params.base, loading.trust, params.accept_licence, loading.download, str(loading.device)),
@@ -104,9 +105,9 @@ def official_files(name: str, params: PriorParams, trust: tuple[str, ...] = (), 
     ------
     UserError : unknown release; with `download` as `checkpoints.vouched`.
     """
-    if RELEASES.get(name, name) not in checkpoints.CHECKPOINTS:
-        return []
     found = _release(name, params)
+    if found is None:
+        return []
     files = checkpoints.present(found, params.model)
     if len(files) < len(found.files) and download:
         checkpoints.vouched(found, params.model, trust, accept_licence=params.accept_licence, download=True)
@@ -121,17 +122,23 @@ def hub_ids(name: str, params: PriorParams) -> list[str]:
     ------
     UserError : unknown release.
     """
-    name = _MODELS.get(name, name)
-    if RELEASES.get(name, name) not in checkpoints.CHECKPOINTS:
-        return []
     found = _release(name, params)
+    if found is None:
+        return []
     ids = (found.model and (params.model or found.model), params.base or found.base)
     return [id for id in ids if id and not Path(id).exists()]
 
 
-def _release(name: str, params: PriorParams) -> checkpoints.Checkpoint:
-    found = checkpoints.checkpoint(params.release or RELEASES.get(name, name))
-    if found.name != name and not (name in RELEASES and found.name.startswith(f"{name}_")):
+def _release(name: str, params: PriorParams) -> checkpoints.Checkpoint | None:
+    """What is published of a system; None of networks of our own."""
+    system = _MODELS.get(name, name)
+    usual = RELEASES.get(system, system)
+    if usual not in checkpoints.CHECKPOINTS:
+        if params.release:
+            raise UserError(f"--release {params.release}: --upsampler {name} has none; leave it away")
+        return None
+    found = checkpoints.checkpoint(params.release or usual)
+    if found.name != system and not (system in RELEASES and found.name.startswith(f"{system}_")):
         raise UserError(f"--release {found.name}: is not one of --upsampler {name}")
     return found
 

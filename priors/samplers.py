@@ -196,6 +196,8 @@ def _small(params: PriorParams, loading: Loading) -> Maker:
     prior = _small_prior(params, loading)
     config, process, seen = prior.net.config, prior.process, _in_tiles(prior, params, loading)
     own = round(process.last - process.clean) if process.uses_up else 20
+    if not config.noisy:
+        _without_steps(params)
     steps = (params.prior_steps or own) if config.noisy else 1
     eta = max(params.prior_eta, 0.0)
 
@@ -209,8 +211,16 @@ def _small(params: PriorParams, loading: Loading) -> Maker:
         size = size_of(window, loading.scale)
         return walked(seen, window, size, steps, eta, draws, _projecting(known), (image, level))
 
-    scale = config.scale if config.stem == "unshuffle" else 0
-    return Maker(make, scale, config.frames, prior, renew if config.noisy else None)
+    return Maker(make, config.scale, config.frames, prior, renew if config.noisy else None)
+
+
+def _without_steps(params: PriorParams) -> None:
+    """Raise UserError where a regressor is asked for what only walks have."""
+    without_fresh_noise(f"{params.model}, a regressor,", params)
+    if params.prior_steps:
+        raise UserError(
+            f"--prior_steps {params.prior_steps}: {params.model} is a regressor, which has one; leave it away"
+        )
 
 
 @sampler("ddnm")
@@ -276,6 +286,7 @@ def _sd_x4(params: PriorParams, loading: Loading) -> Maker:
 
     prior = sd_x4.load_sd_x4(params.model or sd_x4.MODEL, **loading.options(params))
     level = sd_x4.NOISE_LEVEL if params.noise_level < 0 else params.noise_level
+    prior.check_level(level)
     return _latent(prior, params, loading, steps=75, tile=512, noise_level=float(level))
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from priors import checkpoints
 from priors.checkpoints import CHECKPOINTS, Checkpoint
-from priors.denoisers.loading import file_of
+from priors.denoisers.loading import model_folder
 from priors.interfaces import Cond, ScorePrior
 from priors.sampler import noised
+from utils.compute import use_device
 from utils.errors import UserError
 
 SEED, SIDE = 0, 16  # of the sample: noise, and latents along a side
@@ -79,6 +80,7 @@ def verify(name: str, options: Options = Options()) -> Report:
     """
     found = checkpoints.checkpoint(name)
     found.accepted(options.accept_licence)
+    use_device(torch.device(options.device))
     prior, files = LOADERS[found.family](found, options)
     sample = one_step(prior, options.device)
     numbers = (float(sample.mean()), float(sample.std()), *sample.flatten()[:4].tolist())
@@ -118,7 +120,7 @@ def _model(load: Callable[..., Any], texts: bool = True) -> Load:
 
 def _weights(model: str) -> list[Path]:
     """Files of weights of the parts of a model, in its folder or in the hub's cache."""
-    root = Path(model) if Path(model).is_dir() else file_of(model, "model_index.json").parent
+    root = model_folder(model)
     return sorted(path for kind in ("safetensors", "bin") for path in root.glob(f"*/*.{kind}"))
 
 

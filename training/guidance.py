@@ -7,7 +7,8 @@ of the iteration, and that view enlarged. Draws depend on seed and iteration alo
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -151,10 +152,8 @@ def load_guidance(
 
     trust = listed(settings.sds_trust_weights)
     loading = Loading(torch.device(device), download=settings.sds_download, trust=trust)
-    try:
+    with _in_our_flags():
         maker = SAMPLERS[settings.sds](settings.prior, loading)
-    except UserError as error:
-        raise UserError(_as_guidance(str(error))) from error
     if isinstance(maker.prior, TinyPrior) and not maker.prior.net.config.noisy:
         raise UserError(
             f"--sds {settings.sds}: {settings.sds_model} is a regressor, which knows no noise; give an SR3 or ResShift "
@@ -169,8 +168,16 @@ def load_guidance(
     return Guidance.of(maker.prior, maker.frames, settings, seed, maker.told, degraded)
 
 
+@contextmanager
+def _in_our_flags() -> Iterator[None]:
+    """A prior's UserError names its flags as training calls them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_as_guidance(str(error))) from error
+
+
 def _as_guidance(message: str) -> str:
-    """A message of a prior with its flags as training calls them."""
     named = {f.name: f"sds_{f.name.removesuffix('_scale')}" for f in fields(PriorParams)}
     named |= {name: f"sds_{name}" for name in ("download", "trust_weights")} | {"upsampler": "sds"}
     ours = {f.name for f in fields(GuidanceParams)}
@@ -183,7 +190,8 @@ def prior_commits(settings: GuidanceParams) -> dict[str, str]:
         return {}
     from priors.samplers import hub_commits
 
-    return hub_commits(settings.sds, settings.prior)
+    with _in_our_flags():
+        return hub_commits(settings.sds, settings.prior)
 
 
 def prior_files(settings: GuidanceParams) -> list[Path]:
@@ -192,4 +200,5 @@ def prior_files(settings: GuidanceParams) -> list[Path]:
         return []
     from priors.samplers import input_files
 
-    return input_files(settings.sds, settings.prior, listed(settings.sds_trust_weights), settings.sds_download)
+    with _in_our_flags():
+        return input_files(settings.sds, settings.prior, listed(settings.sds_trust_weights), settings.sds_download)

@@ -8,6 +8,7 @@ from typing import Any
 from arguments import flags
 from arguments.guidance import GuidanceParams
 from arguments.loading import CommonParams, ModelParams, PipelineParams
+from arguments.lr_kernel import kernel_files
 from arguments.steps import STEPS
 from arguments.training import OptimizationParams, TrainingParams
 from scene import Scene
@@ -119,6 +120,7 @@ class Job:
         ply = start_file(training, self.out)
         groups["init_ply"] = [ply] if ply else []
         groups["prior"] = prior_files(self.settings.guidance)
+        groups |= kernel_files(self.settings.model.lr_kernel)
         return groups
 
     def fingerprint(self) -> dict[str, Any]:

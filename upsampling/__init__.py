@@ -54,7 +54,7 @@ from upsampling.tiling import Plan, plan, upsample, work
 from utils.errors import UserError
 from utils.log import Progress, note, warn
 
-__all__ = ["Job", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run", "summary"]
+__all__ = ["Job", "checked", "clear", "describe", "internal_inputs", "load", "resolve_weights", "run", "summary"]
 
 SEQUENCE_MATTERS = "sequence_matters"
 CONFIDENCE = "confidence"  # folders beside the frames: how far several estimates agree,
@@ -98,7 +98,6 @@ class Job:
     ----------
     source : frames, calls and LR kernel; without a kernel LR consistency is not measured.
     folder : NAME.png of every saved frame goes there.
-    resume : keep frames that are there already (an earlier attempt with the same key was cut short).
     """
 
     net: Upsampler
@@ -106,7 +105,6 @@ class Job:
     source: Source
     folder: Path
     compat: str = ""
-    resume: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
@@ -124,8 +122,25 @@ class Job:
         return Aligner.of(self.settings, self.source, self.net, self.compat)
 
 
-def run(job: Job) -> tuple[list[Path], dict[str, Any]]:
+def checked(job: Job) -> Job:
+    """The job, of which all is known that can be before its first frame.
+
+    Raises
+    ------
+    UserError : frames of a call differ in size or kind, memory bound too small, or see `Aligner.of`.
+    """
+    for call in job.aligner.calls():
+        _check(job, call)
+        _plan(job, call)
+    return job
+
+
+def run(job: Job, resume: bool = False) -> tuple[list[Path], dict[str, Any]]:
     """Upsample everything; frames appear on disk one by one.
+
+    Parameters
+    ----------
+    resume : keep frames that are there already (an earlier attempt with the same key was cut short).
 
     Returns
     -------
@@ -133,18 +148,18 @@ def run(job: Job) -> tuple[list[Path], dict[str, Any]]:
 
     Raises
     ------
-    UserError : frames of a call differ in size or kind, memory bound too small, or a file cannot be written.
+    UserError : as `checked`, or a file cannot be written.
     """
     with session(job.device, job.max_bytes) as notes:
-        outputs, counted = _run(job)
+        outputs, counted = _run(checked(job), resume)
     return outputs, counted | notes
 
 
-def _run(job: Job) -> tuple[list[Path], dict[str, Any]]:
+def _run(job: Job, resume: bool) -> tuple[list[Path], dict[str, Any]]:
     calls = job.aligner.calls()
     names = [name for call in calls for name in call.saved]
     folders = (job.folder, *(job.folder / kind for kind in _kinds(job)))
-    kept = {name for name in names if job.resume and all(frame_path(f, name).is_file() for f in folders)}
+    kept = {name for name in names if resume and all(frame_path(f, name).is_file() for f in folders)}
     values = {name: _measured(job, name, read_image(job.path(name))) for name in kept}
     note(job.aligner.describe())
     if loners := job.aligner.loners():
@@ -284,7 +299,6 @@ def _images(
     job: Job, call: Subsequence, save: frozenset[int], tick: Tick
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Name, planes [c, H, W] and deviation of the estimates [H, W] of the frames `save` of one call, in its order."""
-    _check(job, call)
     names = (call.frames[0], *call.frames, call.frames[-1]) if call.padded else call.frames
     positions = frozenset(i + call.padded for i in save)
     raw = [job.source.views.raw(name) for name in names]

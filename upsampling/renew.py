@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arguments.flags import parse_groups, settings
 from arguments.loading import CommonParams, ModelParams
-from arguments.lr_kernel import projecting, refuse_unknown
+from arguments.lr_kernel import kernel_files, projecting, refuse_unknown
 from arguments.priors import PriorParams
 from arguments.renew import RenewParams
 from priors.making import Loading, listed
@@ -28,7 +28,7 @@ from upsampling.fusion import internal_files, internal_planes
 from upsampling.planes import alpha_plane, colour_plane, stored
 from upsampling.sources import known_kernel
 from utils import errors, record, rng
-from utils.compute import choose_device, set_threads
+from utils.compute import choose_device, set_threads, use_device
 from utils.errors import UserError
 from utils.folders import refuse_inside
 from utils.log import Progress, say, set_quiet
@@ -110,12 +110,15 @@ def main() -> None:
     common, model, prior, params = parse_groups("upsampling.renew", __doc__.partition("\n\n")[2], groups)
     set_quiet(common.quiet)
     set_threads(common.threads)
+    device = choose_device(common.device)
+    use_device(device)
     scene = open_scene(model, common.compat)
     out = Path(params.output_path)
     refuse_inside(out, model.source_path, scene.hr_root, params.renders)
     files = internal_files(Path(params.renders), scene.train, scene.images, params.scale, "--renders")
     weights = input_files(params.upsampler, prior, listed(params.trust_weights), params.download)
     inputs = {**scene_inputs(scene, scene.train), "renders": list(files.values()), "weights": weights}
+    inputs |= kernel_files(model.lr_kernel)
     kept = settings(common, prior, params) | {"lr_kernel": model.lr_kernel}
     if common.dry_run:
         say(f"{len(files)} frames would be renewed; nothing was written")
@@ -128,7 +131,7 @@ def main() -> None:
     net, code = cache(partial(load, common, model, prior, params, scene)), ("upsampling", "priors")
     with record.step(out, "renew", kept, inputs, code, common, clear=clear, ready=net) as attempt:
         if not attempt.up_to_date:
-            attempt.outputs = renew(net(), params, scene, files, choose_device(common.device), attempt.resume)
+            attempt.outputs = renew(net(), params, scene, files, device, attempt.resume)
             attempt.notes["models"] = hub_commits(params.upsampler, prior)
     say(f"wrote {len(files)} frames to {out}")
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from arguments.loading import ModelParams
+from arguments.lr_kernel import kernel_files
 from arguments.upsampling import UNALIGNED, UpsamplingParams
 from scene import Scene, open_scene
 from scene.files import scene_inputs
@@ -94,7 +95,7 @@ def folder_source(folder: str | Path, lr_kernel: str) -> Source:
     if lr_kernel and not kernel:
         found = LRKernelFile.read(lr_kernel)
         kernel = (found.kernel, found.border)
-    return Source(views, clip, {"views": list(views.paths.values())}, kernel)
+    return Source(views, clip, {"views": list(views.paths.values())} | kernel_files(lr_kernel), kernel)
 
 
 def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, compat: str) -> Source:
@@ -115,7 +116,7 @@ def scene_source(model: ModelParams, settings: UpsamplingParams, out: Path, comp
     used = dict.fromkeys(name for s in sequences.subsequences for name in s.frames)
     kernel = known_kernel(scene, model.lr_kernel)
     plugins = source_files(settings.upsampler, settings.neighbour_cost)
-    inputs = {"sequences": [path], **scene_inputs(scene, used), "plugins": plugins}
+    inputs = {"sequences": [path], **scene_inputs(scene, used), "plugins": plugins, **kernel_files(model.lr_kernel)}
     geometry = geometry_folder(settings, out, compat)
     if geometry is not None:
         inputs["geometry"] = [depth_path(geometry, name) for name in used]

@@ -8,9 +8,10 @@ Nothing is fetched unless that was asked for, and every tensor must find its pla
 import importlib.util
 import json
 import re
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,18 @@ def latent_space(vae: Any, scale: float, shift: float, tile_px: int, overlap_px:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings that diffusers and the hub's client give each other about their own options."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """No warnings that diffusers and the hub's client give each other about their own options, no bar of loading."""
+    bars: Any = getattr(sys.modules.get("transformers.utils"), "logging", None)
+    shown = bars is not None and bars.is_progress_bar_enabled()
+    if shown:
+        bars.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def frozen(network: nn.Module) -> nn.Module:
@@ -161,12 +170,37 @@ def hub_state(model: str, download: bool = False) -> tuple[str, list[Path]]:
     """
     if Path(model).is_dir() or not _ID.fullmatch(model):
         return "", []
-    try:
-        snapshot = file_of(model, "model_index.json", download=download).parent
-    except UserError:
-        return "", []
-    says = snapshot.parents[1] / "refs" / at_revision(model)[1].get("revision", "main")
-    return snapshot.name, [says] if says.is_file() else []
+    if download:
+        with suppress(UserError):
+            file_of(model, "model_index.json", download=True)
+    folder, revision = _cached(model)
+    says = folder / "refs" / revision
+    if says.is_file():
+        return says.read_text(encoding="utf-8").strip(), [says]
+    return (revision, []) if (folder / "snapshots" / revision).is_dir() else ("", [])
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model; of a model of the hub where its cache holds what was fetched.
+
+    Raises
+    ------
+    UserError : nothing was.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    commit, _ = hub_state(model)
+    if not commit:
+        raise explained(FileNotFoundError(), model, "", False)
+    return _cached(model)[0] / "snapshots" / commit
+
+
+def _cached(model: str) -> tuple[Path, str]:
+    """Where the hub's client keeps a model, and the revision that is meant."""
+    hub = needed("huggingface_hub")
+    id, pinned = at_revision(model)
+    name = hub.file_download.repo_folder_name(repo_id=id, repo_type="model")
+    return Path(hub.constants.HF_HUB_CACHE) / name, pinned.get("revision", "main")
 
 
 def explained(error: BaseException, model: str, part: str, download: bool) -> UserError:

@@ -70,6 +70,11 @@ class SDx4:
         like = cond.lr[:, 0, :1]
         return replace(cond, extra={**cond.extra, self.NOISY: self.noisy_view(like, cond)})
 
+    def check_level(self, level: float) -> None:
+        """Raise UserError where the network was not trained with this much noise on the LR view."""
+        if not 0 <= level <= self.most or level % 1:
+            raise UserError(f"SD x4: noise_level {level:g}; a whole number from 0 to {self.most} is expected")
+
     def noisy_view(self, x_t: Float[Tensor, "B C h w"], cond: Cond) -> Float[Tensor, "B 3 h w"]:
         """The LR view in [-1, 1], noised to Cond.noise_level; equal for equal views and seeds."""
         if self.NOISY in cond.extra:
@@ -80,10 +85,7 @@ class SDx4:
                 f"SD x4: enlarges by {self.space.factor}; an LR view of {x_t.shape[-1]}x{x_t.shape[-2]} px is "
                 f"expected, not {lr.shape[-1]}x{lr.shape[-2]}"
             )
-        if not 0 <= cond.noise_level <= self.most or cond.noise_level % 1:
-            raise UserError(
-                f"SD x4: noise_level {cond.noise_level:g}; a whole number from 0 to {self.most} is expected"
-            )
+        self.check_level(cond.noise_level)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn((1, *lr.shape[1:]), generator=generator).expand(lr.shape).to(x_t)
         return noised(self.lr_process, 2 * lr.to(x_t) - 1, cond.noise_level, noise)

@@ -41,7 +41,7 @@ from tests.priors.test_sdxl import folder as sdxl_folder  # noqa: F401 (a fixtur
 from tests.priors.test_stablesr import files, networks  # noqa: F401 (fixtures)
 from tests.priors.test_stablesr import prior as stablesr  # noqa: F401 (a fixture)
 from tests.training_factory import command, write_scene
-from training.guidance import Guidance, load_guidance, prior_files
+from training.guidance import Guidance, load_guidance, prior_commits, prior_files
 from training.views import Targets, View
 from utils.errors import UserError
 from utils.rng import generator
@@ -188,6 +188,13 @@ def test_what_is_missing_is_one_line(flags, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message) as found:
         load_guidance(GuidanceParams(**flags), 0, "cpu")
     assert "\n" not in str(found.value)
+
+
+def test_what_is_wrong_with_its_files_is_told_in_the_flags_of_training():
+    with pytest.raises(UserError, match="--sds_release seesr: is not one of --sds diffbir"):
+        prior_files(GuidanceParams(sds="diffbir", sds_release="seesr"))
+    with pytest.raises(UserError, match="--sds_release seesr: is not one of --sds diffbir"):
+        prior_commits(GuidanceParams(sds="diffbir", sds_release="seesr"))
 
 
 def test_a_latent_estimate_that_says_what_the_lr_view_says_stays():

@@ -14,9 +14,10 @@ import huggingface_hub.constants
 import vsr_upsample
 from arguments.priors import PriorParams
 from priors.denoisers.ldm_sr import load_ldm_sr
-from priors.denoisers.loading import hub_state
+from priors.denoisers.loading import hub_state, model_folder
 from priors.published import hub_ids
 from priors.samplers import hub_commits, input_files
+from priors.verify import Options, verify
 from tests.priors import tiny_models as tiny
 from tests.priors_factory import smooth_picture
 from utils.errors import UserError
@@ -74,6 +75,15 @@ def test_a_moved_model_is_another_input_and_the_record_says_the_commit(refs, tmp
     assert "its input weights changed" in capsys.readouterr().err
 
 
+def test_the_state_is_known_without_files_that_loading_leaves_aside(refs):
+    (refs.parent / "snapshots" / FIRST / "model_index.json").unlink()
+    assert hub_state(ID) == (FIRST, [refs / "main"])
+    assert len(verify("ldm_sr", Options(model=ID)).files) == 2
+    shutil.rmtree(refs.parent)
+    with pytest.raises(UserError, match="maker/tiny-ldm/: not on this machine"):
+        model_folder(ID)
+
+
 @pytest.mark.parametrize(
     ("name", "params", "ids"),
     [
@@ -99,3 +109,7 @@ def test_a_folder_is_hashed_and_has_no_commit(refs):
 def test_an_unknown_release_is_one_line():
     with pytest.raises(UserError, match="no published model named 'x'"):
         hub_ids("diffbir", PriorParams(release="x"))
+    with pytest.raises(UserError, match="--release seesr: is not one of --upsampler ddnm_sd3"):
+        hub_ids("ddnm_sd3", PriorParams(release="seesr"))
+    with pytest.raises(UserError, match="--release v2: --upsampler small has none"):
+        hub_ids("small", PriorParams(release="v2"))

@@ -307,9 +307,9 @@ def test_restoration_through_the_upsamplers_registry(tmp_path):
         (
             "diffusehigh",
             PriorParams(prior_eta=0.5),
-            "diffusehigh draws noise at its beginning alone",
+            "diffusehigh draws no noise in its steps",
         ),
-        ("ddnm_sd3", PriorParams(prior_eta=1.0), "--prior_eta 1: ddnm_sd3 draws noise at its beginning alone"),
+        ("ddnm_sd3", PriorParams(prior_eta=1.0), "--prior_eta 1: ddnm_sd3 draws no noise in its steps"),
         ("sd_x4", PriorParams(model="stabilityai/stable-diffusion-2-1"), "withdrawn by its maker.*mirror"),
         ("ddnm_sd3", PriorParams(), "gated: accept the Stability Community licence"),
     ],

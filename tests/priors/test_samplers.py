@@ -57,7 +57,8 @@ def made(name: str, params: PriorParams, kernel=KERNEL, frames: torch.Tensor | N
 @pytest.mark.parametrize("name", ["regression", "sr3", "resshift"])
 @pytest.mark.parametrize("mode", ["hard", "soft", "off", "auto"])
 def test_frames_say_what_the_lr_views_say(models, name, mode):
-    frames = made("small", PriorParams(model=models[name], prior_steps=3, project_lr=mode))
+    steps = 0 if name == "regression" else 3
+    frames = made("small", PriorParams(model=models[name], prior_steps=steps, project_lr=mode))
     assert frames.shape == (3, 3, 16, 24)
     error = (LRKernel(*KERNEL, (24, 16), (12, 8)).down(frames) - views()).abs().max()
     if mode == "off":
@@ -190,6 +191,9 @@ def test_alpha_goes_through_our_own_networks_and_published_ones_leave_it_to_a_fi
         (["--upsampler", "small", "--model", "{regression}", "--project_lr", "hard"], "no LR kernel is known"),
         (["--upsampler", "ldm_sr", "--model", "/nowhere"], "/nowhere"),
         (["--upsampler", "small", "--prior_eta", "2"], "--prior_eta 2.0"),
+        (["--upsampler", "small", "--model", "{regression}", "--prior_eta", "1"], "a regressor, draws no noise"),
+        (["--upsampler", "small", "--model", "{regression}", "--prior_steps", "7"], "a regressor, which has one"),
+        (["--upsampler", "small", "--model", "{regression}", "--ensemble", "2"], "both orders give the same"),
         (["--upsampler", "small", "--model", "{sr3}", "--prior_steps", "41"], "--prior_steps 41: 41 steps from time"),
         (["--upsampler", "ddnm", "--lr_kernel", "area", "--project_lr", "off"], "leave --project_lr off away"),
         (["--upsampler", "diffusehigh", "--dwt_mode", "reflect"], "wavelet mode 'reflect'; one of"),

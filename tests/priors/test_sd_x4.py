@@ -10,9 +10,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusi
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from arguments.priors import PriorParams
 from priors.denoisers.sd_x4 import load_sd_x4
 from priors.denoisers.tiles import Tiled, cut
 from priors.interfaces import Cond
+from priors.making import SAMPLERS, Loading
 from priors.sampler import sample
 from tests.priors import tiny_models as tiny
 from utils.errors import UserError
@@ -88,6 +90,14 @@ def test_the_lr_view_is_noised_as_in_training(prior, pipeline):
 def test_noise_levels_that_the_network_does_not_know_are_refused(prior, level):
     with pytest.raises(UserError, match="noise_level"):
         prior.x0(_x(), 9.0, Cond(lr=_lr(), noise_level=level))
+
+
+def test_a_level_of_a_flag_is_refused_before_the_first_view(folder, prior):
+    loading = Loading(torch.device("cpu"))
+    level = prior.most + 1
+    with pytest.raises(UserError, match=f"noise_level {level}; a whole number from 0 to {prior.most}"):
+        SAMPLERS["sd_x4"](PriorParams(model=str(folder), noise_level=level), loading)
+    SAMPLERS["sd_x4"](PriorParams(model=str(folder), noise_level=prior.most), loading)
 
 
 def test_embeddings_of_the_condition_go_first(prior):

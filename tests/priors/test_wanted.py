@@ -74,7 +74,7 @@ def test_a_run_that_was_cut_short_makes_the_rest(tmp_path, ensemble):
 
     def made(folder, resume=False):
         counting = Counting()
-        run(Job(counting.net, settings, folder_source(tmp_path / "lr", "bicubic"), tmp_path / folder, resume=resume))
+        run(Job(counting.net, settings, folder_source(tmp_path / "lr", "bicubic"), tmp_path / folder), resume)
         return len(counting.asked)
 
     assert made("whole") == 4 * ensemble

@@ -252,7 +252,7 @@ def test_a_run_that_was_cut_short_ends_with_the_same_frames(out, monkeypatch):
     for name in ("r_0", "r_3"):
         first.path(f"train/{name}").unlink()
     (out / "cut" / "alignment.json").unlink()
-    _, notes = run(replace(first, resume=True))
+    _, notes = run(first, resume=True)
     assert notes["kept_from_before"] == VIEWS - 2
     assert (notes["flow"], notes["propagation"], notes["max_angle_deg"]) == ("geometry", "graph", 90)
     for path in (out / "whole").rglob("*.*"):

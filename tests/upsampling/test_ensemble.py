@@ -212,7 +212,7 @@ def test_a_killed_ensemble_leaves_frames_that_are_complete_and_goes_on(folder):
         run(_job(folder, Interrupted(), ensemble=4))
     assert sorted(os.listdir(folder / "hr")) == ["confidence", "f0.png"]
     net = Lopsided()
-    _, notes = run(replace(_job(folder, net, ensemble=4), resume=True))
+    _, notes = run(_job(folder, net, ensemble=4), resume=True)
     assert notes["kept_from_before"] == 1
     files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
     assert len(files) == 8
@@ -224,7 +224,7 @@ def test_a_confidence_that_was_removed_is_made_again(folder):
     lost = folder / "hr" / "confidence" / "f1.png"
     before = lost.read_bytes()
     lost.unlink()
-    again, notes = run(replace(_job(folder, Lopsided(), ensemble=4), resume=True))
+    again, notes = run(_job(folder, Lopsided(), ensemble=4), resume=True)
     assert (again, notes["kept_from_before"]) == (outputs, 2)
     assert lost.read_bytes() == before
 
@@ -302,7 +302,7 @@ def test_a_run_in_both_orders_goes_on_where_it_was_killed(folder):
     with pytest.raises(KeyboardInterrupt):
         run(_job(folder, Interrupted(), ensemble=2))
     assert sorted(p.name for p in (folder / "hr").glob("*.png")) == ["f0.png", "f1.png"]
-    _, notes = run(replace(_job(folder, Fading(), ensemble=2), resume=True))
+    _, notes = run(_job(folder, Fading(), ensemble=2), resume=True)
     assert notes["kept_from_before"] == 2
     for path in whole.folder.rglob("*.*"):
         assert (folder / "hr" / path.relative_to(whole.folder)).read_bytes() == path.read_bytes()

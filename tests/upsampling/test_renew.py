@@ -94,7 +94,7 @@ def test_a_second_call_does_nothing_and_other_settings_do_all_anew(scene, monkey
     ("more", "options", "message"),
     [
         (["--level", "0"], {}, "--level 0.0: more than 0"),
-        ([], {"model": "regression"}, "has no walk that could begin with an image"),
+        (["--prior_steps", "0"], {"model": "regression"}, "has no walk that could begin with an image"),
         (["--project_lr", "hard"], {"kernel": ""}, "no LR kernel is known"),
         (["--scale", "4"], {}, "--renders {renders}/train/r_0.png: 32x32 px, 3 channels; 64x64 px without alpha"),
         (["--renders", "{scene}/no"], {}, "--renders {scene}/no/train/r_0.png: no such frame; render.py --hr_frames 2"),

@@ -90,13 +90,13 @@ def test_frames_are_written_as_they_are_ready_and_kept_on_resume(folder):
         run(_job(folder, Recorder(fail_at=3)))
     assert sorted(_bytes(folder / "hr")) == ["f0.png", "f1.png", "f2.png"]
     before = {p: p.stat().st_mtime_ns for p in (folder / "hr").glob("*.png")}
-    _, notes = run(_job(folder, Recorder(), resume=True))
+    _, notes = run(_job(folder, Recorder()), resume=True)
     assert notes["kept_from_before"] == 3
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
     assert _bytes(folder / "hr") == _bytes(whole)
     assert (folder / "hr" / "consistency.json").read_text() == (whole / "consistency.json").read_text()
     net = Recorder()
-    run(_job(folder, net, resume=True))
+    run(_job(folder, net), resume=True)
     assert net.clips == []
     run(_job(folder, net))  # not a resume: everything anew
     assert len(net.clips) == 1
