@@ -136,7 +136,7 @@ class EDM:
 
     @property
     def last(self) -> float:
-        return self._sigma(self.vp.last)
+        return self.sigma(self.vp.last)
 
     def coefficients(self, t: float) -> Coefficients:
         return Coefficients(1.0, 0.0, t)
@@ -147,7 +147,7 @@ class EDM:
     def times(self, steps: int, start: float | None = None) -> list[float]:
         """The noise at the times of `vp`. Raises UserError as `VP.times`."""
         times = self.vp.times(steps, None if start is None else self.network_time(start))
-        return [self._sigma(t) for t in times[:-1]] + [self.clean]
+        return [self.sigma(t) for t in times[:-1]] + [self.clean]
 
     def network_time(self, t: float) -> float:
         return self.vp.time_of(-math.log1p(t * t))
@@ -155,7 +155,8 @@ class EDM:
     def network_scale(self, t: float) -> float:
         return 1 / math.sqrt(1 + t * t)
 
-    def _sigma(self, t: float) -> float:
+    def sigma(self, t: float) -> float:
+        """The noise at a time of `vp`."""
         a, _, s = self.vp.coefficients(t)
         return s / a
 
@@ -285,8 +286,7 @@ def time_at(process: Process, level: float) -> float:
     Noise of EDM at the same place of its schedule, which is not the same part of the largest one.
     """
     if isinstance(process, EDM):
-        vp = process.vp.coefficients(time_at(process.vp, level))
-        return vp.s / vp.a
+        return process.sigma(time_at(process.vp, level))
     least = 1.0 if isinstance(process, VP | ResShift) else 0.0
     return process.clean + max(level * (process.last - process.clean), least)
 

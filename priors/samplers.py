@@ -71,7 +71,7 @@ class PriorUpsampler:
 
     @property
     def colour_only(self) -> bool:
-        """Whether an alpha channel is left to a filter: what was taught photographs has no details for it."""
+        """Whether an alpha channel is left to a filter: large models invent detail, of which an opacity has none."""
         return not isinstance(self.maker.prior, tiny.TinyPrior)
 
     @property
